@@ -1,0 +1,5 @@
+"""`python -m lithe` is the command line."""
+
+from lithe.cli import main
+
+main()

@@ -1,0 +1,103 @@
+"""Measure methods beside plain decoding: passes, speed, sameness."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lithe.cli._common import DEVICE, DTYPE, JSON, METHODS, OFFLINE, SEED, THREADS, open_model, table
+from lithe.cli._measure import LEDGER, LIMIT, NO_LEDGER, PROMPTS, chosen_prompts, open_ledger, progress
+
+if TYPE_CHECKING:
+    from lithe.bench.rows import Row
+
+GROUP = "prove"
+HEADS = ("method", "tokens/pass", "tokens/s", "speedup", "95 %", "not looping", "draft", "same", "looping", "peak MB")
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="a model folder, zoo:NAME or a hub id")],
+    method: METHODS = None,
+    prompts: PROMPTS = None,
+    limit: LIMIT = None,
+    max_tokens: Annotated[int, typer.Option(help="most tokens for each prompt", min=1)] = 128,
+    repeats: Annotated[int, typer.Option(help="times that every prompt is run by every method", min=1)] = 1,
+    batch: Annotated[int, typer.Option(help="prompts decoded together", min=1)] = 1,
+    accept: Annotated[str | None, typer.Option(help="the acceptance rule where sampling, for all methods")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy", min=0)] = None,
+    top_k: Annotated[int | None, typer.Option(help="sample among the k likeliest")] = None,
+    top_p: Annotated[float | None, typer.Option(help="sample among the likeliest that hold this mass")] = None,
+    min_p: Annotated[float | None, typer.Option(help="leave out what is below this share of the likeliest")] = None,
+    warp: Annotated[list[str] | None, typer.Option(help="any other change of the law, as name:knob=value; repeats")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on to --max-tokens past an end of text")] = False,
+    as_json: JSON = False,
+    ledger: LEDGER = None,
+    no_ledger: NO_LEDGER = False,
+    seed: SEED = 0,
+    dtype: DTYPE = "auto",
+    device: DEVICE = "cpu",
+    threads: THREADS = None,
+    offline: OFFLINE = False,
+) -> int:
+    """Run every prompt by plain decoding and by each method in turn, and compare tokens, passes and time.
+
+    Reading a prompt is timed apart and is no part of the speeds. With --json each row is one JSON line; all rows go to the
+    ledger. The exit code is 1 where a method failed, 130 where Ctrl-C ended the run; what was finished by then is reported.
+    """
+    from lithe.bench.runner import Stopped, bench
+
+    asked, book = chosen_prompts(prompts, limit), open_ledger(ledger, no_ledger)
+    target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline)
+    try:
+        with progress("measuring") as tell:
+            rows = bench(target, method or (), asked, max_tokens=max_tokens, repeats=repeats, accept=accept, batch=batch,
+                         seed=seed, ignore_eos=ignore_eos, warps=warp or (), ledger=book, progress=tell,
+                         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        code = 1 if any(row.error for row in rows) else 0
+    except Stopped as stop:
+        rows, code = stop.rows, 130
+    if as_json:
+        for row in rows:
+            print(json.dumps(row.json(), ensure_ascii=False))
+    else:
+        _show(rows)
+    _warn(rows)
+    return code
+
+
+def _show(rows: list[Row]) -> None:
+    plain = rows[0]
+    print(f"{plain.prompts} prompts, {plain.tokens or 0} tokens by plain decoding, repeats: {plain.repeats}; "
+          f"reading a prompt takes {1000 * (plain.prefill_s or 0):.1f} ms and is left out of the speeds")
+    table(HEADS, [_cells(row) for row in rows])
+
+
+def _cells(row: Row) -> list[str | None]:
+    if not row.tokens:
+        return [row.method, *["-"] * (len(HEADS) - 1)]
+    low, high = row.speedup_interval or (None, None)
+    return [row.method + ("" if row.lossless else " (lossy)"), f"{row.tokens_per_pass:.2f}", f"{row.tokens_per_s:.1f}",
+            f"{row.speedup:.2f} x", "-" if low is None else f"{low:.2f} - {high:.2f}",
+            "-" if row.speedup_nonlooping is None else f"{row.speedup_nonlooping:.2f} x", f"{row.draft_share:.0%}",
+            "sampled" if row.same is None else f"{row.same}/{row.of}", f"{row.looping:.0%}", f"{row.peak_rss_mb:.0f}"]
+
+
+def _warn(rows: list[Row]) -> None:
+    """What a reader must know before believing the rows, on standard error."""
+    tell = lambda text: print(text, file=sys.stderr)
+    for row in rows:
+        if row.error:
+            tell(f"failed: {row.method}: {row.error}")
+        elif not row.lossless:
+            tell(f"not lossless: {row.method} may change the output")
+        elif row.same is not None and row.same < row.of:
+            tell(f"differs: {row.method} promises plain decoding's tokens but changed {row.of - row.same} of {row.of} texts; "
+                 f"run: lithe doctor MODEL --method {row.method}")
+    if rows[0].disturbed:
+        tell(f"disturbed: something else ran on this machine, so believe no time above (a fork and join of threads took up to "
+             f"{rows[0].join_max_us:.0f} us, {rows[0].join_stalled:.0%} of the time was lost in stalls)")
+    if rows[0].interrupted:
+        tell(f"interrupted: the rows cover the {rows[0].prompts} prompts that every method had finished")

@@ -1,0 +1,48 @@
+"""Measure how well a model predicts a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lithe.cli._common import DEVICE, DTYPE, JSON, OFFLINE, THREADS, emit, open_model
+from lithe.cli._measure import LEDGER, NO_LEDGER, open_ledger, progress
+
+GROUP = "prove"
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="a model folder, zoo:NAME or a hub id")],
+    file: Annotated[str, typer.Argument(help="a .txt file, or .jsonl with a text in each line's field \"text\"")],
+    context: Annotated[int | None, typer.Option(help="tokens of a window; the model's context where not given")] = None,
+    as_json: JSON = False,
+    dtype: DTYPE = "auto",
+    device: DEVICE = "cpu",
+    threads: THREADS = None,
+    offline: OFFLINE = False,
+    ledger: LEDGER = None,
+    no_ledger: NO_LEDGER = False,
+) -> None:
+    """Score a text: nats per token and bits per byte.
+
+    Windows of the model's context overlap by half, and every token is scored once. A token that the tokenizer puts in front of
+    a text (BOS) begins every window and is not scored; without one, a text's first token and its bytes count for nothing.
+    """
+    from lithe.bench.evaluate import documents, evaluate
+    from lithe.bench.provenance import record
+
+    texts, book = documents(file), open_ledger(ledger, no_ledger)
+    target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline)
+    with progress("scoring") as tell:
+        found = evaluate(target, texts, context=context, progress=tell)
+    if book is not None:
+        settings = {"file": Path(file).name, "context": context or target.config.context}
+        book.append(record("eval", target, measured=found.json(), inputs=texts, settings=settings))
+    if as_json:
+        emit(found.json())
+        return
+    print(f"{found.nll:.4f} nats per token over {found.tokens} tokens")
+    print(f"{found.bits_per_byte:.4f} bits per byte over {found.bytes} bytes of {found.documents} "
+          f"text{'s' if found.documents > 1 else ''}")

@@ -1,0 +1,1 @@
+"""Autoregressive decoding: one loop that drafts, verifies in one pass, walks and commits."""

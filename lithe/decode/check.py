@@ -1,0 +1,54 @@
+"""What a draft or a rule must not get wrong unseen: a wrong guess costs a row, but a wrong root would change the text."""
+
+from __future__ import annotations
+
+from operator import index
+from typing import Any
+
+from torch import Tensor
+
+from lithe.decode.plan import DecodePlan
+from lithe.errors import LitheError
+from lithe.ops.tree import Tree, Walk
+from lithe.sampling.sequence import Sequence
+
+
+def check_trees(plan: DecodePlan, sequences: list[Sequence], trees: Any) -> None:
+    """Raise LitheError for what is no tree of these sequences and this vocabulary."""
+    if not isinstance(trees, list) or len(trees) != len(sequences):
+        what = f"{len(trees)} trees" if isinstance(trees, list) else type(trees).__name__
+        raise LitheError(f"{plan.name} is broken: it proposed {what} for {len(sequences)} sequences")
+    for sequence, tree in zip(sequences, trees, strict=True):
+        if fault := _fault(plan, sequence.ids[-1], tree):
+            raise LitheError(f"{plan.name} is broken: it proposed {fault}")
+
+
+def _fault(plan: DecodePlan, root: int, tree: Any) -> str | None:
+    if not isinstance(tree, Tree):
+        return f"a {type(tree).__name__} instead of a tree"
+    try:
+        tree.tokens = [index(token) for token in tree.tokens]  # numbers of other libraries become plain ones
+    except TypeError:
+        return f"tokens that are no whole numbers: {tree.tokens!r:.80}"
+    vocab, kinds = plan.model.config.vocab, plan.kinds
+    if tree.kind not in kinds:
+        return f"a tree of kind {tree.kind!r}, while its card says {', '.join(kinds)}"
+    if tree.tokens[:1] != [root]:
+        return f"a tree that does not begin with the last token, {root}: {tree.tokens[:8]}"
+    if wrong := [token for token in tree.tokens if not 0 <= token < vocab]:
+        return f"token {wrong[0]}, which is outside the vocabulary of {vocab}"
+    if len(tree.parents) != len(tree) or any(not (0 <= p < i or p == i - 1 == -1) for i, p in enumerate(tree.parents)):
+        return f"a tree where parents do not precede their children: {tree.parents[:16]}"
+    return None
+
+
+def walk_checked(plan: DecodePlan, sequence: Sequence, tree: Tree, scores_NV: Tensor) -> Walk:
+    """What the rule decides. Raises LitheError where it cannot, or does not end at a node of the tree."""
+    try:
+        walk = plan.rule(sequence).walk(tree, scores_NV, sequence.dice)
+    except ValueError as problem:
+        raise LitheError(f"{plan.name} cannot go on: {problem}") from problem
+    node = walk.path[-1] if walk.path else 0
+    if not (node < len(tree) and list(walk.path) == tree.path(node) and 0 <= walk.token < scores_NV.shape[-1]):
+        raise LitheError(f"{plan.specs.get('accept', plan.name)} is broken: {walk} leaves its tree or the vocabulary")
+    return walk

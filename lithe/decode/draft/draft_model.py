@@ -1,0 +1,103 @@
+"""A small model drafts, the large one verifies.
+
+Speculative decoding (Leviathan et al., 2023; Chen et al., 2023): the draft model samples a chain from its own warped law, the
+acceptance rule makes the output the target's. Length: fixed, or the common adaptive rule (start at 5; two more after a chain
+that was accepted whole, else one fewer), or a stop once the draft gives its own token too little probability.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lithe.card import Card, knob
+from lithe.decode.lanes import Lanes
+from lithe.errors import UnsupportedError
+from lithe.model.load import load, vocabulary_mismatch
+from lithe.ops.tree import Tree
+
+CARD = Card(
+    paper="Fast Inference from Transformers via Speculative Decoding (Leviathan et al., 2023)",
+    promises=("same_tokens", "same_law"),
+    needs=("second_model",),
+    emits=("chain",),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knobs:
+    model: str = knob("zoo:tiny-draft", "the model that drafts: a folder or zoo:name, with the target's tokenizer")
+    tokens: int = knob(4, "tokens to draft each round; the start of an adaptive length is 5", low=1, high=64)
+    adaptive: bool = knob(False, "two more tokens after a chain accepted whole, else one fewer")
+    stop_below: float = knob(0.0, "stop after a token to which the draft gave less than this", low=0.0, high=1.0)
+
+
+class Method:
+    def __init__(self, knobs: Knobs, model):
+        self.knobs = knobs
+        self.model = load(knobs.model, dtype=model.dtype, device=model.device, offline=model.offline)
+        reason = vocabulary_mismatch(model, self.model)
+        if reason:
+            raise UnsupportedError(f"{knobs.model} cannot draft for this model: {reason}")
+        self.vocab = model.config.vocab  # of one tokenizer, yet embeddings may be padded to different sizes
+        self.context = self.model.config.context
+        self.lanes = Lanes(self.model)
+        self.length: dict[int, int] = {}  # adaptive length by sequence
+
+    def start(self, sequences):
+        self.length.clear()
+
+    def propose(self, sequences, room):
+        trees = [Tree.root(s.ids[-1], "chain") for s in sequences]
+        wanted = [min(most, self._length(s), self.context - len(s.ids)) if self._knows(s) else 0
+                  for s, most in zip(sequences, room, strict=True)]
+        live = [s for s, want in zip(sequences, wanted, strict=True) if want > 0]
+        if not live:
+            return trees
+        place = {s.number: i for i, s in enumerate(sequences)}
+        self.lanes.sync(live)
+        # What the last round committed and the root go in as one pass; then one token a pass.
+        rows = [s.ids[n:] for s, n in zip(live, self.lanes.cache.lengths, strict=True)]
+        if max(map(len, rows)) > 64:
+            self.lanes.prefill()
+            rows = [[s.ids[-1]] for s in live]
+        for depth in range(max(wanted)):
+            logits_BV = self.lanes.run(rows).scores[:, 0]
+            self.lanes.commit([len(row) for row in rows])
+            for b, s in enumerate(live):
+                i = place[s.number]
+                rows[b] = self._draw(trees[i], s, logits_BV[b]) if depth < wanted[i] and rows[b] else []
+            going = [bool(row) for row in rows]
+            if not any(going):
+                break
+        return trees
+
+    def observe(self, rounds):
+        for r in rounds:
+            grown = len(r.tree) > 1 and len(r.walk.path) == len(r.tree) - 1
+            self.length[r.sequence.number] = max(1, self._length(r.sequence) + (2 if grown else -1))
+
+    def _knows(self, sequence) -> bool:
+        """Whether every token has a row in the draft's embedding."""
+        known = self.model.config.vocab
+        return known >= self.vocab or max(sequence.ids) < known
+
+    def _length(self, sequence) -> int:
+        return self.length.get(sequence.number, 5) if self.knobs.adaptive else self.knobs.tokens
+
+    def _draw(self, tree: Tree, sequence, logits_V) -> list[int]:
+        """Add one token drawn from the draft's law, warped as the sequence asks; returns what the next pass must read."""
+        node = len(tree) - 1
+        context = sequence.ids + tree.tokens[1:]
+        logits_V = torch.nn.functional.pad(logits_V[: self.vocab], (0, max(0, self.vocab - len(logits_V))), value=float("-inf"))
+        scores_V = sequence.law(logits_V[None], [context])[0]
+        law_V = torch.softmax(scores_V.double(), dim=-1)
+        if sequence.law.greedy:
+            token = int(scores_V.argmax())
+        else:
+            token = sequence.dice.draw(law_V)
+            tree.laws[node] = law_V
+        tree.add(token, node)
+        # The token is kept whatever its probability: only what follows it may depend on it, else the law would bend.
+        return [] if float(law_V[token]) < self.knobs.stop_below else [token]

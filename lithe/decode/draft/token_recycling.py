@@ -1,0 +1,123 @@
+"""Reuse the runners-up of earlier passes: the likeliest followers of each token, kept in a table, make the next tree.
+
+Token Recycling (Luo et al., 2024), sections 3.1 to 3.3. A matrix holds, for every token, the k candidates that ranked highest
+when that token was last verified; a fixed tree of ranks is filled from it breadth first, and every verified row writes its own
+candidates back. The table lives on across prompts (hot start). Costs vocabulary x k x 4 bytes and no training.
+
+Our own addition: with fewer than the paper's 80 nodes, the rank paths with the largest product of measured hit rates are kept.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+
+from lithe.card import Card, knob
+from lithe.ops.tree import Tree
+
+CARD = Card(
+    paper="Turning Trash into Treasure: Accelerating Inference of Large Language Models with Token Recycling",
+    row=72,
+    promises=("same_tokens", "same_law"),
+    needs=("tree", "gather"),
+    emits=("det",),
+)
+
+# The paper's 80 nodes as rank paths. _CHILDREN[path] says how many children (ranks 0, 1, ...) that node has.
+_CHILDREN = {
+    "": 8,
+    **dict(zip("01234567", (8, 4, 3, 2, 1, 1, 1, 1), strict=True)),
+    **{f"0{r}": n for r, n in enumerate((8, 3, 2, 1, 1, 1, 1, 1))},
+    "10": 2, "11": 1, "20": 1, "30": 1, "40": 1, "50": 1,
+    "000": 5, "001": 2, "002": 1, "003": 1, "004": 1, "010": 1, "020": 1, "100": 1, "200": 1, "300": 1,
+    "0000": 3, "0001": 1, "0002": 1, "0010": 1, "0100": 1, "1000": 1,
+    "00000": 2, "00010": 1,
+}  # fmt: skip
+DEPTH = 6  # of the paper's tree
+REBUILD = 64  # rounds after which a smaller tree is shaped anew
+
+
+def template() -> list[tuple[int, ...]]:
+    """The paper's rank paths, breadth first."""
+    level, paths = [""], []
+    while level:
+        level = [path + str(rank) for path in level for rank in range(_CHILDREN.get(path, 0))]
+        paths += level
+    return [tuple(map(int, path)) for path in paths]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knobs:
+    k: int = knob(8, "candidates kept for each token", low=1, high=64)
+    nodes: int = knob(80, "tree size without its root; below 80 the likeliest rank paths are kept", low=1, high=80)
+    hot: bool = knob(True, "keep the table from one prompt to the next")
+    update: str = knob("all", "which verified rows write to the table", choices=("all", "accepted"))
+
+
+class Method:
+    def __init__(self, knobs: Knobs, model):
+        self.knobs, self.k = knobs, min(knobs.k, model.config.vocab)
+        self.table = np.zeros((model.config.vocab, self.k), dtype=np.int32)  # 0: not filled yet, as in the paper
+        self.right = 0.5 ** np.arange(1, self.k + 1) * np.ones((DEPTH, 1))  # how often the candidate of each rank came true
+        self.tested = np.ones((DEPTH, 1))
+        self.rounds = 0
+        self.paths = self._shape()
+
+    def start(self, sequences):
+        if not self.knobs.hot:
+            self.table[:] = 0
+
+    def propose(self, sequences, room):
+        return [self._fill(s.ids[-1], most) for s, most in zip(sequences, room, strict=True)]
+
+    def observe(self, rounds):
+        for r in rounds:
+            self._learn(r.tree, r.walk)
+            rows = range(len(r.tree)) if self.knobs.update == "all" else (0, *r.walk.path)
+            top_NK = r.logits_NV.topk(self.k, dim=-1).indices.cpu().numpy()
+            for row in rows:  # the same token twice: the later row in tree order wins
+                self.table[r.tree.tokens[row]] = top_NK[row]
+            self.rounds += 1
+            if self.rounds % REBUILD == 0:
+                self.paths = self._shape()
+
+    def _fill(self, root: int, most: int) -> Tree:
+        tree = Tree.root(root)
+        nodes: dict[tuple[int, ...], int] = {(): 0}
+        for path in self.paths:
+            parent = nodes.get(path[:-1])
+            if parent is None or len(path) > most:
+                continue
+            token = int(self.table[tree.tokens[parent], path[-1]])
+            if token:
+                nodes[path] = tree.add(token, parent)
+        return tree
+
+    def _learn(self, tree: Tree, walk) -> None:
+        """Along the walk the true next tokens are known: count the rank at which the table had them."""
+        nodes = (0, *walk.path)
+        truth = [tree.tokens[node] for node in walk.path] + [walk.token]
+        for depth, (node, token) in enumerate(zip(nodes, truth, strict=True)):
+            ranks = np.flatnonzero(self.table[tree.tokens[node]] == token)
+            self.tested[min(depth, DEPTH - 1)] += 1
+            if len(ranks) and token:
+                self.right[min(depth, DEPTH - 1), ranks[0]] += 1
+
+    def _shape(self) -> list[tuple[int, ...]]:
+        """Rank paths, parents first: the paper's own tree, or the likeliest paths where fewer nodes are asked for."""
+        if self.knobs.nodes == len(template()):
+            return [path for path in template() if max(path) < self.k]
+        rate = self.right / self.tested
+        chosen: list[tuple[int, ...]] = []
+        frontier: list[tuple[float, tuple[int, ...]]] = [(-rate[0, 0], (0,))]
+        while frontier and len(chosen) < self.knobs.nodes:
+            cost, path = heapq.heappop(frontier)
+            chosen.append(path)
+            depth, rank = len(path), path[-1]
+            if depth < DEPTH:
+                heapq.heappush(frontier, (cost * rate[depth, 0], (*path, 0)))
+            if rank + 1 < self.k:
+                heapq.heappush(frontier, (cost / rate[depth - 1, rank] * rate[depth - 1, rank + 1], (*path[:-1], rank + 1)))
+        return sorted(chosen, key=lambda path: (len(path), path))

@@ -1,0 +1,75 @@
+"""Lanes: one row of a cache for each sequence under way, for the target and for every model that drafts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import torch
+
+from lithe.model.cache import PlainCache
+from lithe.model.decoder import LAST, Decoder, Output
+from lithe.model.mask import CAUSAL, Mask
+from lithe.sampling.sequence import Sequence
+
+CHUNK = 512  # rows of a prefill pass: bounds the memory of scores and hidden states
+STEP = 256  # slots are added in steps, so that a growing text does not move its cache each round
+
+
+class Lanes:
+    """Keeps a cache in step with a changing set of sequences."""
+
+    def __init__(self, model: Decoder, *, slack: int = 64):
+        """slack: slots beyond the longest text, for draft rows that will never be committed."""
+        self.model, self.slack = model, slack
+        self.cache = PlainCache.like(model, batch=0, capacity=slack)
+        self.held: list[Sequence] = []
+        self.ids: list[list[int]] = []  # what each lane's committed slots hold
+
+    def sync(self, sequences: Seq[Sequence]) -> None:
+        """Give every sequence its lane, in this order; forget the others; roll back what is no longer in the text."""
+        longest = max((min(s.prompt + s.limit, self.model.config.context) for s in sequences), default=0)
+        if longest + self.slack > self.cache.capacity:  # as long as asked for: a whole context may be far larger
+            self.cache.grow(-(-longest // STEP) * STEP + self.slack)
+        place = {id(held): lane for lane, held in enumerate(self.held)}
+        order = [place.get(id(sequence), -1) for sequence in sequences]
+        self.cache.keep(order)
+        self.ids = [self.ids[lane] if lane >= 0 else [] for lane in order]
+        self.held = list(sequences)
+        lengths = [_shared(ids, sequence.ids[:-1]) for ids, sequence in zip(self.ids, sequences, strict=True)]
+        if lengths != self.cache.lengths:
+            self.cache.truncate(lengths)
+            self.ids = [ids[:n] for ids, n in zip(self.ids, lengths, strict=True)]
+
+    def prefill(self) -> None:
+        """Cache every committed token but the last of each sequence, in chunks."""
+        while rows := max((len(s.ids) - 1 - n for s, n in zip(self.held, self.cache.lengths, strict=True)), default=0):
+            rows = min(rows, CHUNK, self.cache.capacity - max(self.cache.lengths))  # padding of the longest must fit as well
+            pieces = [s.ids[n : min(n + rows, len(s.ids) - 1)] for s, n in zip(self.held, self.cache.lengths, strict=True)]
+            self.run(pieces, logits="none")
+            self.commit([len(piece) for piece in pieces])
+
+    def run(self, ids: Seq[Seq[int]], *, mask: Mask = CAUSAL, depths: Seq[Seq[int]] | None = None, logits=LAST,
+            taps: Seq[int | str] = ()) -> Output:
+        """One pass over unequal numbers of rows, padded on the right. depths[b]: steps of each row past the cache."""
+        width = max(map(len, ids))
+        ids_BT = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=self.model.device)
+        steps = [range(width)] * len(ids) if depths is None else [[*d, *[0] * (width - len(d))] for d in depths]
+        pos_BT = torch.tensor([[n + step for step in row] for n, row in zip(self.cache.lengths, steps, strict=True)],
+                              device=self.model.device).clamp_(max=self.model.config.context - 1)  # padding only
+        self.last = [list(row) for row in ids]
+        return self.model(ids_BT, pos_BT=pos_BT, mask=mask, cache=self.cache, rows=[max(len(row), 1) for row in ids],
+                          logits=logits, taps=taps)
+
+    def commit(self, rows: Seq[int | Seq[int]]) -> None:
+        """Keep rows of the last pass, as `Cache.commit` does."""
+        self.cache.commit(rows)
+        for ids, last, kept in zip(self.ids, self.last, rows, strict=True):
+            ids.extend(last[:kept] if isinstance(kept, int) else [last[row] for row in kept])
+
+
+def _shared(a: Seq[int], b: Seq[int]) -> int:
+    """Length of the common beginning; what was long committed is compared in one stroke."""
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    return next(i for i in range(n) if a[i] != b[i])

@@ -1,0 +1,147 @@
+"""The one decoding loop. Axes: B sequences, N tree nodes, V vocabulary.
+
+    draft.propose -> one masked pass -> rule.walk -> commit -> draft.observe
+
+A chain is a tree of width one and plain decoding is a tree that is only its root, so there is nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lithe.decode.check import check_trees, walk_checked
+from lithe.decode.plan import DecodePlan
+from lithe.model.decoder import ALL
+from lithe.model.mask import CAUSAL, Tree as TreeMask
+from lithe.ops.tree import Tree, Walk
+from lithe.sampling.sequence import Sequence
+
+
+@dataclass
+class Round:
+    """What a draft learns after a walk: its tree, what was accepted, the raw logits [N, V] and the taps [N, C]."""
+
+    sequence: Sequence
+    tree: Tree
+    walk: Walk
+    logits_NV: Tensor
+    taps: dict[int | str, Tensor]
+
+
+@dataclass
+class Step:
+    """What one round did for one sequence. Counted by the loop: a method never counts itself."""
+
+    sequence: Sequence
+    tokens: list[int]
+    sources: list[str]  # where each token came from: the draft's name or its word for it, "" for the model's own
+    pieces: list[str]  # the text each token made certain
+    nodes: int  # rows verified, the root included
+    seconds: dict[str, float] = field(default_factory=dict)  # prefill, draft, verify, walk, observe; shared by the batch
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+
+@torch.inference_mode()
+def step(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
+    """One round for every sequence: at least one token each, exactly those that plain decoding would give."""
+    clock = _Clock(plan)
+    plan.lanes.sync(sequences)
+    plan.lanes.prefill()
+    clock.mark("prefill")
+    trees = _propose(plan, sequences)
+    clock.mark("draft")
+    logits, taps = _verify(plan, trees)
+    clock.mark("verify")
+    rounds, steps = [], []
+    for b, (sequence, tree) in enumerate(zip(sequences, trees, strict=True)):
+        raw_NV = logits[b, : len(tree)]
+        walk = walk_checked(plan, sequence, tree, _scores(sequence, tree, raw_NV))
+        rounds.append(Round(sequence, tree, walk, raw_NV, {name: tap[b, : len(tree)] for name, tap in taps.items()}))
+        steps.append(_push(sequence, tree, walk, plan.source))
+    plan.lanes.commit([[0, *r.walk.path] for r in rounds])
+    clock.mark("walk")
+    if plan.draft is not None:
+        plan.draft.observe(rounds)
+    clock.mark("observe")
+    for done in steps:
+        done.seconds = clock.seconds
+    return steps
+
+
+def run(plan: DecodePlan, sequences: list[Sequence]) -> Iterator[Step]:
+    """Rounds until every sequence has finished. What a draft does at the start counts as drafting of the first round."""
+    clock = _Clock(plan)
+    if plan.draft is not None and hasattr(plan.draft, "start"):
+        plan.draft.start(sequences)
+    clock.mark("start")
+    begun = clock.seconds["start"]
+    while alive := [sequence for sequence in sequences if not sequence.finished]:
+        steps = step(plan, alive)
+        steps[0].seconds["draft"] += begun  # the batch shares its seconds
+        begun = 0.0
+        yield from steps
+
+
+def _propose(plan: DecodePlan, sequences: list[Sequence]) -> list[Tree]:
+    """A tree a sequence, never deeper than the tokens it may still take nor larger than the cache has slots."""
+    if plan.draft is None:
+        return [Tree.root(s.ids[-1]) for s in sequences]
+    room = [s.left - 1 for s in sequences]
+    slots = plan.lanes.cache.capacity - max(plan.lanes.cache.lengths)
+    trees = plan.draft.propose(sequences, room)
+    check_trees(plan, sequences, trees)
+    return [tree.cut(depth=depth, nodes=slots) for tree, depth in zip(trees, room, strict=True)]
+
+
+def _verify(plan: DecodePlan, trees: list[Tree]) -> tuple[Tensor, dict[Any, Tensor]]:
+    """Logits [B, N, V] and taps of every node of every tree, from one masked pass."""
+    chains = all(tree.parents == list(range(-1, len(tree) - 1)) for tree in trees)
+    mask = CAUSAL if chains else TreeMask([tree.parents for tree in trees])
+    out = plan.lanes.run([tree.tokens for tree in trees], depths=[tree.depths for tree in trees], mask=mask, logits=ALL,
+                         taps=plan.taps)
+    return out.scores, out.taps
+
+
+def _scores(sequence: Sequence, tree: Tree, raw_NV: Tensor) -> Tensor:
+    """Each node's logits warped by the sequence's law, given the path that leads to it."""
+    contexts = None
+    if sequence.law.reads_context:
+        contexts = [sequence.ids + [tree.tokens[node] for node in tree.path(i)] for i in range(len(tree))]
+    return sequence.law(raw_NV, contexts)
+
+
+def _push(sequence: Sequence, tree: Tree, walk: Walk, source: str) -> Step:
+    """Commit the walk's tokens one by one, so that ends and stop strings cut a path exactly where plain decoding stops."""
+    found = [(tree.tokens[node], tree.sources.get(node, source)) for node in walk.path] + [(walk.token, "")]
+    step = Step(sequence, [], [], [], len(tree))
+    for token, origin in found:
+        step.pieces.append(sequence.push(token, origin))
+        step.tokens.append(token)
+        step.sources.append(origin)
+        if sequence.finished:
+            break
+    return step
+
+
+class _Clock:
+    """Seconds between marks."""
+
+    def __init__(self, plan: DecodePlan) -> None:
+        self.on_gpu = plan.model.device.type == "cuda"
+        self.seconds: dict[str, float] = {}
+        self.last = perf_counter()
+
+    def mark(self, name: str) -> None:
+        if self.on_gpu:  # a GPU runs behind: without waiting, one part's time would be told as another's
+            torch.cuda.synchronize()
+        now = perf_counter()
+        self.seconds[name], self.last = now - self.last, now

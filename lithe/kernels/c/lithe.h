@@ -1,0 +1,58 @@
+/* What the kernels share. A plain C interface: integers, floats and pointers, mirrored by library.py. */
+#ifndef LITHE_H
+#define LITHE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define PANEL 32 /* output columns of a panel */
+#define TILE 16  /* columns of a tile of byte or nibble weights: two tiles a panel */
+#define BLOCK 32 /* inputs that share an activation scale */
+
+enum { FP32, BF16, INT8, INT4 };
+
+/* A matrix [n outputs, k inputs] laid out as pack.py says. group: inputs that share a weight scale. */
+typedef struct {
+    const uint8_t *data;
+    int32_t kind, n, k, group;
+} Packed;
+
+/* Activations of `rows` rows in the form that a kind of weights reads: floats or bfloat16 by row, or int8 by row block
+ * (product.c), in it by block of inputs: the kernel finds what it needs next at fixed distances from one pointer. */
+typedef struct {
+    const void *x;        /* [rows][stride], or of each row block [blocks][its rows][BLOCK] */
+    int64_t stride, rows;
+    const float *scale;   /* int8 only: of each row block [blocks][its rows] */
+    const int32_t *start; /* as scale: -128 times the sum of a block, as weights are stored with 128 added */
+} Rows;
+
+/* pool.c: `work` runs on threads 0 to threads - 1, the caller being 0. One job at a time; others wait. */
+typedef void (*Work)(void *job, int thread, int threads);
+void pool_run(Work work, void *job, int threads);
+void pool_barrier(int threads);
+void *pool_scratch(size_t bytes); /* of the job under way; valid until the next call. Only before the job starts. */
+void pool_lock(void);
+void pool_unlock(void);
+
+/* product.c */
+int64_t padded(const Packed *w);                        /* k as the weights are stored */
+size_t rows_bytes(int32_t kind, int rows, int64_t k);   /* room that prepare() needs */
+Rows rows_at(int32_t kind, const float *x, int64_t stride, int rows, int64_t k, int64_t real_k, void *room);
+void prepare(int32_t kind, const float *x, int64_t k, int64_t real_k, const Rows *into, int row);
+/* y [rows, n] = x W^T, plus a bias [n] and what is to be added (as y lies; it may be y itself) where they are given. */
+typedef struct {
+    const Packed *w;
+    Rows x;
+    float *y;
+    const float *bias, *add;
+    int64_t stride;
+} Product;
+void products(const Product *list, int count, int rows, int thread, int threads);
+
+/* A share [from, to) of `total` units for one thread. */
+static inline void share(int total, int thread, int threads, int *from, int *to) {
+    *from = (int)((int64_t)total * thread / threads);
+    *to = (int)((int64_t)total * (thread + 1) / threads);
+}
+
+#endif

@@ -1,0 +1,156 @@
+/* A small pool of threads. The caller is thread 0; the others wait spinning, then yielding, then asleep.
+ *
+ * A sleeping worker is often woken on the caller's own core: the caller therefore yields while it waits, otherwise the
+ * worker would not run before the scheduler's next tick, milliseconds later.
+ */
+#define _GNU_SOURCE
+#include "lithe.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+enum { MOST = 256, PAUSES = 1000, YIELDS = 2000 };
+
+static pthread_mutex_t one_job = PTHREAD_MUTEX_INITIALIZER, door = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t bell = PTHREAD_COND_INITIALIZER;
+static _Atomic uint64_t turn;  /* job number * MOST + threads - 1: a worker learns both in one load */
+static _Atomic int sleepers, left;
+static _Atomic unsigned arrived;
+static int workers;
+static Work work;
+static void *job;
+static void *scratch;
+static size_t scratch_size;
+
+static inline void relax(void) {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static inline void wait_a_little(int *turns) {
+    if (++*turns < PAUSES) relax();
+    else sched_yield();
+}
+
+/* Every thread computes with the same rounding and without denormals, whatever its caller had set. */
+static unsigned enter(void) {
+#if defined(__x86_64__)
+    unsigned old = _mm_getcsr();
+    _mm_setcsr(0x9fc0);
+    return old;
+#else
+    return 0;
+#endif
+}
+static void leave(unsigned old) {
+#if defined(__x86_64__)
+    _mm_setcsr(old);
+#else
+    (void)old;
+#endif
+}
+
+static uint64_t next_turn(uint64_t seen) {
+    for (int i = 0; i < PAUSES + YIELDS; wait_a_little(&i)) {
+        uint64_t now = atomic_load(&turn);
+        if (now != seen) return now;
+    }
+    pthread_mutex_lock(&door);
+    atomic_fetch_add(&sleepers, 1);
+    while (atomic_load(&turn) == seen) pthread_cond_wait(&bell, &door);
+    atomic_fetch_sub(&sleepers, 1);
+    pthread_mutex_unlock(&door);
+    return atomic_load(&turn);
+}
+
+typedef struct { int index; uint64_t seen; } Start;
+
+static void *worker(void *arg) {
+    Start start = *(Start *)arg;
+    free(arg);
+    enter();
+    for (uint64_t seen = start.seen;;) {
+        seen = next_turn(seen);
+        int threads = (int)(seen % MOST) + 1;
+        if (start.index < threads) { /* only then is the job sure to stay until this thread is done */
+            work(job, start.index, threads);
+            atomic_fetch_sub(&left, 1);
+        }
+    }
+    return NULL;
+}
+
+/* In a forked child the workers are gone, and a lock may have been held by one of them. */
+static void forked(void) {
+    pthread_mutex_init(&one_job, NULL);
+    pthread_mutex_init(&door, NULL);
+    pthread_cond_init(&bell, NULL);
+    workers = 0;
+    atomic_store(&sleepers, 0);
+}
+
+static int grow(int wanted) {
+    static int registered;
+    if (!registered) registered = pthread_atfork(NULL, NULL, forked) == 0;
+    for (; workers < wanted; workers++) {
+        pthread_t thread;
+        Start *start = malloc(sizeof *start);
+        if (!start) break;
+        *start = (Start){workers + 1, atomic_load(&turn)};
+        if (pthread_create(&thread, NULL, worker, start)) {
+            free(start);
+            break;
+        }
+        pthread_detach(thread);
+    }
+    return workers < wanted ? workers : wanted;
+}
+
+void pool_lock(void) { pthread_mutex_lock(&one_job); }
+void pool_unlock(void) { pthread_mutex_unlock(&one_job); }
+
+void *pool_scratch(size_t bytes) {
+    if (bytes > scratch_size) {
+        free(scratch);
+        scratch_size = (bytes + 4095) & ~(size_t)4095;
+        scratch = aligned_alloc(64, scratch_size);
+        if (!scratch) abort(); /* as out of memory ends any other C library's promise */
+    }
+    return scratch;
+}
+
+void pool_run(Work todo, void *with, int threads) {
+    threads = threads < 1 ? 1 : threads > MOST ? MOST : threads;
+    if (threads > 1) threads = grow(threads - 1) + 1;
+    unsigned old = enter();
+    atomic_store(&arrived, 0);
+    if (threads > 1) {
+        work = todo;
+        job = with;
+        atomic_store(&left, threads - 1);
+        atomic_store(&turn, (atomic_load(&turn) / MOST + 1) * MOST + (unsigned)(threads - 1));
+        if (atomic_load(&sleepers)) {
+            pthread_mutex_lock(&door);
+            pthread_cond_broadcast(&bell);
+            pthread_mutex_unlock(&door);
+        }
+    }
+    todo(with, 0, threads);
+    if (threads > 1)
+        for (int i = 0; atomic_load(&left); wait_a_little(&i)) {}
+    leave(old);
+}
+
+void pool_barrier(int threads) {
+    if (threads == 1) return;
+    unsigned ticket = atomic_fetch_add(&arrived, 1), until = (ticket / threads + 1) * threads;
+    for (int i = 0; (int)(atomic_load(&arrived) - until) < 0; wait_a_little(&i)) {}
+}

@@ -1,0 +1,1 @@
+"""The decoder, its configuration, cache, checkpoints and tokenizer."""

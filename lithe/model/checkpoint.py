@@ -1,0 +1,250 @@
+"""Model folders: the Hugging Face layout, plus lithe.json for what that cannot say and for how the model came to be."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lithe.errors import FormatError, TooLargeError, UnsupportedError, UsageError
+from lithe.model import families, names
+from lithe.model.config import Config
+from lithe.model.decoder import Decoder
+from lithe.model.header import INDEX, WEIGHTS, Entry, inside, open_folder, read_json, some, tensors
+
+VERSION = 1  # of lithe.json
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
+              "chat_template.jinja")
+
+
+def read_config(folder: str | Path) -> Config:
+    """The Config of a model folder. Raises FormatError for what lithe cannot read or does not know."""
+    folder = open_folder(folder)
+    raw, own = read_json(folder, "config.json"), _read_own(folder)
+    if raw.get("model_type") == "lithe":
+        if not isinstance(own.get("config"), dict):
+            raise FormatError(f"{folder}: config.json points to lithe.json, which has no config")
+        return Config.from_json(own["config"])
+    return families.parse(raw)
+
+
+def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Decoder:
+    """The Decoder in a model folder, its weights read tensor by tensor.
+
+    dtype: float32 on the CPU and the checkpoint's own elsewhere, unless given. Raises FormatError for a folder that is
+    not what it claims, TooLargeError where the weights would not fit into the memory that is free.
+    """
+    folder, device = Path(folder), torch.device(device)
+    config, found = read_config(folder), tensors(folder)
+    if config.layers > len(found):
+        raise FormatError(f"{folder}: config.json says {config.layers} layers, but there are only {len(found)} tensors")
+    try:
+        with torch.device("meta"):
+            model = Decoder(config)
+    except RuntimeError as error:
+        raise TooLargeError(f"{folder}: config.json describes tensors beyond any memory: {error}") from error
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    table = names.layout(shapes, config.family, names.is_stacked(found))
+    _compare(folder, config, found, {name: names.shape_of(name, [shapes[m] for m in table[name]]) for name in table})
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else DTYPES[found[next(iter(table))].dtype]
+    _check_memory(model, max(entry.stop - entry.start for entry in found.values()), dtype, device)
+    state: dict[str, Tensor] = {}
+    for name, tensor in _read(found, table):
+        sizes = [shapes[member][0] for member in table[name]]
+        pieces = tensor.flatten(0, -2).split(sizes) if tensor.dim() > 2 else tensor.split(sizes)
+        state |= {member: piece.to(device, dtype, copy=True) for member, piece in zip(table[name], pieces, strict=True)}
+    model.load_state_dict(state, assign=True)
+    if config.tied and "lm_head.weight" in found:
+        _refuse_other_head(folder, found)
+    model.receipts, model.token_ids = _read_own(folder).get("receipts", []), _token_ids(folder)
+    return model.eval()
+
+
+def save(model: Decoder, folder: str | Path, *, dtype: torch.dtype | None = None, tokenizer_from: str | Path | None = None,
+         overwrite: bool = False, shard_bytes: int = 5 * 2**30) -> Path:
+    """Write a model folder that `load` and transformers read. Nothing is seen under its name until all of it is written.
+
+    dtype: the model's own unless given. tokenizer_from: a folder whose tokenizer and generation settings come along.
+    overwrite: replace a model folder of that name; files in it that belong to no model are kept.
+    """
+    if model.fast is not None:
+        raise UnsupportedError("its weights are packed for this machine's kernels: save a model before it is fused")
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; choose another name")
+    if folder.is_dir() and any(folder.iterdir()) and not (overwrite and (folder / "config.json").is_file()):
+        raise UsageError(f"{folder} exists and is not empty; " + ("it is no model folder" if overwrite else "pass overwrite"))
+    with _writing(folder) as draft:
+        _write_config(model, draft, dtype or model.dtype, None if tokenizer_from is None else Path(tokenizer_from))
+        _write_weights(model, draft, dtype or model.dtype, shard_bytes)
+    return folder
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Free bytes on a device; None where that cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+
+
+def fingerprint(folder: str | Path) -> str:
+    """SHA-256 over the configuration and every tensor's name, type, shape and bytes: alike for any sharding of one model."""
+    folder = Path(folder)
+    found = tensors(folder)
+    files = sorted({entry.file for entry in found.values()})
+    stamps = tuple((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    return _digest(json.dumps(read_config(folder).to_json(), sort_keys=True), tuple(sorted(found.items())), stamps)
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(config: str, entries: tuple[tuple[str, Entry], ...], stamps: tuple) -> str:  # stamps: part of the cache's key
+    digest = hashlib.sha256(config.encode())
+    for name, entry in entries:
+        digest.update(repr((name, entry.dtype, entry.shape)).encode())
+        with open(entry.file, "rb") as file:
+            file.seek(entry.start)
+            for start in range(entry.start, entry.stop, 2**20):
+                digest.update(file.read(min(2**20, entry.stop - start)))
+    return digest.hexdigest()
+
+
+def _compare(folder: Path, config: Config, found: dict[str, Entry], wanted: dict[str, tuple[int, ...]]) -> None:
+    """Raise FormatError unless the checkpoint holds exactly the wanted tensors, in shapes and types that fit."""
+    if missing := sorted(wanted.keys() - found.keys()):
+        raise FormatError(f"{folder}: the {config.family} model of config.json needs {some(missing)}, which no file holds")
+    known = {name for name in found if name.endswith("rotary_emb.inv_freq") or (config.tied and name == "lm_head.weight")}
+    if strange := sorted(found.keys() - wanted.keys() - known):
+        raise FormatError(f"{folder} holds {some(strange)}, for which the {config.family} model of config.json has no place")
+    for name, shape in wanted.items():
+        if found[name].shape != shape:
+            raise FormatError(f"{folder}: {name} has shape {list(found[name].shape)}, config.json asks for {list(shape)}")
+        if found[name].dtype not in DTYPES:
+            raise FormatError(f"{folder}: tensor {name} is {found[name].dtype}; lithe reads weights of {', '.join(DTYPES)}")
+
+
+def _check_memory(model: Decoder, largest: int, dtype: torch.dtype, device: torch.device) -> None:
+    rotations = 2 * model.config.context * model.config.head_dim * (1 + (model.config.rope_local is not None))
+    needed = (sum(weight.numel() for weight in model.parameters()) + rotations) * dtype.itemsize + largest
+    free = available_memory(device)
+    if free is not None and needed > free:
+        raise TooLargeError(f"the weights need {needed / 1e9:.2f} GB of memory in {dtype}, {free / 1e9:.2f} GB are available; "
+                            "choose a smaller model or a shorter dtype")
+
+
+def _read(found: dict[str, Entry], wanted: dict) -> Iterator[tuple[str, Tensor]]:
+    for path in dict.fromkeys(found[name].file for name in wanted):
+        try:
+            with safe_open(path, "pt") as file:
+                for name in wanted:
+                    if found[name].file == path:
+                        yield name, file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise FormatError(f"{path} cannot be read: {error}") from error
+
+
+def _refuse_other_head(folder: Path, found: dict[str, Entry]) -> None:
+    head, embedding = (tensor for _, tensor in _read(found, {"lm_head.weight": None, "model.embed_tokens.weight": None}))
+    if head.dtype != embedding.dtype or not torch.equal(head, embedding):
+        raise FormatError(f"{folder}: config.json ties the output matrix to the embedding, but lm_head.weight is another one; "
+                          "set tie_word_embeddings to false to use it")
+
+
+def _token_ids(folder: Path) -> dict:
+    """The special tokens that config.json names; said even where absent, since transformers would put its defaults."""
+    raw = read_json(folder, "config.json", optional=True)
+    return {key: raw.get(key) for key in TOKEN_IDS}
+
+
+def _read_own(folder: Path) -> dict:
+    own = read_json(folder, "lithe.json", optional=True)
+    if own and own.get("version") != VERSION:
+        raise FormatError(f"{folder}/lithe.json has version {own.get('version')!r}, this lithe reads {VERSION}; update lithe")
+    if not isinstance(own.get("receipts", []), list):
+        raise FormatError(f"{folder}/lithe.json: receipts must be a list")
+    return own
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the name `folder` once all is written."""
+    draft = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        yield draft
+        for old in folder.iterdir() if folder.is_dir() else ():
+            replaced = old.name in ("config.json", "lithe.json", INDEX) or fnmatch.fnmatch(old.name, "model*.safetensors")
+            if not replaced and not (draft / old.name).exists():
+                shutil.copytree(old, draft / old.name) if old.is_dir() else shutil.copy2(old, draft)
+        draft.chmod(0o755)
+        if folder.is_dir():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            folder.rename(old / "old")
+            draft.rename(folder)
+            shutil.rmtree(old)
+        else:
+            draft.rename(folder)
+    except OSError as error:
+        raise UsageError(f"cannot write {folder}: {error.strerror or error}; choose a folder you may write to") from error
+    finally:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_config(model: Decoder, draft: Path, dtype: torch.dtype, source: Path | None) -> None:
+    own: dict = {"version": VERSION, "receipts": model.receipts}
+    raw = families.express(model.config)
+    if raw is None:  # a name that no other library knows, so that none misreads the weights
+        raw = {"model_type": "lithe", "architectures": ["LitheDecoder"]}
+        own["config"] = model.config.to_json()
+    raw |= {"torch_dtype": str(dtype).removeprefix("torch."), **dict.fromkeys(TOKEN_IDS), **model.token_ids}
+    if source is not None:
+        raw |= {key: ids for key, ids in _token_ids(source).items() if ids is not None}
+        for name in COMPANIONS:
+            if inside(source, name).is_file():
+                shutil.copy(source / name, draft / name)
+    for name, content in (("config.json", raw), ("lithe.json", own)):
+        (draft / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _write_weights(model: Decoder, draft: Path, dtype: torch.dtype, shard_bytes: int) -> None:
+    state = dict(model.state_dict())
+    with torch.device("meta"):
+        plain = dict(Decoder(model.config).state_dict())
+    shape = lambda tensors, name: tensors[name].shape if name in tensors else None
+    if strange := sorted(name for name in state.keys() | plain.keys() if shape(state, name) != shape(plain, name)):
+        raise UnsupportedError(f"this model differs from its config in {some(strange)}, which a model folder cannot hold: "
+                               "merge or undo what was swapped in, then save")
+    table = names.layout(plain, model.config.family)
+    size = {name: sum(plain[member].numel() for member in table[name]) * dtype.itemsize for name in table}
+    shards: list[list[str]] = [[]]
+    for name in table:
+        if shards[-1] and sum(size[held] for held in shards[-1]) + size[name] > shard_bytes:
+            shards.append([])
+        shards[-1].append(name)
+    files = [WEIGHTS] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    for file, held in zip(files, shards, strict=True):
+        whole = {name: [state[member].to("cpu", dtype) for member in table[name]] for name in held}
+        save_file({name: torch.cat(parts) if len(parts) > 1 else parts[0].contiguous() for name, parts in whole.items()},
+                  draft / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        where = {name: file for file, held in zip(files, shards, strict=True) for name in held}
+        (draft / INDEX).write_text(json.dumps({"metadata": {"total_size": sum(size.values())}, "weight_map": where}, indent=2))

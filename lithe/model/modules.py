@@ -1,0 +1,76 @@
+"""Small modules a block is made of. Axes: B batch, T time, C width, E experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+}
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (weight + offset), the mean square taken in at least float32 (Zhang and Sennrich 2019)."""
+
+    def __init__(self, width: int, eps: float, offset: float = 0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((width,), 1.0 - offset))
+        self.eps, self.offset = eps, offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.offset:  # Gemma multiplies before it rounds
+            wide = F.rms_norm(_wide(x), (x.shape[-1],), eps=self.eps)
+            return (wide * (_wide(self.weight) + self.offset)).to(x.dtype)
+        return F.rms_norm(_wide(x), (x.shape[-1],), eps=self.eps).to(self.weight.dtype) * self.weight
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+class FFN(nn.Module):
+    """down(act(gate(x)) * up(x)), or down(act(up(x))) where it is not gated; BitNet norms the input of down."""
+
+    def __init__(self, width: int, inner: int, *, activation: str, gated: bool, bias: bool = False,
+                 sub_norm: bool = False, eps: float = 1e-5):
+        super().__init__()
+        self.gate_proj = nn.Linear(width, inner, bias=bias) if gated else None
+        self.up_proj = nn.Linear(width, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, width, bias=bias)
+        self.sub_norm = RMSNorm(inner, eps) if sub_norm else None
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.up_proj(x)
+        inner = self.activation(inner) if self.gate_proj is None else self.activation(self.gate_proj(x)) * inner
+        return self.down_proj(inner if self.sub_norm is None else self.sub_norm(inner))
+
+
+class Experts(nn.Module):
+    """A sparse mixture: each token runs its top experts, weighted by the router (Jiang et al. 2024, section 2.1)."""
+
+    def __init__(self, width: int, inner: int, *, experts: int, top: int, norm_topk: bool, activation: str):
+        super().__init__()
+        self.router = nn.Linear(width, experts, bias=False)
+        self.experts = nn.ModuleList(FFN(width, inner, activation=activation, gated=True) for _ in range(experts))
+        self.top, self.norm_topk = top, norm_topk
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        x_NC = x_BTC.reshape(-1, x_BTC.shape[-1])
+        p_NE = torch.softmax(_wide(self.router(x_NC)), dim=-1)
+        weight_NK, chosen_NK = p_NE.topk(self.top, dim=-1)
+        if self.norm_topk:
+            weight_NK = weight_NK / weight_NK.sum(-1, keepdim=True)
+        out_NC = torch.zeros_like(x_NC)
+        for e in chosen_NK.unique().tolist():
+            rows, place = (chosen_NK == e).nonzero(as_tuple=True)
+            out_NC.index_add_(0, rows, self.experts[e](x_NC[rows]) * weight_NK[rows, place, None].to(x_NC.dtype))
+        return out_NC.view_as(x_BTC)

@@ -1,0 +1,168 @@
+"""Acceptance rules: which drafted child to follow, so that what is emitted has exactly the target's law.
+
+Axes: N tree nodes, V vocabulary. p_V is the target's law at a node; q_V the law its children were drawn from, as it was when
+they were drawn. A rule reads (p_V, tokens of the children in draw order, q_V, dice) and returns (rank of the child followed or
+None, token emitted). Rules decide by `dice` alone: one that takes every branch and adds up their weights proves them exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import isfinite
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lithe.ops.tree import Tree, Walk
+
+
+class Chance(Protocol):
+    """All that a rule may know of luck."""
+
+    def toss(self, chance: float) -> bool:
+        """True with this probability; a chance above one is certain."""
+
+    def draw(self, p_V: Tensor) -> int:
+        """A token with probability proportional to p_V."""
+
+
+class Dice:
+    """Chance from a generator: one uniform number a decision."""
+
+    def __init__(self, generator: torch.Generator):
+        self.generator = generator
+
+    def uniform(self) -> float:
+        """A number in [0, 1)."""
+        return torch.rand((), generator=self.generator, dtype=torch.float64).item()
+
+    def toss(self, chance: float) -> bool:
+        return self.uniform() < chance
+
+    def draw(self, p_V: Tensor) -> int:
+        """The first token at which the cumulated law exceeds a uniform number: never one of probability zero."""
+        sum_V = p_V.double().cumsum(-1)
+        at = int(torch.searchsorted(sum_V, self.uniform() * sum_V[-1], right=True))
+        return at if at < len(p_V) else int(p_V.nonzero()[-1])  # the product was rounded up to the whole
+
+
+EMPTY = "a node's scores are not numbers, or leave no token to choose"
+Decision = tuple[int | None, int]
+Rule = Callable[[Tensor, Sequence[int], Tensor | None, Chance], Decision]
+
+
+def walk(tree: Tree, scores_NV: Tensor, rule: Rule, dice: torch.Generator | Chance) -> Walk:
+    """Apply a rule node by node. scores_NV: warped logits of every node, -inf where cut off."""
+    chance = Dice(dice) if isinstance(dice, torch.Generator) else dice
+    return descend(tree, lambda node, tokens: rule(law(scores_NV[node]), tokens, tree.laws.get(node), chance))
+
+
+def greedy(tree: Tree, scores_NV: Tensor) -> Walk:
+    """Follow the largest score of every node, the lowest id among equals. Raises ValueError where none is left."""
+    top_N = scores_NV.max(-1)
+    scores, best = top_N.values.tolist(), top_N.indices.tolist()
+
+    def decide(node: int, tokens: list[int]) -> Decision:
+        if not isfinite(scores[node]):  # asked of visited nodes only: a constraint may leave nothing below a wrong guess
+            raise ValueError(EMPTY)
+        return match(tokens, best[node])
+
+    return descend(tree, decide)
+
+
+def descend(tree: Tree, decide: Callable[[int, list[int]], Decision]) -> Walk:
+    """From the root to the child that `decide` follows, until it follows none."""
+    node = 0
+    path: list[int] = []
+    while True:
+        children = tree.children(node)
+        rank, token = decide(node, [tree.tokens[child] for child in children])
+        if rank is None:
+            return Walk(tuple(path), token)
+        node = children[rank]
+        path.append(node)
+
+
+def match(tokens: Sequence[int], token: int) -> Decision:
+    """Follow the first child that holds this token, which is emitted either way."""
+    return (tokens.index(token) if token in tokens else None), token
+
+
+def follow(p_V: Tensor, tokens: Sequence[int], q_V: Tensor | None, dice: Chance) -> Decision:
+    """Draw from p and follow the child that holds the token. However the children came to be, they cannot bias it."""
+    return match(tokens, dice.draw(p_V))
+
+
+def rejection(p_V: Tensor, tokens: Sequence[int], q_V: Tensor | None, dice: Chance) -> Decision:
+    """One child x ~ q: follow it with probability min(1, p(x)/q(x)), else draw from the normalised (p - q)+."""
+    if len(tokens) > 1:
+        raise ValueError(f"a chain has one child a node, not {len(tokens)}")
+    return with_replacement(p_V, tokens, q_V, dice)
+
+
+def with_replacement(p_V: Tensor, tokens: Sequence[int], q_V: Tensor | None, dice: Chance) -> Decision:
+    """Children drawn independently from q, tested in turn; the urn they came from is never changed."""
+    return _in_turn(p_V, tokens, q_V, dice, lambda urn_V, token: urn_V)
+
+
+def without_replacement(p_V: Tensor, tokens: Sequence[int], q_V: Tensor | None, dice: Chance) -> Decision:
+    """Children drawn from q without replacement, tested in turn; the urn loses each, as it did when they were drawn."""
+    return _in_turn(p_V, tokens, q_V, dice, without)
+
+
+def _in_turn(p_V: Tensor, tokens: Sequence[int], q_V: Tensor | None, dice: Chance,
+             after: Callable[[Tensor, int], Tensor]) -> Decision:
+    """Test each child against what those before it left of p. `after` is the urn once a token has been drawn from it."""
+    if not tokens:
+        return None, dice.draw(p_V)
+    urn_V = drafted(p_V, q_V)
+    for rank, token in enumerate(tokens):
+        if dice.toss(ratio(p_V, urn_V, token)):
+            return rank, token
+        p_V, urn_V = residual(p_V, urn_V), after(urn_V, token)
+    return None, dice.draw(p_V)
+
+
+def law(scores_V: Tensor) -> Tensor:
+    """Probabilities [V] in float64. Raises ValueError where no token is left."""
+    p_V = scores_V.double().softmax(-1)
+    if p_V[0].isnan():  # one nan, or nothing but -inf, makes every entry nan
+        raise ValueError(EMPTY)
+    return p_V
+
+
+def drafted(p_V: Tensor, q_V: Tensor | None) -> Tensor:
+    """The draft's law beside p: same device, float64, sum one, zero where its vocabulary ends. Raises ValueError for no law."""
+    if q_V is None:
+        raise ValueError("children were drafted without a law: they are deterministic, and need a rule that takes them so")
+    if len(q_V) > len(p_V):
+        raise ValueError(f"the draft's law has {len(q_V)} tokens, the target's {len(p_V)}: cut it before drawing from it")
+    q_V = q_V.to(p_V)
+    total = q_V.sum()
+    if not abs(total - 1) < 1e-3:
+        raise ValueError(f"the draft's law sums to {total:.6g}, not to one")
+    return torch.nn.functional.pad(q_V / total, (0, len(p_V) - len(q_V)))
+
+
+def ratio(p_V: Tensor, q_V: Tensor, token: int) -> float:
+    """p/q of a drafted token. Raises ValueError where q says that it cannot have been drawn."""
+    p, q = p_V[token].item(), q_V[token].item()
+    if not q > 0:
+        raise ValueError(f"token {token} was drafted, but its law gives it no chance, or none to be drawn again")
+    return p / q
+
+
+def residual(p_V: Tensor, q_V: Tensor) -> Tensor:
+    """The normalised (p - q)+: what p still owes once q's tokens had their turn. All zero only by rounding: then p."""
+    left_V = (p_V - q_V).clamp_(min=0)
+    total = left_V.sum()
+    return left_V / total if total > 0 else p_V
+
+
+def without(q_V: Tensor, token: int) -> Tensor:
+    """q once `token` has been taken out of the urn, normalised; all zero when the urn is empty."""
+    q_V = q_V.clone()
+    q_V[token] = 0
+    total = q_V.sum()
+    return q_V / total if total > 0 else q_V

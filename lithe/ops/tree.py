@@ -1,0 +1,108 @@
+"""Draft trees as flat arrays. Node 0 is the root: the last committed token, whose logits are not known yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class Tree:
+    """Tokens guessed to follow the root. Parents precede children; siblings stand in the order they were drawn.
+
+    kind: how children came to be. "det": chosen, whatever the target thinks (lists, tables, lookups). "chain": one child
+    a node, drawn from `laws`. "iid" and "wor": several, drawn with or without replacement.
+    laws[i] is the law [V] that the children of node i were drawn from (none for "det"); sources[i] is where token i came from.
+    """
+
+    tokens: list[int]
+    parents: list[int] = field(default_factory=lambda: [-1])
+    kind: str = "det"
+    laws: dict[int, Tensor] = field(default_factory=dict)
+    sources: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def root(cls, token: int, kind: str = "det") -> Tree:
+        """A tree that guesses nothing."""
+        return cls([token], [-1], kind)
+
+    @classmethod
+    def chain(cls, root: int, tokens: Iterable[int]) -> Tree:
+        """One guess after another."""
+        tokens = [root, *tokens]
+        return cls(tokens, list(range(-1, len(tokens) - 1)))
+
+    @classmethod
+    def trie(cls, root: int, paths: Iterable[Sequence[int]]) -> Tree:
+        """Merge guessed continuations that share a beginning."""
+        tree = cls.root(root)
+        for path in paths:
+            tree.grow(path)
+        return tree
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def add(self, token: int, parent: int, source: str | None = None) -> int:
+        """Append a node and return its number."""
+        self.tokens.append(token)
+        self.parents.append(parent)
+        node = len(self.tokens) - 1
+        if source is not None:
+            self.sources[node] = source
+        return node
+
+    def grow(self, path: Iterable[int], node: int = 0, source: str | None = None) -> int:
+        """Add what is new of a path that goes on from `node`, and return the node it ends at."""
+        for token in path:
+            child = self.child(node, token)
+            node = self.add(token, node, source) if child is None else child
+        return node
+
+    def children(self, node: int) -> list[int]:
+        """Children in the order they were drawn."""
+        return [i for i, parent in enumerate(self.parents) if parent == node]
+
+    def child(self, node: int, token: int) -> int | None:
+        """The first child holding that token."""
+        return next((i for i, parent in enumerate(self.parents) if parent == node and self.tokens[i] == token), None)
+
+    def path(self, node: int) -> list[int]:
+        """Nodes from the first below the root down to `node`."""
+        nodes = []
+        while node > 0:
+            nodes.append(node)
+            node = self.parents[node]
+        return nodes[::-1]
+
+    @property
+    def depths(self) -> list[int]:
+        """Steps from the root, for every node."""
+        depths = [0] * len(self.parents)
+        for i, parent in enumerate(self.parents):
+            depths[i] = depths[parent] + 1 if parent >= 0 else 0
+        return depths
+
+    def cut(self, *, depth: int, nodes: int) -> Tree:
+        """The tree without what lies deeper than `depth` or past its first `nodes` nodes.
+
+        Neither looks at tokens, so sampled trees keep their law.
+        """
+        depths = self.depths
+        kept = [i for i in range(min(len(self), nodes)) if depths[i] <= depth]
+        if len(kept) == len(self):
+            return self
+        number = {old: new for new, old in enumerate(kept)}
+        return Tree([self.tokens[i] for i in kept], [number[self.parents[i]] if i else -1 for i in kept], self.kind,
+                    {number[i]: law for i, law in self.laws.items() if i in number},
+                    {number[i]: source for i, source in self.sources.items() if i in number})
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What an acceptance rule decided: the accepted nodes from the root down, and the token that follows them."""
+
+    path: tuple[int, ...]
+    token: int

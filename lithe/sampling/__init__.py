@@ -1,0 +1,1 @@
+"""From logits to a distribution: warps, and the sequences that ask for them."""

@@ -1,0 +1,41 @@
+"""A second model that drafts: embeddings of unequal size, which families of one tokenizer have."""
+
+import pytest
+
+import lithe
+from lithe.decode.generate import request
+from lithe.decode.loop import run
+from lithe.decode.plan import plan
+from lithe.sampling.law import Law
+from tests.bench.methods import WARM
+from tests.cli.folders import padded, spoken
+
+UNKNOWN = 260  # a row of the padded embedding that no token of the tokenizer has
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    path = tmp_path_factory.mktemp("warm") / "warm.py"
+    path.write_text(WARM)
+    return Law.of(str(path))
+
+
+@pytest.mark.parametrize(("target", "draft"), [(300, 257), (257, 300)])
+@pytest.mark.parametrize("prompt", [[97], [97, 250, 97], [97, UNKNOWN], [UNKNOWN, 97]])
+def test_embeddings_may_be_padded_to_different_sizes(warm, target, draft, prompt):
+    folders = {257: spoken(), 300: padded(300)}
+    model = lithe.load(folders[target])
+    if max(prompt) >= target:
+        pytest.skip("the target does not know this token either")
+    made = plan(model, draft=f"draft_model:model={folders[draft]}")
+    batch = [request(model, ids, max_tokens=24) for ids in (prompt, [97])]
+    list(run(made, batch))
+    for sequence in batch:
+        alone = request(model, sequence.ids[: sequence.prompt], max_tokens=24)
+        list(run(plan(model), [alone]))
+        assert sequence.tokens == alone.tokens
+    known = max(prompt) < draft
+    assert ("draft_model" in batch[0].sources) == known and "draft_model" in batch[1].sources
+    sampled = request(model, prompt, law=warm, max_tokens=24)
+    list(run(made, [sampled]))  # the draft's law is as wide as the target's, whatever reads it
+    assert len(sampled.tokens) == 24

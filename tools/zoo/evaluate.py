@@ -1,0 +1,93 @@
+"""Bits per byte on held-out text, of a model and of its Kneser-Ney rival, over the same tokens.
+
+python tools/zoo/evaluate.py tiny [--zoo .lithe/zoo] [--rival]: writes <zoo>/<model>/heldout.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from export import newest
+from kneser_ney import KneserNey
+from models import MIXTURE, MODELS
+
+from lithe.model.decoder import ALL, Decoder
+from lithe.train.batches import Rows
+from lithe.train.schedule import Wsd
+
+TOKENS = 200_000  # at most, of each source
+WINDOW, STRIDE = 1024, 512  # every token but the first ones sees at least 512 before it
+
+
+def bits_of_model(decoder: Decoder, ids: np.ndarray) -> float:
+    """Sum of -log2 p over every id but the first. Axes: B windows, T tokens, V vocabulary."""
+    total, starts = 0.0, range(0, max(1, len(ids) - 1 - (WINDOW - STRIDE)), STRIDE)
+    for start in starts:
+        window = torch.from_numpy(ids[start : start + WINDOW + 1].astype(np.int64))
+        scored = 0 if start == 0 else WINDOW - STRIDE  # the rest was scored in the window before
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            logits_TV = decoder(window[None, :-1], logits=ALL).logits[0, scored:]
+        total += torch.nn.functional.cross_entropy(logits_TV.float(), window[1 + scored :], reduction="sum").item()
+    return total / math.log(2)
+
+
+def read_once(name: str, zoo: Path, steps: int, ending: int) -> list[np.ndarray]:
+    """Every token that the run has read, once, as the runs of text that it was read in."""
+    batches, streams = MODELS[name].batches(zoo / "tokens"), []
+    sources = {source: np.fromfile(file, np.uint16) for source, file in batches.stable.sources.items()}
+    seen = {source: np.zeros(len(ids), bool) for source, ids in sources.items()}
+    for rows, first, last in ((batches.stable, 0, ending), (batches.ending, ending, steps)):
+        mark(rows, range(first * rows.rows, last * rows.rows), seen)
+    for source, mask in seen.items():
+        edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
+        streams += [sources[source][a:b] for a, b in edges.reshape(-1, 2)]
+    return streams
+
+
+def mark(rows: Rows, numbers: range, seen: dict[str, np.ndarray]) -> None:
+    for row in numbers:
+        source, start = rows.span(row)
+        seen[source][start : start + rows.length + 1] = True
+
+
+def heldout(zoo: Path) -> dict[str, tuple[np.ndarray, float]]:
+    """Each source's held-out ids and the bytes they stand for."""
+    sizes, found = json.loads((zoo / "tokens" / "tokens.json").read_text()), {}
+    for source in MIXTURE:
+        ids, size = np.fromfile(zoo / "tokens" / f"{source}.heldout.bin", np.uint16), sizes[f"{source}.heldout"]
+        part = ids[:TOKENS]
+        found[source] = part, size["bytes"] * len(part) / len(ids)
+    return found
+
+
+def evaluate(name: str, zoo: Path, *, rival: bool) -> dict:
+    decoder, state = newest(name, zoo)
+    texts, start = heldout(zoo), time.monotonic()
+    result = {"step": state["step"], "tokens": state["tokens"], "seconds": state["seconds"],
+              "model": {source: bits_of_model(decoder, ids) / size for source, (ids, size) in texts.items()}}
+    print(f"{name}: {result['model']} in {time.monotonic() - start:.0f} s", flush=True)
+    if rival:
+        start, schedule = time.monotonic(), Wsd(**state["schedule"])
+        ending = state["step"] if schedule.first is None else schedule.first
+        streams = read_once(name, zoo, state["step"], ending)
+        kn = KneserNey(streams, vocab=MODELS[name].config.vocab)
+        result["rival_tokens"] = sum(map(len, streams))
+        result["rival"] = {source: float(-np.log2(kn.stream(ids)).sum()) / size for source, (ids, size) in texts.items()}
+        print(f"Kneser-Ney, {result['rival_tokens']:,} distinct tokens: {result['rival']} in {time.monotonic() - start:.0f} s")
+    return result
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("--zoo", type=Path, default=Path(".lithe/zoo"))
+    parser.add_argument("--rival", action="store_true")
+    options = parser.parse_args()
+    found = evaluate(options.model, options.zoo, rival=options.rival)
+    (options.zoo / options.model / "heldout.json").write_text(json.dumps(found, indent=2) + "\n")
