@@ -145,6 +145,7 @@ class Decoder(nn.Module):
         self.source = ""  # the name it was loaded by
         self.folder: Path | None = None  # and from where
         self.offline = False  # whether a model loaded to go with it may be asked of the hub
+        self.size = sum(weight.numel() for weight in self.parameters())  # weights, however they are packed later
         self.receipts: list[dict] = []  # how it came to be
         self.settings: dict = {}  # what generation_config.json asks for
         self.token_ids: dict = {}  # bos_token_id and the like, as config.json gives them
