@@ -39,8 +39,8 @@ def perform(console: Console, model: str, show: str, max_tokens: int | None = No
         raise UsageError(f"recipe {show!r} lists no methods to show")
     limit = max_tokens or wanted.get("max_tokens", 96)
     target = load(model)
-    console.print(f"\n[bold]lithe[/] decodes with [bold]{escape(model)}[/] ({target.size / 1e6:.0f} M parameters), greedily, on real "
-                  "prompts. Uncoloured text is the model's own; coloured text was drafted and verified.\n")
+    console.print(f"\n[bold]lithe[/] decodes with [bold]{escape(model)}[/] ({target.size / 1e6:.0f} M parameters), greedily, "
+                  "on real prompts. Uncoloured text is the model's own; coloured text was drafted and verified.\n")
     plans = [plan(target), *(plan(target, draft=spec) for spec in wanted["methods"])]
     totals = {made.name: Tally() for made in plans}
     same = dict.fromkeys(totals, True)
