@@ -50,8 +50,9 @@ class ZooModel:
     seed: int = 0
 
     def plan(self, reading: Reading, **changes) -> Plan:
-        settings = dict(schedule=Wsd(warmup=reading.warmup), optimizer=reading.optimizer or self.optimizer, seconds=self.seconds, decay=reading.decay,
-                        autocast=torch.bfloat16 if fast_bf16() else None, compile=True, log_every=20)
+        settings = dict(schedule=Wsd(warmup=reading.warmup), optimizer=reading.optimizer or self.optimizer,
+                        seconds=self.seconds, decay=reading.decay, autocast=torch.bfloat16 if fast_bf16() else None,
+                        compile=True, log_every=20)
         return Plan(**{**settings, **changes})
 
     def batches(self, tokens: Path, reading: Reading) -> Staged:
