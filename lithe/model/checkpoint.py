@@ -69,7 +69,7 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.
     if dtype is None:
         own_dtype = DTYPES[found["norm.weight" if stored else next(iter(table))].dtype]
         dtype = torch.float32 if device.type == "cpu" and not stored else own_dtype
-    kinds = stored or (dict.fromkeys(packing.linears(model), (kind, group)) if kind else {})
+    kinds = stored or (packing.all_as(model, kind, group) if kind else {})
     _check_memory(model, kinds, max(entry.stop - entry.start for entry in found.values()), dtype, device)
     packed, state = _weights(folder, model, found, table, kinds, lambda t: t.to(device, t.dtype if as_is else dtype, copy=True))
     model.load_state_dict(state, strict=False, assign=True)  # strict would miss what is packed; _compare has missed nothing

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lithe.errors import FormatError, UsageError
-from lithe.kernels.pack import KINDS, LEVELS, Packed, size
+from lithe.kernels.pack import BLOCK, KINDS, LEVELS, Packed, size
 from lithe.model.decoder import Decoder
 from lithe.model.linear import PackedEmbedding, PackedLinear
 from lithe.model.site import Site
@@ -23,6 +23,12 @@ def linears(model: Decoder) -> dict[str, tuple[int, int]]:
     found = {name: (module.out_features, module.in_features) for name, module in model.named_modules()
              if isinstance(module, nn.Linear)}
     return found | {HEAD: (model.config.vocab, model.config.width)} if model.lm_head is None else found
+
+
+def all_as(model: Decoder, kind: str, group: int) -> Kinds:
+    """Every layer packed alike; groups as kernels/pack.py's `pack` takes them, -1 for all inputs."""
+    whole = {-1: lambda inputs: -(-inputs // BLOCK) * BLOCK, 0: lambda inputs: 32 if kind in LEVELS else 0}
+    return {name: (kind, whole.get(group, lambda inputs: group)(k)) for name, (_, k) in linears(model).items()}
 
 
 def weight_of(model: Decoder, layer: str) -> str:
