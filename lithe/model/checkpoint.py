@@ -255,7 +255,10 @@ def _write_weights(model: Decoder, draft: Path, state: dict[str, Tensor | Packed
     known = packing.linears(blank := _blank(draft, model.config))
     plain = packing.shapes(blank, {name: held for name, held in kinds.items() if name in known})
     shape = lambda name: packing.shape(state[name]) if name in state else None
-    if strange := sorted(name for name in state.keys() | plain.keys() if shape(name) != plain.get(name)):
+    strange = sorted(name for name in state.keys() | plain.keys() if shape(name) != plain.get(name))
+    strange += [f"{name}.data" for name, layer in packing.layers(model).items()  # padded, other sizes may fill as many bytes
+                if known.get(name) != (layer.out_features, layer.in_features)]
+    if strange:
         raise UnsupportedError(f"this model differs from its config in {some(strange)}, which a model folder cannot hold: "
                                "merge or undo what was swapped in, then save")
     table = {name: [name] for name in plain} if kinds else names.layout(plain, model.config.family)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lithe.kernels.linear import linear
 from lithe.kernels.pack import PANEL, Packed, pack, size, unpack
 
-PIECE = 1 << 21  # weights packed at a time
+PIECE = 1 << 18  # weights packed at a time: some twenty times as many bytes are held for a moment
 
 
 def pack_pieces(weight_NK: Tensor, kind: str, group: int = 0) -> Packed:

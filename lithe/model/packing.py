@@ -25,6 +25,11 @@ def linears(model: Decoder) -> dict[str, tuple[int, int]]:
     return found | {HEAD: (model.config.vocab, model.config.width)} if model.lm_head is None else found
 
 
+def layers(model: Decoder) -> dict[str, PackedLinear]:
+    """The packed layers of a model."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, PackedLinear)}
+
+
 def all_as(model: Decoder, kind: str, group: int) -> Kinds:
     """Every layer packed alike; groups as kernels/pack.py's `pack` takes them, -1 for all inputs."""
     whole = {-1: lambda inputs: -(-inputs // BLOCK) * BLOCK, 0: lambda inputs: 32 if kind in LEVELS else 0}
@@ -77,10 +82,10 @@ def contents(model: Decoder) -> tuple[dict[str, Tensor | PackedLinear], Kinds]:
     """What a folder must hold of a model, by name, and which layers stay packed there: none of them where all hold floats,
     which unpack to what they were; then a layer stands for its matrix."""
     state: dict[str, Tensor | PackedLinear] = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, PackedLinear)}
-    if any(layer.kind in LEVELS for layer in layers.values()):
-        return state, {name: (layer.kind, layer.group) for name, layer in layers.items()}
-    for name, layer in layers.items():
+    found = layers(model)
+    if any(layer.kind in LEVELS for layer in found.values()):
+        return state, {name: (layer.kind, layer.group) for name, layer in found.items()}
+    for name, layer in found.items():
         del state[f"{name}.data"]
         state[weight_of(model, name)] = layer
     return state, {}
