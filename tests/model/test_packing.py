@@ -259,7 +259,7 @@ for dtype in ("int8", "fp32"):
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak can be restarted on Linux only")
 def test_one_layout_of_the_weights_in_memory(tmp_path):
     with torch.device("meta"):
-        model = Decoder(SMALL.replace(width=768, heads=12, kv_heads=4, ffn=2048, layers=6, vocab=8192))
+        model = Decoder(SMALL.replace(width=768, heads=12, kv_heads=4, ffn=2048, layers=3, vocab=8192))
     model.to_empty(device="cpu").load_state_dict({name: torch.ones_like(t) for name, t in model.state_dict().items()})
     save(model, tmp_path / "m", dtype=torch.bfloat16)
     save(Decoder(SMALL), tmp_path / "small")
