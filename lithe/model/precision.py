@@ -48,11 +48,21 @@ class Precision:
 
 def precision(model: Decoder) -> str:
     """The name of what a model's matrices are in: `float32`, `int8:32`; several are joined by +."""
-    found = {_name(layer) for layer in model.modules() if isinstance(layer, PackedLinear)}
+    by_kind: dict[str, list[PackedLinear]] = {}
+    for layer in model.modules():
+        if isinstance(layer, PackedLinear):
+            by_kind.setdefault(layer.kind, []).append(layer)
+    found = {name for kind, layers in by_kind.items() for name in _names(kind, layers)}
     return "+".join(sorted(found)) or str(model.dtype).removeprefix("torch.")
 
 
-def _name(layer: PackedLinear) -> str:
-    if layer.kind not in LEVELS:
-        return str(FLOATS[layer.kind]).removeprefix("torch.")
-    return f"{layer.kind}:{layer.group if layer.group in GROUPS.values() else 'column'}"
+def _names(kind: str, layers: list[PackedLinear]) -> set[str]:
+    """One name where one group says how many scales each layer has, as narrow layers are alike under several."""
+    if kind not in LEVELS:
+        return {str(FLOATS[kind]).removeprefix("torch.")}
+    scales = lambda layer, group: 1 if group == -1 else -(-layer.in_features // group)
+    fits = lambda layer, group: scales(layer, group) == scales(layer, layer.group)
+    for name, group in GROUPS.items():
+        if all(fits(layer, group) for layer in layers):
+            return {f"{kind}:{name}"}
+    return {f"{kind}:{next(name for name, group in GROUPS.items() if fits(layer, group))}" for layer in layers}
