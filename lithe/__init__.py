@@ -27,7 +27,7 @@ _FACE = {
     "methods": "lithe.registry:entries",
     "cost_curve": "lithe.model.runtime",
 }
-__all__ = ["bench", "generate", "load", "methods", "cost_curve"]
+__all__ = ["bench", "cost_curve", "generate", "load", "methods"]
 
 
 def __getattr__(name: str) -> Any:

@@ -32,7 +32,8 @@ from lithe.model.precision import EXACT, precision
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 TRIED = (1, 8)  # rows by which thread counts are compared
 CONTEXT = 256  # tokens before the rows
-MOST, LEAST, BUDGET_S = 25, 3, 1.5  # rounds over all rows, and the time after which LEAST of them are enough
+MOST, LEAST, BUDGET_S = 25, 3, 1.2  # rounds over all rows, and the time after which LEAST of them are enough
+BLOCKS, WAKING, PASSES = 6, 4, 4  # of each number of threads: times it is its turn, passes before and while it is measured
 
 Progress = Callable[[int, int], None]
 _reason, _lowered = "", (0, 0)  # why there are so many threads; from how many to how many they were lowered
@@ -58,12 +59,14 @@ def measure(model: Decoder, *, progress: Progress | None = None) -> Runtime:
     counts = sorted({1 << i for i in range(allowed.bit_length()) if 1 << i < allowed} | {allowed})
     times = {count: [] for count in counts} if model.device.type == "cpu" and len(counts) > 1 else {}  # type: ignore[var-annotated]
     with _Bench(model) as bench:
-        for _ in range(MOST if times else 0):
-            for count in times:
-                with _on(model, count):
-                    times[count].append([bench.seconds(n) for n in TRIED if n <= bench.most])
-            if len(next(iter(times.values()))) >= LEAST and bench.spent > BUDGET_S / 2:
+        for block in range(BLOCKS if times else 0):
+            if block >= LEAST and bench.spent > BUDGET_S:
                 break
+            for count in times:  # in blocks, the first passes unmeasured: a thread that was asleep may wake on a core in use
+                with _on(model, count):
+                    for _ in range(WAKING):
+                        bench.seconds(1)
+                    times[count] += [[bench.seconds(n) for n in TRIED if n <= bench.most] for _ in range(PASSES)]
     tried = {count: np.quantile(np.sum(found, axis=1), (0.25, 0.5, 0.75)) for count, found in times.items()}
     best = min((count for count in tried if count == allowed or tried[count][2] < tried[allowed][0]),
                key=lambda count: tried[count][1], default=allowed)
