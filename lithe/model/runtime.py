@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 TRIED = (1, 8)  # rows by which thread counts are compared
 CONTEXT = 256  # tokens before the rows
 MOST, LEAST, BUDGET_S = 25, 3, 1.2  # rounds over all rows, and the time after which LEAST of them are enough
+SHARE = 0.75  # of the cores they could use that threads must have got: they wait spinning, so that less was taken from them
 BLOCKS, WAKING, PASSES = 6, 4, 4  # of each number of threads: times it is its turn, passes before and while it is measured
 
 Progress = Callable[[int, int], None]
@@ -53,11 +55,13 @@ def cost_curve(model: Decoder, *, progress: Progress | None = None) -> CostCurve
 def measure(model: Decoder, *, progress: Progress | None = None) -> Runtime:
     """Measure anew: which number of threads is best, up to those allowed, and T(n) with it. `load` uses the first from then on.
 
-    Fewer than all are chosen only where even the slow quartile of their times is below the quick one of all threads.
+    Fewer than all are chosen only where even the slow quartile of their times is below the quick one of all threads, and where
+    nothing else took their cores meanwhile: else nothing is chosen, and that is said.
     """
     allowed = _allowed()
     counts = sorted({1 << i for i in range(allowed.bit_length()) if 1 << i < allowed} | {allowed})
     times = {count: [] for count in counts} if model.device.type == "cpu" and len(counts) > 1 else {}  # type: ignore[var-annotated]
+    disturbed = False
     with _Bench(model) as bench:
         for block in range(BLOCKS if times else 0):
             if block >= LEAST and bench.spent > BUDGET_S:
@@ -66,7 +70,14 @@ def measure(model: Decoder, *, progress: Progress | None = None) -> Runtime:
                 with _on(model, count):
                     for _ in range(WAKING):
                         bench.seconds(1)
+                    spent, busy = bench.spent, bench.busy
                     times[count] += [[bench.seconds(n) for n in TRIED if n <= bench.most] for _ in range(PASSES)]
+                wanted = SHARE * min(count, usable_cores()) * (bench.spent - spent)
+                disturbed |= bench.busy - busy < wanted
+    if disturbed:
+        times = {}
+        print("lithe: threads were not compared, as something else used the processor; measure again when it is quiet",
+              file=sys.stderr)
     tried = {count: np.quantile(np.sum(found, axis=1), (0.25, 0.5, 0.75)) for count, found in times.items()}
     best = min((count for count in tried if count == allowed or tried[count][2] < tried[allowed][0]),
                key=lambda count: tried[count][1], default=allowed)
@@ -135,7 +146,7 @@ class _Bench:
         self.model, window = model, model.config.context
         self.context = min(CONTEXT, max(window - ROWS[-1], window // 2))
         self.most = min(ROWS[-1], window - self.context)
-        self.spent = 0.0
+        self.spent = self.busy = 0.0  # seconds of the clock, and of all threads
 
     def __enter__(self) -> _Bench:
         self.mode = torch.inference_mode()
@@ -154,12 +165,13 @@ class _Bench:
 
     def seconds(self, rows: int) -> float:
         """Of one pass with all its logits; nothing is committed, so the next one is behind the same context."""
-        start = perf_counter()
+        start, busy = perf_counter(), process_time()
         self.model(self.ids[:, :rows], cache=self.cache, logits=ALL)
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         took = perf_counter() - start
         self.spent += took
+        self.busy += process_time() - busy
         return took
 
 

@@ -128,6 +128,18 @@ def test_all_threads_are_kept_without_a_clear_gain(folder, monkeypatch):
     assert runtime.measure(load(folder)).threads == 1 and "LITHE_THREADS" not in os.environ
 
 
+def test_on_a_busy_machine_nothing_is_chosen(folder, monkeypatch, capsys):
+    def taken(self, rows):
+        self.spent += 1.0  # by the clock, while this process got nothing
+        return 1.0 if self.model.threads == 1 else 2.0
+
+    monkeypatch.setattr(runtime._Bench, "seconds", taken)
+    torch.set_num_threads(2)
+    found = runtime.measure(load(folder))
+    assert (found.threads, found.tried) == (2, {}) and "threads were not compared" in capsys.readouterr().err
+    assert load(folder).threads == (2 if library.load() else torch.get_num_threads())
+
+
 SPOILS = {
     "empty": lambda raw: "", "not JSON": lambda raw: json.dumps(raw)[:-9], "a list": lambda raw: "[]", "NaN": lambda raw: "NaN",
     "another version": lambda raw: json.dumps(raw | {"version": 99}),
