@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lithe.bench.runner import bench as bench
     from lithe.decode.generate import generate as generate
     from lithe.model.load import load as load
+    from lithe.model.runtime import cost_curve as cost_curve
     from lithe.registry import entries as methods
 
 # Nothing heavy is imported until it is used: `import lithe` must stay instant.
@@ -24,8 +25,9 @@ _FACE = {
     "generate": "lithe.decode.generate",
     "bench": "lithe.bench.runner",
     "methods": "lithe.registry:entries",
+    "cost_curve": "lithe.model.runtime",
 }
-__all__ = ["bench", "generate", "load", "methods"]
+__all__ = ["bench", "cost_curve", "generate", "load", "methods"]
 
 
 def __getattr__(name: str) -> Any:

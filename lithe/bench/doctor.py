@@ -21,6 +21,7 @@ from lithe.decode.lanes import Lanes
 from lithe.decode.loop import step
 from lithe.decode.plan import DecodePlan, plan
 from lithe.model.decoder import ALL, Decoder
+from lithe.model.precision import precision
 from lithe.sampling.sequence import Sequence
 
 SPAN = 48  # rows on which noise is measured
@@ -88,7 +89,7 @@ def diagnose(model: Decoder, method: str, prompts: Seq[str | Seq[int]], *, max_t
     """Compare a method's greedy output with plain decoding's on every prompt. Raises for a plan or prompt that is not legal."""
     course = Course(model=model, prompts=list(prompts), max_tokens=max_tokens, accept=accept)
     plain, made = plan(model), plan(model, draft=method, accept=accept)
-    found = Diagnosis(method=made.name, promises=made.promises, dtype=str(model.dtype).removeprefix("torch."),
+    found = Diagnosis(method=made.name, promises=made.promises, dtype=precision(model),
                       threads=model.threads, kernels=model.kernels)
     try:
         for i in range(len(prompts)):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lithe.errors import FormatError, LitheError, UsageError
+from lithe.model.cache import PlainCache
 from lithe.model.decoder import NONE, Decoder
 
 CELLS = 2**24  # logits held at a time, in numbers: bounds memory whatever the vocabulary
@@ -114,7 +115,8 @@ def windows(tokens: int, size: int, *, given: bool) -> Iterator[tuple[int, int, 
 def _nats(model: Decoder, ids: list[int], last: int) -> float:
     """Negative log-likelihood of the last tokens of a window, given all before each."""
     ids_BT = torch.tensor([ids], device=model.device)
-    hidden_TC = model(ids_BT[:, :-1], logits=NONE).hidden[0, -last:]
+    cache = None if model.fast is None else PlainCache.like(model, capacity=len(ids))  # compiled layers need one
+    hidden_TC = model(ids_BT[:, :-1], cache=cache, logits=NONE).hidden[0, -last:]
     wanted_T, rows = ids_BT[0, -last:], max(1, CELLS // model.config.vocab)
     total = 0.0
     for at in range(0, last, rows):  # not all rows at once: vocabulary x window may be far larger than the model

@@ -6,8 +6,6 @@ import dataclasses
 import hashlib
 import inspect
 import json
-import os
-import platform
 import subprocess
 from collections.abc import Iterable
 from functools import cache
@@ -21,10 +19,9 @@ from lithe.bench.ledger import Record
 from lithe.model.checkpoint import fingerprint
 from lithe.model.decoder import Decoder
 from lithe.model.load import resolve
+from lithe.model.machine import machine
+from lithe.model.precision import precision
 
-# Instruction sets that change which kernels run; the rest of the flags say nothing about speed.
-FEATURES = ("avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8",
-            "asimd", "asimddp", "i8mm", "bf16", "sve")
 DIGITS = 16  # of a SHA-256, in hex: enough to tell sources and prompts apart
 SOURCES = {".py", ".c", ".cpp", ".h", ".cu"}
 
@@ -43,7 +40,7 @@ def record(suite: str, model: Decoder, *, measured: dict[str, Any], inputs: Any,
         suite=suite, model=model.source, model_hash=fingerprint(model.folder) if model.folder else None, method=method,
         knobs=knobs, weights=_weights(knobs), settings=settings, seed=seed, prompts_hash=digest(inputs),
         code_hash=code_hash(*parts), measured=measured, machine=at, device=model.device.type,
-        precision=str(model.dtype).removeprefix("torch."), threads=model.threads, torch=torch.__version__,
+        precision=precision(model), threads=model.threads, torch=torch.__version__,
         lithe=__version__, commit=commit(), kernels=model.kernels)
 
 
@@ -52,19 +49,6 @@ def _weights(knobs: dict[str, Any]) -> dict[str, str]:
     named = {name: value for name, value in knobs.items() if isinstance(value, str)
              and (value.startswith("zoo:") or (Path(value).expanduser() / "config.json").is_file())}
     return {name: fingerprint(resolve(value)) for name, value in named.items()}
-
-
-@cache
-def machine() -> dict[str, Any]:
-    """Processor, cores and features; nothing that names the machine or its owner."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = set((facts.get("flags") or facts.get("Features") or "").split())
-    return {"cpu": facts.get("model name") or platform.processor() or platform.machine(), "cores": os.cpu_count(),
-            "features": [name for name in FEATURES if name in flags]}
 
 
 @cache

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lithe.errors import FormatError, UsageError
-from lithe.registry import near
 
 if TYPE_CHECKING:
     from lithe.model.decoder import Decoder
@@ -23,12 +22,11 @@ if TYPE_CHECKING:
 JSON = Annotated[bool, typer.Option("--json", help="print JSON, nothing else")]
 METHODS = Annotated[list[str] | None, typer.Option("--method", help="a method as name:knob=value,...; repeats")]
 DEVICE = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 or mps")]
-DTYPE = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, float16 or float64")]
+DTYPE = Annotated[str, typer.Option("--dtype", help="auto, fp32, bf16, fp16, fp64, int8 or int4; int4:128 says the group")]
 THREADS = Annotated[int | None, typer.Option("--threads", help="processor threads; all cores where not given", min=1, max=256)]
 SEED = Annotated[int, typer.Option("--seed", help="of everything random")]
 OFFLINE = Annotated[bool, typer.Option("--offline", help="never ask the network, not even for a hub id")]
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 LEAST = 20  # characters: a last column with less room than this is better left whole
 FIELDS = ("prompt", "text", "question", "turns")  # where a JSON line keeps its prompt, the first that is there
 
@@ -54,19 +52,33 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 def open_model(name: str, *, dtype: str = "auto", device: str = "cpu", threads: int | None = None,
                offline: bool = False) -> Decoder:
     """Load a model as the options ask. Raises UsageError for an unknown dtype or a device that is not there."""
-    if dtype not in DTYPES:
-        raise UsageError(f"there is no dtype {dtype!r}{near(dtype, DTYPES)}")
     import torch
 
     from lithe.model.load import load
+    from lithe.model.precision import Precision
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    Precision.of(dtype)  # before the device: what was typed wrong is told first
     try:
         torch.empty(0, device=device).tolist()  # which a device without memory, as meta, cannot give
     except (RuntimeError, AssertionError) as problem:  # torch raises AssertionError where it was built without CUDA
         raise UsageError(f"device {device!r} cannot be used: {str(problem).splitlines()[0]}") from None
-    return load(name, dtype=None if dtype == "auto" else getattr(torch, dtype), device=device, offline=offline)
+    return load(name, dtype=dtype, device=device, offline=offline, threads=threads)
+
+
+def runs_as(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """What `model.runtime.report` found, as lines of a name and a text."""
+    lines = [("precision", facts["precision"]), ("kernels", f"{facts['kernels']}: {facts['why_kernels']}"),
+             ("threads", f"{facts['threads']}: {facts['why_threads']}"),
+             ("layers", f"{facts['compiled']} of {facts['layers']} compiled")]
+    by_reason: dict[str, list[int]] = {}
+    for layer, why in facts["why_not"].items():
+        by_reason.setdefault(why, []).append(layer)
+    lines += [("uncompiled", f"layer {', '.join(map(str, layers))}: {why}") for why, layers in by_reason.items()]
+    if (curve := facts["curve"]) is None:
+        return [*lines, ("pass", "not measured here yet; lithe env MODEL does it")]
+    beside = "; something ran beside it, so believe it little and measure anew" if curve["noisy"] else ""
+    return [*lines, ("pass", f"{curve['T1_ms']:.2f} ms a row behind {curve['context']} tokens; 8 rows take "
+                             f"{curve['T8/T1']:.2f} times as long, 16 rows {curve['T16/T1']:.2f}{beside}")]
 
 
 def read_prompts(path: str | Path) -> list[str]:

@@ -28,7 +28,9 @@ class Painter:
         return self.colour.setdefault(source, COLOURS[len(self.colour) % len(COLOURS)])
 
     def write(self, step: Any) -> None:
-        """Print a step's text at once."""
+        """Print a step's text at once, unless the console is quiet."""
+        if self.console.quiet:
+            return
         if not self.show:
             sys.stdout.write(step.text)
             sys.stdout.flush()

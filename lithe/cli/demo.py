@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,12 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from lithe import recipe
+from lithe.cli._common import DTYPE, JSON, THREADS, emit, open_model
 from lithe.cli._paint import Painter, Tally
 from lithe.decode.generate import request
 from lithe.decode.loop import run
 from lithe.decode.plan import DecodePlan, plan
 from lithe.errors import UsageError
-from lithe.model.load import ZOO, load
+from lithe.model.load import ZOO
 
 GROUP = "run"
 KINDS = ("story", "prose", "maths", "code")
@@ -27,20 +28,30 @@ def command(
     model: Annotated[str, typer.Option(help="the model to show: a folder or zoo:NAME")] = "zoo:tiny",
     show: Annotated[str, typer.Option(help="a recipe that lists methods")] = "demo",
     max_tokens: Annotated[int | None, typer.Option(help="tokens for each prompt", min=1)] = None,
+    as_json: JSON = False,
+    dtype: DTYPE = "auto",
+    threads: THREADS = None,
 ) -> int:
     """Plain decoding against three methods on real prompts: live, coloured by source, passes counted, output compared."""
-    return 0 if perform(Console(highlight=False), model, show, max_tokens) else 1
+    totals, same = perform(Console(highlight=False, quiet=as_json), model, show, max_tokens, dtype=dtype, threads=threads)
+    if as_json:
+        rows = [{"method": name, "tokens": tally.tokens, "passes": tally.passes,
+                 "tokens_per_pass": round(tally.tokens_per_pass, 3), "tokens_per_s": round(tally.tokens_per_s, 1),
+                 "identical": same[name]} for name, tally in totals.items()]
+        emit({"model": model, "identical": all(same.values()), "methods": rows})
+    return 0 if all(same.values()) else 1
 
 
-def perform(console: Console, model: str, show: str, max_tokens: int | None = None, kinds: Sequence[str] = KINDS) -> bool:
-    """Show a recipe's methods on the first shipped prompt of each kind; True where all output is plain decoding's."""
+def perform(console: Console, model: str, show: str, max_tokens: int | None = None, kinds: Sequence[str] = KINDS,
+            **how: Any) -> tuple[dict[str, Tally], dict[str, bool]]:
+    """Show a recipe's methods on the first shipped prompt of each kind; what each did, and whether it said plain decoding's."""
     wanted = recipe.read(show, "methods", "max_tokens")
     if not wanted.get("methods"):
         raise UsageError(f"recipe {show!r} lists no methods to show")
     limit = max_tokens or wanted.get("max_tokens", 96)
-    target = load(model)
-    console.print(f"\n[bold]lithe[/] decodes with [bold]{escape(model)}[/] ({target.size / 1e6:.0f} M parameters), greedily, "
-                  "on real prompts. Uncoloured text is the model's own; coloured text was drafted and verified.\n")
+    target = open_model(model, **how)
+    console.print(f"\n[bold]lithe[/] decodes with [bold]{escape(model)}[/] ({target.size / 1e6:.0f} M parameters), "
+                  "greedily, on real prompts. Uncoloured text is the model's own; coloured text was drafted and verified.\n")
     plans = [plan(target), *(plan(target, draft=spec) for spec in wanted["methods"])]
     totals = {made.name: Tally() for made in plans}
     same = dict.fromkeys(totals, True)
@@ -54,7 +65,7 @@ def perform(console: Console, model: str, show: str, max_tokens: int | None = No
             expected = expected or tally.ids
             same[made.name] &= tally.ids == expected
     _summary(console, totals, same)
-    return all(same.values())
+    return totals, same
 
 
 def _prompts(kinds: Sequence[str]) -> list[tuple[str, str]]:

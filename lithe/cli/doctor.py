@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lithe.cli._common import DEVICE, DTYPE, JSON, OFFLINE, THREADS, emit, open_model
+from lithe.cli._common import DEVICE, DTYPE, JSON, OFFLINE, THREADS, emit, open_model, runs_as
 from lithe.cli._measure import LIMIT, PROMPTS, chosen_prompts, progress
 
 if TYPE_CHECKING:
@@ -34,22 +34,25 @@ def command(
     twice the numeric noise of this machine and precision; 1 where a token differs by more; 130 after Ctrl-C.
     """
     from lithe.bench.doctor import diagnose
+    from lithe.model.runtime import report
 
     asked = chosen_prompts(prompts, limit)
     target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline)
     with progress("examining") as tell:
         found = diagnose(target, method, asked, max_tokens=max_tokens, progress=tell)
+    facts = report(target)
     if as_json:
-        emit(found.json())
+        emit(found.json() | {"runtime": facts})
     else:
-        _show(found)
+        _show(found, facts)
     return 130 if found.interrupted else 0 if found.lossless else 1
 
 
-def _show(found: Diagnosis) -> None:
+def _show(found: Diagnosis, facts: dict[str, Any]) -> None:
     print(f"method     {found.method}")
     print(f"promises   {', '.join(found.promises) or 'nothing'}")
-    print(f"runs as    {found.dtype}, {found.threads} threads, kernels: {found.kernels}")
+    for name, text in runs_as(facts):
+        print(f"{name:<10} {text}")
     print(f"noise      logits move by up to {found.noise:.2g} between passes of one row and of up to {found.rows}")
     print(f"same       {found.same} of {found.prompts} prompts, {found.tokens} tokens of plain decoding in all")
     for difference in found.differences[:MOST]:

@@ -1,4 +1,4 @@
-"""Tell what lithe runs on: versions, processor, memory, models, ledger."""
+"""Tell what lithe runs on: versions, processor, kernels, models; of a model, what runs it and how fast."""
 
 from __future__ import annotations
 
@@ -7,23 +7,54 @@ import platform
 import re
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from lithe import __version__
-from lithe.cli._common import JSON, emit
+from lithe.cli._common import DEVICE, DTYPE, JSON, OFFLINE, THREADS, emit, open_model, runs_as
+from lithe.cli._measure import progress
 
 GROUP = "look up"
 
 
-def command(as_json: JSON = False) -> None:
-    """Show the environment, as a bug report or a measurement needs it. Asks no network."""
-    facts = environment()
+def command(
+    model: Annotated[str | None, typer.Argument(help="a model folder, zoo:NAME or a hub id")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="measure the model's passes anew")] = False,
+    as_json: JSON = False,
+    dtype: DTYPE = "auto",
+    device: DEVICE = "cpu",
+    threads: THREADS = None,
+    offline: OFFLINE = False,
+) -> None:
+    """Show the environment, as a bug report or a measurement needs it. Asks no network.
+
+    Of a model it tells what runs it, why, and what a pass of many rows costs; that is measured the first time and kept.
+    Where fewer threads than all are found faster, the model is run on so many from then on.
+    """
+    facts = environment() | ({} if model is None else {"model": _measured(model, measure, dtype, device, threads, offline)})
     if as_json:
         emit(facts)
         return
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        print(f"{name:<{width}}  {_text(name, value)}")
+    told = facts.pop("model", None)
+    lines = [(name, _text(name, value)) for name, value in facts.items()]
+    if told is not None:
+        lines += [("", ""), ("model", told["name"]), *runs_as(told)]
+    width = max(len(name) for name, _ in lines)
+    for name, text in lines:
+        print(f"{name:<{width}}  {text}".rstrip())
+
+
+def _measured(name: str, anew: bool, dtype: str, device: str, threads: int | None, offline: bool) -> dict[str, Any]:
+    from lithe.model import runtime
+
+    model = open_model(name, dtype=dtype, device=device, threads=threads, offline=offline)
+    known = runtime.stored(model)
+    with progress("measuring passes") as tell:
+        if anew or known is None or not known.curves:
+            runtime.measure(model, progress=tell)
+        runtime.cost_curve(model, progress=tell)  # on as many threads as were asked for
+    return {"name": name} | runtime.report(model)
 
 
 def environment() -> dict[str, Any]:
@@ -31,8 +62,11 @@ def environment() -> dict[str, Any]:
     import torch
 
     from lithe.bench.ledger import DEFAULT
-    from lithe.bench.provenance import commit, machine
+    from lithe.bench.provenance import commit
+    from lithe.kernels import library
     from lithe.model.load import zoo
+    from lithe.model.machine import kernels, machine, usable_cores
+    from lithe.model.runtime import why_threads
 
     at = machine()
     return {
@@ -43,12 +77,14 @@ def environment() -> dict[str, Any]:
         "cpu": at["cpu"],
         "features": at["features"],
         "cores": at["cores"],
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else at["cores"],
-        "threads": torch.get_num_threads(),
+        "usable_cores": usable_cores(),
+        "threads": library.threads(),
+        "why_threads": why_threads(),
         "memory": memory(),
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
-        "kernels": torch.backends.cpu.get_cpu_capability(),
+        "kernels": kernels(),
+        "torch_kernels": torch.backends.cpu.get_cpu_capability(),
         "packages": packages(),
         "zoo": zoo(),
         "ledger": os.environ.get("LITHE_LEDGER") or str(DEFAULT),
@@ -79,6 +115,9 @@ def _version(name: str) -> str | None:
 
 
 def _text(name: str, value: Any) -> str:
+    if name == "kernels":
+        better = (f"not {variant}: {why}" for variant, why in value["better"].items())
+        return "; ".join([f"{value['variant']}: {value['why']}", *better])
     if isinstance(value, dict):
         return ", ".join(f"{key} {version or '(not installed)'}" for key, version in value.items())
     if isinstance(value, list):

@@ -8,7 +8,24 @@ import torch
 from torch import Tensor, nn
 
 from lithe.kernels.linear import linear
-from lithe.kernels.pack import Packed, pack, unpack
+from lithe.kernels.pack import PANEL, Packed, pack, size, unpack
+
+PIECE = 1 << 18  # weights packed at a time: some twenty times as many bytes are held for a moment
+
+
+def pack_pieces(weight_NK: Tensor, kind: str, group: int = 0) -> Packed:
+    """What `pack` gives, made panel by panel, so that little more than the result is held beside the weights."""
+    n, k = weight_NK.shape
+    rows = max(PIECE // k // PANEL, 1) * PANEL
+    first = pack(weight_NK[:rows], kind, group)
+    if n <= rows:
+        return first
+    data, at = first.data.new_empty(size(kind, n, k, first.group)), 0
+    for start in range(0, n, rows):
+        piece = (first if start == 0 else pack(weight_NK[start : start + rows], kind, group)).data
+        data[at : at + len(piece)] = piece
+        at += len(piece)
+    return Packed(data, kind, n, k, first.group)
 
 
 class _Product(torch.autograd.Function):
@@ -41,7 +58,7 @@ class PackedLinear(nn.Module):
     @classmethod
     def of(cls, module: nn.Linear, kind: str, group: int = 0) -> PackedLinear:
         """The same layer with weights rounded to nearest as `kind` asks (see kernels/pack.py)."""
-        return cls(pack(module.weight, kind, group), module.bias)
+        return cls(pack_pieces(module.weight, kind, group), module.bias)
 
     @property
     def packed(self) -> Packed:

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import torch
 
-from lithe.errors import UsageError
+from lithe.errors import UnsupportedError, UsageError
 from lithe.kernels import library
-from lithe.model.checkpoint import load as load_weights
+from lithe.model import runtime
+from lithe.model.checkpoint import is_packed, load as load_weights
 from lithe.model.decoder import Decoder
 from lithe.model.fast import fuse
+from lithe.model.precision import EXACT, Precision
 from lithe.model.tokenizer import Tokenizer, generation_settings, same_vocabulary
 from lithe.registry import near
 
-KINDS = {torch.float32: "fp32", torch.bfloat16: "bf16"}  # how the kernels pack each precision without rounding it
 ZOO = Path(__file__).parent.parent / "zoo"
 
 
@@ -49,16 +50,25 @@ def zoo() -> list[str]:
     return sorted(path.parent.name for path in ZOO.glob("*/config.json"))
 
 
-def load(name: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu",
-         offline: bool = False, fast: bool = True) -> Decoder:
+def load(name: str | Path, *, dtype: torch.dtype | str | None = None, device: str | torch.device = "cpu",
+         offline: bool = False, fast: bool = True, threads: int | None = None) -> Decoder:
     """A decoder with its tokenizer, ready to generate.
 
-    name: a model folder, `zoo:tiny` or a hub id. dtype: float32 by default. fast: pack the weights for the compiled
-    kernels where these run, which take over PyTorch's threads (it keeps one); give False to change the weights or to save
-    the model. Raises FormatError for what cannot be read.
+    name: a model folder, `zoo:tiny` or a hub id. dtype: float32 by default on a CPU; others as model/precision.py names them:
+    `bf16`, `int8`, `int4:128`, ... Rounding is never chosen unasked. fast: pack the weights for the compiled kernels where
+    these run, which take over PyTorch's threads (it keeps one); give False to change the weights. threads: else as many as
+    PyTorch has, or fewer where `runtime.measure` found them faster. Raises FormatError for what cannot be read,
+    UnsupportedError for a dtype that does not run here.
     """
-    folder = resolve(name, offline=offline)
-    model = load_weights(folder, dtype=dtype, device=device)
+    folder, wanted, device = resolve(name, offline=offline), Precision.of(dtype), torch.device(device)
+    if wanted.kind and device.type != "cpu":
+        raise UnsupportedError(f"{dtype} weights run on a CPU, not on {device}; choose a float")
+    if isinstance(dtype, str) and dtype != "auto" and is_packed(folder):
+        raise UnsupportedError(f"{folder} holds packed weights, which load as they are: leave dtype={dtype} out, or take the "
+                               "model that they were made from")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    model = _load_weights(folder, wanted, device, fast)
     model.eval()
     model.source = str(name)
     model.folder = folder
@@ -66,12 +76,21 @@ def load(name: str | Path, *, dtype: torch.dtype | None = None, device: str | to
     model.settings = generation_settings(folder)
     if any(folder.glob("tokenizer*")):  # one that cannot be used is an error, none at all is not
         model.tokenizer = Tokenizer(folder, model.config.vocab)
-    kind = KINDS.get(model.dtype)
-    if fast and kind and model.device.type == "cpu":
-        fuse(model, kind)
+    if fast and device.type == "cpu" and model.dtype in EXACT:
+        fuse(model, wanted.kind or EXACT[model.dtype], wanted.group)
         if model.fast is not None:
-            library.take_threads()
+            runtime.take_threads(model, threads)
     return model
+
+
+def _load_weights(folder: Path, wanted: Precision, device: torch.device, fast: bool) -> Decoder:
+    """Each matrix is packed as it is read, so that only one layout of the weights is ever in memory."""
+    if is_packed(folder):
+        return load_weights(folder, dtype=wanted.dtype, device=device)
+    kind, dtype = wanted.kind, wanted.dtype or (torch.float32 if device.type == "cpu" else None)
+    if not kind and fast and device.type == "cpu" and dtype in EXACT and library.load() is not None:
+        kind = EXACT[dtype]
+    return load_weights(folder, dtype=dtype, device=device, kind=kind, group=wanted.group)
 
 
 def vocabulary_mismatch(a: Decoder, b: Decoder) -> str | None:

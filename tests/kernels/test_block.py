@@ -8,7 +8,6 @@ import torch
 from lithe.errors import UnsupportedError
 from lithe.kernels import library
 from lithe.model.cache import PlainCache
-from lithe.model.checkpoint import save
 from lithe.model.config import Config, Rope
 from lithe.model.decoder import ALL, Decoder
 from lithe.model.fast import fuse
@@ -180,8 +179,6 @@ def test_gradients_reach_what_is_trained_beside_packed_weights():
     assert (grads[0] - grads[1]).abs().max() <= 1e-4 * grads[0].abs().max()
 
 
-def test_what_cannot_be_fused_or_saved_is_refused(tmp_path):
+def test_what_cannot_be_fused_is_refused():
     with pytest.raises(UnsupportedError):
         fuse(decoder().double(), "fp32")
-    with pytest.raises(UnsupportedError):
-        save(fuse(decoder(), "int8"), tmp_path / "model")
