@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from lithe.bench.advise import advise as advise
     from lithe.bench.runner import bench as bench
     from lithe.decode.generate import generate as generate
     from lithe.model.load import load as load
@@ -24,10 +25,11 @@ _FACE = {
     "load": "lithe.model.load",
     "generate": "lithe.decode.generate",
     "bench": "lithe.bench.runner",
+    "advise": "lithe.bench.advise",
     "methods": "lithe.registry:entries",
     "cost_curve": "lithe.model.runtime",
 }
-__all__ = ["bench", "cost_curve", "generate", "load", "methods"]
+__all__ = ["advise", "bench", "cost_curve", "generate", "load", "methods"]
 
 
 def __getattr__(name: str) -> Any:

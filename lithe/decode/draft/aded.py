@@ -73,6 +73,8 @@ class Node:
 
 
 class Method:
+    learns_from_any_tree = True
+
     def __init__(self, knobs: Knobs, model):
         self.knobs = knobs
         made = corpus.load(knobs.corpus, model.tokenizer).derived(f"triples {knobs.top}", lambda ids: count(ids, knobs.top))

@@ -26,6 +26,8 @@ class Knobs:
 
 
 class Method:
+    learns_from_any_tree = True
+
     def __init__(self, knobs: Knobs, model):
         self.knobs = knobs
         self.seen: dict[int, tuple[int, dict]] = {}  # by sequence: how far it was read, and where each n-gram was followed

@@ -37,6 +37,8 @@ class Knobs:
 
 
 class Method:
+    learns_from_any_tree = True
+
     def __init__(self, knobs: Knobs, model):
         self.knobs = knobs
         read = corpus.load(knobs.corpus, model.tokenizer)

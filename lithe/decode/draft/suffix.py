@@ -41,6 +41,8 @@ Node = tuple[float, int, int]  # probability, parent within the draft (-1 its ro
 
 
 class Method:
+    learns_from_any_tree = True
+
     def __init__(self, knobs: Knobs, model):
         self.knobs = knobs
         self.texts: dict[int, tuple[int, SuffixAutomaton]] = {}  # by sequence: how far it was read, and its index

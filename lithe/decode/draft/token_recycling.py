@@ -57,6 +57,8 @@ class Knobs:
 
 
 class Method:
+    learns_from_any_tree = True
+
     def __init__(self, knobs: Knobs, model):
         self.knobs, self.k = knobs, min(knobs.k, model.config.vocab)
         self.table = np.zeros((model.config.vocab, self.k), dtype=np.int32)  # 0: not filled yet, as in the paper

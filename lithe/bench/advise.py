@@ -1,0 +1,227 @@
+"""Which way to decode pays on this model, machine and kind of prompt: predicted from its parts, then confirmed by running.
+
+A round of a method costs its drafting, one pass over the rows it verifies, and the walk. The pass comes from the stored cost
+curve T(n), what a method drafts and what is accepted from a short trial. So a dozen methods and sizes are compared in the
+time of a few texts, and only those that promise most are run against plain decoding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence as Seq
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from lithe import registry
+from lithe.bench.runner import Course, bench
+from lithe.decode.loop import run
+from lithe.decode.plan import plan
+from lithe.errors import LitheError
+from lithe.model.curve import CostCurve
+from lithe.model.decoder import Decoder
+from lithe.model.runtime import cost_curve
+
+SIZES = {"nodes": (4, 8, 16, 32), "tokens": (2, 4, 8)}  # knobs that say how many rows a pass verifies, and what is tried
+WARM_UP = 8  # tokens of a method before its trial counts
+COSTLY = 0.35  # share of a round from which its drafting is what stands in the way
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(kw_only=True)
+class Advice:
+    """What is known of one way to decode. Seconds are of an average round; None where the trial did not come so far."""
+
+    method: str
+    spec: str  # text that a plan is made from
+    lossless: bool
+    problem: str | None = None  # why it cannot run here
+    tokens_per_pass: float = 0.0
+    rows_per_pass: float = 0.0
+    draft_s: float = 0.0  # drafting and observing
+    verify_s: float = 0.0  # the pass, by the cost curve
+    walk_s: float = 0.0
+    passes: int = 0
+    speedup: float = 0.0  # predicted tokens per second over plain decoding's
+    tokens_per_s: float = 0.0  # predicted
+    measured: float | None = None  # speedup, where it was confirmed
+    interval: tuple[float, float] | None = None
+    reason: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """Of an average round."""
+        return self.draft_s + self.verify_s + self.walk_s
+
+    @property
+    def worth(self) -> float:
+        """The speedup to go by: measured where it was, predicted where not."""
+        return self.speedup if self.measured is None else self.measured
+
+
+@dataclass(kw_only=True)
+class Advised:
+    """All ways, the best first and those that cannot run last; `best` is None where plain decoding wins."""
+
+    curve: CostCurve
+    plain: Advice
+    ways: list[Advice]
+    best: Advice | None
+    disturbed: bool = False  # something else ran beside the confirmation
+
+    def json(self) -> dict[str, Any]:
+        return {"best": self.best.method if self.best else None, "disturbed": self.disturbed,
+                "curve": dict(zip(self.curve.rows, self.curve.medians, strict=True)),
+                "ways": [dataclasses.asdict(way) for way in [self.plain, *self.ways]]}
+
+
+def advise(model: Decoder, prompts: Iterable[str | Seq[int]], methods: Iterable[str] = (), *, second: str | None = None,
+           max_tokens: int = 64, trials: int = 4, confirm: int = 2, lossy: bool = False, seed: int = 0,
+           progress: Progress | None = None, **settings: Any) -> Advised:
+    """Rank ways to decode, best first, with reasons.
+
+    methods: specs to consider; by default every draft on the shelf that can run here, in several sizes. second: a model
+    for drafts that need one. trials: prompts of the trial; the others, where there are any, serve to confirm the best
+    `confirm` by running them. lossy: consider ways that may change the output too. settings: as for `generate`.
+    """
+    every = list(prompts)
+    trial = Course(model=model, prompts=every[:trials], max_tokens=max_tokens, seed=seed, law=_law(settings))
+    curve = cost_curve(model)
+    asked = list(methods) or candidates(second)
+    tell = progress or (lambda done, total: None)
+    total = len(asked) + 2
+    tell(0, total)
+    plain, idle = _tried(trial, None, curve, 0.0)
+    ways = []
+    for i, text in enumerate(asked):
+        ways.append(_tried(trial, text, curve, idle)[0])
+        tell(i + 1, total)
+    _compare(plain, ways)
+    ways = _one_size_each([way for way in ways if lossy or way.lossless], keep=bool(methods))
+    disturbed = _confirm(model, every[trials:] or every, ways[:confirm], max_tokens=max_tokens, seed=seed, settings=settings)
+    ways.sort(key=lambda way: (way.problem is not None, -way.worth))
+    tell(total, total)
+    for way in ways:
+        way.reason = reason(way, curve)
+    best = next((way for way in ways[:1] if way.problem is None and _pays(way)), None)
+    return Advised(curve=curve, plain=plain, ways=ways, best=best, disturbed=disturbed)
+
+
+def candidates(second: str | None = None) -> list[str]:
+    """Specs of every draft on the shelf, in the sizes that its knobs offer; those with weights of their own are left out."""
+    found = []
+    for entry in registry.entries("decode", "draft"):
+        if entry.card.trains or not entry.card.emits:
+            continue
+        model = [f"model={second}"] if second and "second_model" in entry.card.needs else []
+        known = {knob.name: knob for knob in dataclasses.fields(entry.module.Knobs)}
+        size = next((name for name in SIZES if name in known), None)
+        knobs = [[f"{size}={n}"] for n in SIZES[size]] if size else [[]]
+        found += [":".join(filter(None, [entry.reference, ",".join(model + knob)])) for knob in knobs]
+    return found
+
+
+def reason(way: Advice, curve: CostCurve) -> str:
+    """One line that says what decides."""
+    if way.problem is not None:
+        return way.problem
+    passes = way.verify_s / curve.seconds(1)
+    gains = f"{way.tokens_per_pass:.2f} tokens a pass"
+    if way.worth > 1:
+        return f"{gains}, and a round costs {way.seconds / curve.seconds(1):.2f} plain passes"
+    if way.draft_s > COSTLY * way.seconds:
+        return f"drafting costs {way.draft_s / way.seconds:.0%} of a round, for {gains}"
+    if way.tokens_per_pass < 1.05:
+        return f"hardly anything it drafts is accepted: {gains}"
+    return f"{gains}, but verifying {way.rows_per_pass:.0f} rows costs {passes:.2f} plain passes"
+
+
+@dataclass
+class _Trial:
+    """Sums over the rounds of a trial."""
+
+    tokens: int = 0
+    passes: int = 0
+    rows: int = 0
+    pass_s: float = 0.0
+    draft: list[float] = field(default_factory=list)
+    verify: list[float] = field(default_factory=list)
+    walk: list[float] = field(default_factory=list)
+
+
+def _tried(course: Course, text: str | None, curve: CostCurve, idle: float) -> tuple[Advice, float]:
+    """A method's parts from its run on the trial's prompts, and what its passes took beyond the curve. idle: that of plain."""
+    try:
+        made = plan(course.model, draft=text)
+        promise = "same_tokens" if course.law.greedy else "same_law"
+        way = Advice(method=made.name, spec=text or "", lossless=promise in made.promises)
+        for _ in run(made, [course.ask(0, most=WARM_UP)]):
+            pass
+        found = _run(made, course, curve)
+    except LitheError as problem:
+        return Advice(method=text or "plain", spec=text or "", lossless=True, problem=str(problem)), 0.0
+    beyond = max(0.0, median(found.verify) - found.pass_s / found.passes)
+    way.passes = found.passes
+    way.tokens_per_pass, way.rows_per_pass = found.tokens / found.passes, found.rows / found.passes
+    way.draft_s, way.walk_s = sum(found.draft) / found.passes, median(found.walk)
+    way.verify_s = found.pass_s / found.passes + (beyond if text is None else idle)
+    return way, beyond
+
+
+def _run(made: Any, course: Course, curve: CostCurve) -> _Trial:
+    found = _Trial()
+    for i in range(len(course.prompts)):
+        for step in run(made, [course.ask(i)]):
+            found.tokens, found.rows, found.passes = found.tokens + len(step.tokens), found.rows + step.nodes, found.passes + 1
+            found.pass_s += curve.seconds(step.nodes)
+            found.draft.append(step.seconds["draft"] + step.seconds["observe"])
+            found.verify.append(step.seconds["verify"])
+            found.walk.append(step.seconds["walk"])
+    return found
+
+
+def _compare(plain: Advice, ways: list[Advice]) -> None:
+    plain.tokens_per_s, plain.speedup = plain.tokens_per_pass / plain.seconds, 1.0
+    for way in ways:
+        if way.problem is None:
+            way.tokens_per_s = way.tokens_per_pass / way.seconds
+            way.speedup = way.tokens_per_s / plain.tokens_per_s
+
+
+def _one_size_each(ways: list[Advice], *, keep: bool) -> list[Advice]:
+    """The best size of every method, best first; all of them where the user named them."""
+    ways = sorted(ways, key=lambda way: (way.problem is not None, -way.speedup))
+    seen: set[str] = set()
+    chosen = []
+    for way in ways:
+        name = way.method.partition(":")[0]
+        if keep or name not in seen:
+            chosen.append(way)
+            seen.add(name)
+    return chosen
+
+
+def _confirm(model: Decoder, prompts: list[str | Seq[int]], ways: list[Advice], *, max_tokens: int, seed: int,
+             settings: dict[str, Any]) -> bool:
+    """Run the most promising ones beside plain decoding; returns whether the machine was disturbed."""
+    ways = [way for way in ways if way.problem is None]
+    if not ways:
+        return False
+    rows = bench(model, [way.spec for way in ways], prompts, max_tokens=max_tokens, seed=seed, **settings)
+    for way, row in zip(ways, rows[1:], strict=True):
+        way.measured, way.interval, way.problem = row.speedup, row.speedup_interval, row.error
+        if way.lossless and row.same is not None and row.same < row.of:
+            way.problem = f"it changed {row.of - row.same} of {row.of} texts, against its promise: run lithe doctor"
+    return rows[0].disturbed
+
+
+def _pays(way: Advice) -> bool:
+    """Whether it is surely faster than plain decoding: the lower end of its interval decides, where it was run."""
+    return (way.interval[0] if way.interval else way.worth) > 1
+
+
+def _law(settings: dict[str, Any]) -> Any:
+    from lithe.sampling.law import Law
+
+    return Law.of(**settings)

@@ -1,0 +1,98 @@
+"""Advice adds up, ranks by what it says it ranks by, and never recommends what does not pay."""
+
+import json
+
+import pytest
+
+from lithe import recipe
+from lithe.bench.advise import Advice, advise, candidates, reason
+from lithe.cli import run
+from lithe.contracts.small import small_model
+from lithe.model.cache import PlainCache
+from lithe.model.curve import CostCurve
+from tests.bench.folder import small_text_folder
+from tests.bench.methods import FOLLOWS, LOSSY, NEEDY, write
+
+pytestmark = pytest.mark.usefixtures("silence", "one_cache")
+PROMPTS = [[1, 2, 3, 1, 2], [4, 5], [9, 8, 9, 8], [6], [1, 2], [7, 7]]
+
+# Drafts only what is never accepted, and takes its time.
+SLOW = FOLLOWS.replace("def propose", "def guess_badly") + '''
+    def propose(self, sequences, room):
+        import time
+        time.sleep(0.01)
+        return [Tree.chain(s.ids[-1], [(s.ids[-1] + 13) % 20] * min(most, 1)) for s, most in zip(sequences, room)]
+'''
+
+
+@pytest.fixture
+def one_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LITHE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def mine(tmp_path):
+    return write(tmp_path, follows=FOLLOWS, slow=SLOW, lossy=LOSSY, needy=NEEDY,
+                 frank=FOLLOWS.replace('promises=("same_tokens", "same_law"), ', ""))
+
+
+def test_a_prediction_is_the_sum_of_its_parts(mine):
+    found = advise(small_model(), PROMPTS, [mine["follows"], mine["slow"]], max_tokens=24, confirm=0)
+    assert {way.method.partition(":")[0] for way in found.ways} == {"follows", "slow"}
+    for way in [found.plain, *found.ways]:
+        assert way.tokens_per_s == pytest.approx(way.tokens_per_pass / (way.draft_s + way.verify_s + way.walk_s))
+        assert way.speedup == pytest.approx(way.tokens_per_s / found.plain.tokens_per_s)
+    follows, slow = sorted(found.ways, key=lambda way: way.method)
+    assert follows.tokens_per_pass > 1.5 and follows.rows_per_pass > 2 and follows.measured is None
+    assert slow.draft_s >= 0.01 and slow.speedup < 1 and "drafting costs" in slow.reason
+    assert found.ways[-1] is slow
+
+
+def test_what_never_pays_is_not_recommended_and_what_is_confirmed_was_run(mine):
+    found = advise(small_model(), PROMPTS, [mine["slow"]], max_tokens=16, trials=2, confirm=1)
+    assert found.best is None and found.ways[0].measured < 1 and found.ways[0].interval[0] < 1
+
+
+def test_lossy_ways_are_considered_only_when_asked(mine):
+    assert advise(small_model(), PROMPTS, [mine["frank"]], max_tokens=12, confirm=0).ways == []
+    ways = advise(small_model(), PROMPTS, [mine["frank"]], max_tokens=12, confirm=0, lossy=True).ways
+    assert not ways[0].lossless and ways[0].passes
+
+
+def test_what_cannot_run_here_or_breaks_its_promise_says_so_and_comes_last(mine, monkeypatch):
+    monkeypatch.setattr(PlainCache, "can", PlainCache.can - {"gather"})
+    found = advise(small_model(), PROMPTS, [mine["needy"], mine["lossy"], mine["slow"]], max_tokens=12, trials=2)
+    assert found.best is None
+    needy, lossy = found.ways[-1], found.ways[-2]
+    assert "needs gather" in needy.reason and "against its promise" in lossy.reason
+
+
+def test_reasons_name_what_decides():
+    curve = CostCurve(rows=(1, 8), medians=(1.0, 2.0), spreads=(0.0, 0.0), context=8, threads=1)
+    def way(rows, verify, speedup, tokens=1.2, draft=0.0):
+        return Advice(method="m", spec="m", lossless=True, rows_per_pass=rows, verify_s=verify, speedup=speedup,
+                      tokens_per_pass=tokens, draft_s=draft)
+
+    assert "drafting costs 50%" in reason(way(2, 1.0, 0.6, draft=1.0), curve)
+    assert "8 rows costs 2.00" in reason(way(8, 2.0, 0.6), curve)
+    assert "hardly anything" in reason(way(8, 2.0, 0.5, tokens=1.01), curve)
+    assert "3.00 tokens a pass" in reason(way(8, 2.0, 1.5, tokens=3.0), curve)
+
+
+def test_every_candidate_is_a_spec_in_one_of_several_sizes():
+    assert len(set(candidates())) == len(candidates()) > 4
+    assert any("model=elsewhere" in text for text in candidates("elsewhere")) or not any("model" in c for c in candidates())
+
+
+def test_the_verb_writes_a_recipe_that_can_be_read(mine, tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a fox saw a fox.\nthe dog\none and one\n")
+    words = [str(small_text_folder()), "--prompts", str(prompts), "--method", mine["follows"], "--max-tokens", "12"]
+    assert run(["advise", *words, "--json", "--trials", "1", "--write", str(tmp_path / "plan.toml")]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [way["method"].partition(":")[0] for way in told["ways"]] == ["plain", "follows"]
+    assert (told["best"] is not None) == ("draft" in recipe.read(str(tmp_path / "plan.toml"), "draft"))
+    assert run(["advise", *words, "--write", str(tmp_path / "plan.toml")]) == 2
+    assert "there already" in capsys.readouterr().err
+    assert run(["advise", *words]) == 0
+    assert "advice: " in capsys.readouterr().out
