@@ -276,12 +276,19 @@ def test_absurd_settings(refused, tmp_path, words, said):
 
 @pytest.mark.parametrize(("words", "said"), [
     (["--max-tokens", "0"], "--max-tokens"), (["--max-tokens", "many"], "--max-tokens"), (["--threads", "0"], "--threads"),
-    (["--temperature", "-1"], "--temperature"), (["--temperature", "nan"], "--temperature"), (["--threads", "9999"], "256"),
+    (["--temperature", "-1"], "--temperature"), (["--threads", "9999"], "256"),
     (["--nosuch"], "No such option"), (["one", "more"], "unexpected extra argument")])  # fmt: skip
 def test_absurd_options_are_told_with_the_usage(capsys, words, said):
     assert run(["generate", str(spoken()), "a", *words]) == USAGE
     out, err = capsys.readouterr()
     assert out == "" and "Usage: lithe generate" in err and said in err and "Traceback" not in err
+
+
+def test_a_temperature_that_is_no_number_is_refused(capsys):
+    """By typer's range or by the knob's own, as typer's version has it."""
+    assert run(["generate", str(spoken()), "a", "--temperature", "nan"]) == USAGE
+    out, err = capsys.readouterr()
+    assert out == "" and "temperature" in err and "nan" in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize(("old", "new", "code", "said"), [
