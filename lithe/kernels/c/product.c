@@ -53,10 +53,10 @@ Rows rows_at(int32_t kind, const float *x, int64_t stride, int rows, int64_t k, 
 }
 
 /* Whole numbers -127 to 127 with one scale a block of 32: scale = largest / 127, ties to even. */
-static void quantize(const float *x, int64_t k, int64_t real_k, const Rows *into, int row) {
+static void quantize(const float *x, int64_t k, int64_t real_k, const Rows *into, int row, int64_t from, int64_t to) {
     const int block = block_of(row, into->rows), first = block_start(block, into->rows);
     const int count = block_start(block + 1, into->rows) - first;
-    for (int64_t g = 0, at = first * (k / BLOCK) + row - first; g < k / BLOCK; g++, at += count) {
+    for (int64_t g = from / BLOCK, at = first * (k / BLOCK) + g * count + row - first; g < to / BLOCK; g++, at += count) {
         int8_t *q = (int8_t *)into->x + at * BLOCK_BYTES;
         float t[BLOCK] __attribute__((aligned(64))) = {0};
         int64_t real = real_k - g * BLOCK < BLOCK ? real_k - g * BLOCK : BLOCK;
@@ -79,16 +79,17 @@ static void quantize(const float *x, int64_t k, int64_t real_k, const Rows *into
     }
 }
 
-void prepare(int32_t kind, const float *x, int64_t k, int64_t real_k, const Rows *into, int row) {
+/* Inputs [from, to) of a row x; both are multiples of BLOCK or the end. */
+void prepare(int32_t kind, const float *x, int64_t k, int64_t real_k, const Rows *into, int row, int64_t from, int64_t to) {
     if (is_direct(kind, k, real_k)) return;
     if (kind >= INT8) {
-        quantize(x, k, real_k, into, row);
+        quantize(x, k, real_k, into, row, from, to);
     } else if (kind == BF16 && NATIVE_BF16) {
         uint16_t *out = (uint16_t *)into->x + row * into->stride;
-        for (int64_t i = 0; i < k; i++) out[i] = i < real_k ? f32_bf16(x[i]) : 0;
+        for (int64_t i = from; i < to; i++) out[i] = i < real_k ? f32_bf16(x[i]) : 0;
     } else {
         float *out = (float *)into->x + row * into->stride;
-        for (int64_t i = 0; i < k; i++) out[i] = i >= real_k ? 0 : kind == BF16 ? bf16_f32(f32_bf16(x[i])) : x[i];
+        for (int64_t i = from; i < to; i++) out[i] = i >= real_k ? 0 : kind == BF16 ? bf16_f32(f32_bf16(x[i])) : x[i];
     }
 }
 
@@ -379,7 +380,7 @@ static void linear_job(void *with, int thread, int threads) {
     const Packed *w = job->product.w;
     int from, to;
     share(job->rows, thread, threads, &from, &to);
-    for (int r = from; r < to; r++) prepare(w->kind, job->x + r * job->x_stride, padded(w), w->k, &job->product.x, r);
+    for (int r = from; r < to; r++) prepare(w->kind, job->x + r * job->x_stride, padded(w), w->k, &job->product.x, r, 0, padded(w));
     pool_barrier(threads);
     products(&job->product, 1, job->rows, thread, threads);
 }
@@ -394,4 +395,31 @@ void lithe_linear(const Packed *w, const float *x, int64_t x_stride, const float
     Linear job = {{w, prepared, y, bias, NULL, y_stride}, x, x_stride, rows};
     pool_run(linear_job, &job, threads);
     pool_unlock();
+}
+
+/* out [count, k] = the rows of W that `rows` names, as floats. Returns the first place that names none, or -1. */
+int64_t lithe_rows(const Packed *w, const int64_t *rows, int64_t count, float *out) {
+    const int64_t k = padded(w), bits = w->kind == INT8 ? 8 : 4;
+    for (int64_t i = 0; i < count; i++, out += w->k) {
+        const int64_t n = rows[i], column = n % PANEL;
+        if (n < 0 || n >= w->n) return i;
+        if (w->kind == FP32) {
+            const float *p = (const float *)w->data + n / PANEL * k * PANEL + column;
+            for (int64_t j = 0; j < w->k; j++) out[j] = p[j * PANEL];
+        } else if (w->kind == BF16) {
+            const uint16_t *p = (const uint16_t *)w->data + n / PANEL * k * PANEL + 2 * column;
+            for (int64_t j = 0; j < w->k; j++) out[j] = bf16_f32(p[j / 2 * 2 * PANEL + j % 2]);
+        } else {
+            const int64_t scales = scale_bytes(w, k), tile_bytes = scales + k * TILE * bits / 8;
+            const uint8_t *tile = w->data + n / TILE * tile_bytes, *weights = tile + scales + n % TILE * 4;
+            const uint16_t *scale = (const uint16_t *)tile + n % TILE;
+            for (int64_t j = 0; j < w->k; j++) {
+                int64_t block = j / BLOCK, quad = j % BLOCK / 4;
+                float by = half_f32(scale[j / w->group * TILE]);
+                if (bits == 8) out[j] = (float)(weights[(block * 8 + quad) * TILE * 4 + j % 4] - 128) * by;
+                else out[j] = (float)((weights[(block * 4 + quad % 4) * TILE * 4 + j % 4] >> (quad < 4 ? 0 : 4) & 15) - 8) * by;
+            }
+        }
+    }
+    return -1;
 }
