@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lithe.errors import TooLargeError, UsageError
+from lithe.kernels import library
+from lithe.kernels.block import gather
 from lithe.model.config import Config
 from lithe.ops.attention import attention
 
@@ -86,15 +89,22 @@ class PlainCache:
             if isinstance(rows, int):
                 self.lengths[b] = start + rows
                 continue
-            moved = [i for i, row in enumerate(rows) if row != i]
-            if moved:  # rows already in place are not copied
-                i = moved[0]
-                source = torch.tensor([start + row for row in rows[i:]], device=self.device)
-                for j in self.layers:
-                    for store in (self.k[j], self.v[j]):
-                        if store is not None:
-                            store[b, :, start + i : start + len(rows)] = store[b].index_select(1, source)
+            if list(rows) != list(range(len(rows))):  # rows already in place are not copied
+                self._gather(b, start, rows)
             self.lengths[b] = start + len(rows)
+
+    def _gather(self, b: int, start: int, rows: Sequence[int]) -> None:
+        """Move the rows of sequence b that stay behind its length, in every layer."""
+        if any(a >= b for a, b in pairwise((-1, *rows))):
+            raise UsageError(f"commit takes rising row numbers, not {list(rows)}")
+        stores = [store[b] for j in self.layers for store in (self.k[j], self.v[j]) if store is not None]
+        kernels = library.load() if self.device.type == "cpu" else None
+        if kernels is not None:
+            gather(stores, start, rows, kernels=kernels)
+            return
+        source = torch.tensor([start + row for row in rows], device=self.device)
+        for store in stores:
+            store[:, start : start + len(rows)] = store.index_select(1, source)
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget what lies past the given lengths."""

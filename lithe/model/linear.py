@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lithe.kernels.linear import linear
+from lithe.kernels.linear import linear, rows
 from lithe.kernels.pack import PANEL, Packed, pack, size, unpack
 
 PIECE = 1 << 18  # weights packed at a time: some twenty times as many bytes are held for a moment
@@ -16,13 +16,13 @@ PIECE = 1 << 18  # weights packed at a time: some twenty times as many bytes are
 def pack_pieces(weight_NK: Tensor, kind: str, group: int = 0) -> Packed:
     """What `pack` gives, made panel by panel, so that little more than the result is held beside the weights."""
     n, k = weight_NK.shape
-    rows = max(PIECE // k // PANEL, 1) * PANEL
-    first = pack(weight_NK[:rows], kind, group)
-    if n <= rows:
+    taken = max(PIECE // k // PANEL, 1) * PANEL
+    first = pack(weight_NK[:taken], kind, group)
+    if n <= taken:
         return first
     data, at = first.data.new_empty(size(kind, n, k, first.group)), 0
-    for start in range(0, n, rows):
-        piece = (first if start == 0 else pack(weight_NK[start : start + rows], kind, group)).data
+    for start in range(0, n, taken):
+        piece = (first if start == 0 else pack(weight_NK[start : start + taken], kind, group)).data
         data[at : at + len(piece)] = piece
         at += len(piece)
     return Packed(data, kind, n, k, first.group)
@@ -73,8 +73,8 @@ class PackedLinear(nn.Module):
         return unpack(self.packed)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = _Product.apply(x.reshape(-1, x.shape[-1]), self.packed, self.bias)
-        return rows.view(*x.shape[:-1], self.out_features).to(x.dtype)
+        y = _Product.apply(x.reshape(-1, x.shape[-1]), self.packed, self.bias)
+        return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
     def extra_repr(self) -> str:
         group = f", group={self.group}" if self.group else ""
@@ -110,4 +110,4 @@ class PackedEmbedding(nn.Module):
         return self._head[0]
 
     def forward(self, ids: Tensor) -> Tensor:
-        return unpack(self.head.packed, ids.flatten()).view(*ids.shape, -1).to(self.dtype)
+        return rows(self.head.packed, ids.flatten()).view(*ids.shape, -1).to(self.dtype)
