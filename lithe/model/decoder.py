@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lithe.errors import TooLargeError, UsageError
 from lithe.model.config import Config, Layer, Rope
@@ -140,6 +141,7 @@ class Decoder(nn.Module):
         shapes = [layer for i in range(config.layers) if (layer := config.layer(i)).heads]
         self.windows, self.ropes = {layer.window for layer in shapes}, {layer.rope for layer in shapes}
         self.fast: Fast | None = None  # compiled layers, where they were asked for
+        self.recompute = False  # whether blocks keep only their input for the gradient, and run again to get it
         self._turns: dict[Rope, tuple[Tensor, Tensor]] = {}
         self.tokenizer: Tokenizer | None = None
         self.source = ""  # the name it was loaded by
@@ -171,6 +173,8 @@ class Decoder(nn.Module):
             raise UsageError("a pass reads either ids_BT or embeds")
         run = self._prepare(x_BTC, pos_BT, mask, docs_BT, cache)
         blocks = self.layers if self.fast is None else self.fast.blocks(run)
+        if self.recompute and torch.is_grad_enabled():
+            blocks = [partial(checkpoint, block, use_reentrant=False) for block in blocks]
         skipped, wanted = frozenset(skip), frozenset(taps)
         tapped: dict[int | str, Tensor] = {"embed": x_BTC} if "embed" in wanted else {}
         for group in range(len(self.layers)) if layers is None else layers:
