@@ -119,6 +119,8 @@ class Feed:
         batch = {"ids_BT": ids, "targets_BT": targets}
         if self.packing:  # padding behind single examples needs no mask: nothing looks ahead
             batch |= {"docs_BT": docs, "pos_BT": pos}
+        else:
+            batch["rows_B"] = self.examples.lengths[[i for row in rows for i in row]]
         return {name: torch.from_numpy(value) for name, value in batch.items()}
 
 
