@@ -55,13 +55,16 @@ class Log:
 
 
 def describe(record: dict[str, Any]) -> str:
-    """One line: step, loss, held-out loss, speed, memory, time left."""
-    held, memory, left = (record.get(name) for name in ("valid_loss", "peak_bytes", "seconds_left"))
-    return "".join([
-        f"step {record['step']}" + (f"/{record['steps']}" if record.get("steps") else ""),
-        f"  loss {record['loss']:.4f}", "" if held is None else f"  held out {held:.4f}", f"  rate {record['rate']:.3g}",
-        f"  {record['tokens_per_second']:,.0f} tokens/s", "" if memory is None else f"  {memory / 2**20:,.0f} MiB",
-        "" if left is None else f"  {clock(left)} left"])
+    """One line: step, loss, held-out loss, rate, speed, memory, time left; each where the record has it."""
+    of = f"/{record['steps']}" if record.get("steps") else ""
+    form = {"loss": "loss {:.4f}", "valid_loss": "held out {:.4f}", "rate": "rate {:.3g}",
+            "tokens_per_second": "{:,.0f} tokens/s"}
+    parts = [f"step {record['step']}{of}", *(text.format(record[name]) for name, text in form.items() if name in record)]
+    if "peak_bytes" in record:
+        parts.append(f"{record['peak_bytes'] / 2**20:,.0f} MiB")
+    if record.get("seconds_left") is not None:
+        parts.append(f"{clock(record['seconds_left'])} left")
+    return "  ".join(parts)
 
 
 def forget(path: Path, after: int) -> None:

@@ -65,16 +65,18 @@ class Progress:
     loss: float = float("nan")  # of the last step, nats a token
     schedule: dict = dataclasses.field(default_factory=dict)
     run: dict = dataclasses.field(default_factory=dict)  # what it was begun with
+    valid: list[tuple[int, float]] = dataclasses.field(default_factory=list)  # (step, held-out loss)
+    held: dict = dataclasses.field(default_factory=dict)  # bytes at the end, by what they hold
 
 
 def fit(model: nn.Module, batches: Batches, loss: Loss, plan: Plan, *, folder: Path | None = None,
-        quiet: bool = False, on_save: Callable[[Path], None] | None = None, check: Callable[[], dict[str, Any]] | None = None,
+        quiet: bool = False, on_save: Callable[[Path], None] | None = None, valid: Callable[[], Iterable[Batch]] | None = None,
         guide: Guide | None = None, identity: dict[str, Any] | None = None, team: Team = ALONE,
         trackers: Iterable[Callable[[dict[str, Any]], None]] = ()) -> Progress:
     """Train what requires a gradient until the schedule's last step; resume from `folder` if it holds a checkpoint.
 
-    on_save gets the path of every checkpoint written; check's figures go into the record of the step. guide: a method's
-    word on a step. identity: what the run is made of; a folder with another's is refused. Raises Interrupted once a signal
+    on_save gets the path of every checkpoint written. valid: held-out micro-batches, whose loss is taken before the first step,
+    every `check_every` and after the last. guide: a method's word on a step. identity: what the run is made of; a folder with another's is refused. Raises Interrupted once a signal
     came and the state is saved, Diverged for a loss that is no number.
     """
     if plan.schedule.steps is None and plan.seconds is None:
@@ -88,11 +90,13 @@ def fit(model: nn.Module, batches: Batches, loss: Loss, plan: Plan, *, folder: P
     path = folder / "log.jsonl" if folder and team.first else None
     with (Log(path, after=run.at.step, quiet=quiet or not team.first, trackers=trackers) as log,
           stop_signals(folder is not None) as stopped):
+        if valid is not None and run.at.step == 0:
+            log.write({"step": 0, "valid_loss": run.check(valid())})
         model.train()
         while not run.done:
             record = run.step()
-            if check is not None and (run.done or (plan.check_every and run.at.step % plan.check_every == 0)):
-                record = (record or run.record()) | check()
+            if valid is not None and (run.done or (plan.check_every and run.at.step % plan.check_every == 0)):
+                record = (record or run.record()) | {"valid_loss": run.check(valid())}
             if record and team.first:
                 log.write(record)
             stop, due = team.sum(stopped(), team.first and time.monotonic() - run.saved > plan.save_every)
@@ -100,6 +104,7 @@ def fit(model: nn.Module, batches: Batches, loss: Loss, plan: Plan, *, folder: P
                 raise Interrupted(f"stopped by a signal, saved as {run.save()}: the same command resumes at step {run.at.step}")
             if due and folder:
                 run.save()
+        run.at.held = memory.report(model, run.optimizers)
         if folder:
             run.save()
     model.eval()
@@ -159,6 +164,19 @@ class Run:
         self.pace = seconds if not self.pace else 0.98 * self.pace + 0.02 * min(seconds, 4 * self.pace)
         self.since.append((total, tokens, seconds))
         return self.record() if self.at.step % self.plan.log_every == 0 or self.done else None
+
+    @torch.no_grad()
+    def check(self, batches: Iterable[Batch]) -> float:
+        """The held-out loss, in nats a token."""
+        self.model.eval()
+        total, tokens = 0.0, 0
+        for batch in batches:
+            summed, counted = self.slot({name: value.to(self.device) for name, value in batch.items()})
+            total, tokens = total + summed.item(), tokens + int(counted)
+        self.model.train()
+        total, counted_all = self.team.sum(total, tokens)
+        self.at.valid.append((self.at.step, total / max(1, counted_all)))
+        return self.at.valid[-1][1]
 
     def save(self) -> Path | None:
         """Write a checkpoint; a run on a time budget also replans its decay to what the machine gives now."""

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 
-def report(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], activations: int) -> dict[str, int]:
-    """Bytes by what they hold. activations: of the largest micro-batch, as `kept` counts them."""
+def report(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, int]:
+    """Bytes of the model, the part of it that trains, that part's gradients, and the optimizers' state."""
     moments = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()
                if isinstance(value, Tensor)]
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     return {"weights": held([*model.parameters(), *model.buffers()]), "trainable": held(trained), "gradients": held(trained),
-            "optimizer": held(moments), "activations": activations}
+            "optimizer": held(moments)}
 
 
 def held(tensors: Iterable[Tensor]) -> int:

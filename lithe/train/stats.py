@@ -131,7 +131,7 @@ def fisher(model: Decoder, examples: Iterable[Batch], sites: Sequence[Site], los
 
 
 def real(batch: Batch) -> Tensor | None:
-    """Which tokens are no padding, boolean [B, T], by the batch's documents or the rows it says are real; None where all are."""
+    """Which tokens are no padding, boolean [B, T], by the batch's documents or real rows; None where all are."""
     if "docs_BT" in batch:
         real_BT = batch["docs_BT"] >= 0
     elif "rows_B" in batch:
