@@ -256,7 +256,10 @@ class Decoder(nn.Module):
             cache.reserve(T)
         elif self.config.context < T:
             raise TooLargeError(f"{T} tokens do not fit into this model's context of {self.config.context}")
-        if pos_BT is None:
+        last = max(lengths) + T - 1  # the furthest position: read from the tensor only where the caller chose them
+        if pos_BT is not None:
+            last = int(pos_BT.max())
+        else:
             steps = torch.arange(T, device=x_BTC.device)
             pos_BT = torch.stack([steps + n for n in lengths]) if cached else steps.expand(B, T)
         plain = isinstance(mask, Causal) and docs_BT is None
@@ -270,13 +273,13 @@ class Decoder(nn.Module):
             visible = {window: seen if window is None else seen & (distance < window) for window in self.windows | {None}}
             if causal or everything:
                 visible[None] = None
-        rotation = {rope: self._rotation(rope, pos_BT) for rope in self.ropes}
+        rotation = {rope: self._rotation(rope, pos_BT, last) for rope in self.ropes}
         return Pass(pos_BT, rotation, visible, causal, cache)
 
-    def _rotation(self, rope: Rope, pos_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def _rotation(self, rope: Rope, pos_BT: Tensor, last: int) -> tuple[Tensor, Tensor]:
         """cos and sin of every row, [B, T, rotated], from a table that grows with the positions asked for."""
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
-        table, last = self._turns.get(rope), int(pos_BT.max())
+        table = self._turns.get(rope)
         if table is None or len(table[0]) <= last or table[0].device != pos_BT.device or table[0].dtype != self.dtype:
             settings = dataclasses.asdict(rope)
             inv_R, factor = frequencies(int(self.config.head_dim * settings.pop("part")), **settings)

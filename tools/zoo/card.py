@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from export import PACKAGE
-from models import LONG, MIXTURE, MODELS, SHORT, TOKENS_PER_STEP
+from models import MODELS, READINGS, SOURCES, ZooModel
 
 import lithe
 
@@ -33,6 +33,7 @@ PROMPTS = (
     "def mean(values):\n",
     "<|user|>\nWrite one sentence about the sun.\n<|assistant|>\n",
 )
+OPTIMIZERS = {"muon": "Muon for the hidden matrices and AdamW for the rest", "adamw": "AdamW"}
 BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -44,6 +45,22 @@ def curve(log: list[dict], columns: int = 60) -> str:
     low, high = min(losses), max(losses)
     bars = "".join(BARS[round((loss - low) / max(high - low, 1e-9) * (len(BARS) - 1))] for loss in losses)
     return f"{high:.2f} |{bars}| {losses[-1]:.2f} nats a token, from the first step to the last"
+
+
+def readings(model: ZooModel, runs: list[dict]) -> str:
+    """A line a run: what it read, and for how long."""
+    lines = []
+    for i, (run, reading) in enumerate(zip(runs, READINGS, strict=False)):
+        start = "from random weights" if i == 0 else f"from the weights of run {i}"
+        optimizer = reading.optimizer or model.optimizer
+        lines.append(f"- Run {i + 1}, {start}: {run['tokens'] / 1e6:.1f} million tokens in {run['seconds'] / 60:.0f} minutes, "
+                     f"{run['steps']:,} steps of {reading.tokens_per_step:,} tokens; rows of {reading.lengths[0]} tokens, "
+                     f"of {reading.lengths[1]} in the decay; {OPTIMIZERS[optimizer.name]}, peak rate {optimizer.lr:g}.")
+    return "\n".join(lines)
+
+
+def shares(source: str, runs: int) -> str:
+    return " | ".join(f"{reading.mixture[source]:.0%}" for reading in READINGS[:runs])
 
 
 def table(found: dict) -> str:
@@ -77,9 +94,8 @@ A {millions:.1f} M parameter decoder that lithe's tests and demos run on. It was
 
 - Layout: Llama, {c.layers} layers, width {c.width}, {c.heads} query and {c.kv_heads} key-value heads, FFN {c.ffn},
   context {c.context}, vocabulary {c.vocab} (byte-level BPE, digits one by one), output matrix tied to the embedding, bf16.
-- Read: {tokens:.1f} million tokens in {minutes:.0f} minutes, {step:,} steps of {per_step:,} tokens; rows of {short} tokens,
-  then of {long} during the decay of the learning rate.
-- Optimizer: Muon for the hidden matrices, AdamW for the rest; peak rate {rate}, warm-up, flat, linear decay to zero.
+{readings}
+- Each run: warm-up, flat, linear decay of the rate to zero.
 - Chat: `<|user|>`, `<|assistant|>` and `<|endoftext|>`, as the chat template has them. `<|mask|>` is reserved.
 
 Loss: `{curve}`
@@ -88,8 +104,8 @@ Loss: `{curve}`
 
 5 % of each source was held out by the hash of its documents.
 
-| source | share of the rows | what, terms |
-|---|---|---|
+| source | {columns} | what, terms |
+|---|{lines}---|
 {data}
 
 ## Held-out text
@@ -112,11 +128,12 @@ def card(name: str, zoo: Path, target: Path) -> str:
     model, folder = MODELS[name], zoo / name
     log = [json.loads(line) for line in (folder / "log.jsonl").open()]
     found = json.loads((folder / "heldout.json").read_text())
-    weights = sum(weight.numel() for weight in lithe.load(target / name).parameters())
+    runs = found["runs"]
+    weights = sum(weight.numel() for weight in lithe.load(target / name, fast=False).parameters())
     return CARD.format(
-        name=name, c=model.config, millions=weights / 1e6, tokens=found["tokens"] / 1e6, minutes=found["seconds"] / 60,
-        step=found["step"], per_step=TOKENS_PER_STEP, short=SHORT, long=LONG, rate=model.optimizer.lr, curve=curve(log),
-        data="\n".join(f"| {source} | {share:.0%} | {DATA[source]} |" for source, share in MIXTURE.items()),
+        name=name, c=model.config, millions=weights / 1e6, readings=readings(model, runs), curve=curve(log),
+        columns=" | ".join(f"share of run {i + 1}'s rows" for i in range(len(runs))), lines="---|" * len(runs),
+        data="\n".join(f"| {source} | {shares(source, len(runs))} | {DATA[source]} |" for source in SOURCES),
         table=table(found), rival=RIVAL.format(found["rival_tokens"] / 1e6) if "rival_tokens" in found else "",
         samples=samples(target / name))
 

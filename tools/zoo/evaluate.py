@@ -11,15 +11,15 @@ import math
 import time
 from pathlib import Path
 
+import history
 import numpy as np
 import torch
 from export import newest
 from kneser_ney import KneserNey
-from models import MIXTURE, MODELS
+from models import MODELS, READINGS, SOURCES
 
 from lithe.model.decoder import ALL, Decoder
 from lithe.train.batches import Rows
-from lithe.train.schedule import Wsd
 
 TOKENS = 200_000  # at most, of each source
 WINDOW, STRIDE = 1024, 512  # every token but the first ones sees at least 512 before it
@@ -37,13 +37,15 @@ def bits_of_model(decoder: Decoder, ids: np.ndarray) -> float:
     return total / math.log(2)
 
 
-def read_once(name: str, zoo: Path, steps: int, ending: int) -> list[np.ndarray]:
-    """Every token that the run has read, once, as the runs of text that it was read in."""
-    batches, streams = MODELS[name].batches(zoo / "tokens"), []
-    sources = {source: np.fromfile(file, np.uint16) for source, file in batches.stable.sources.items()}
+def read_once(name: str, zoo: Path, runs: list[dict]) -> list[np.ndarray]:
+    """Every token that was read in any of the runs, once, as the stretches of text that it was read in."""
+    model, streams, tokens = MODELS[name], [], zoo / "tokens"
+    sources = {source: np.fromfile(tokens / f"{source}.train.bin", np.uint16) for source in SOURCES}
     seen = {source: np.zeros(len(ids), bool) for source, ids in sources.items()}
-    for rows, first, last in ((batches.stable, 0, ending), (batches.ending, ending, steps)):
-        mark(rows, range(first * rows.rows, last * rows.rows), seen)
+    for run, reading in zip(runs, READINGS, strict=False):
+        batches = model.batches(tokens, reading)
+        for rows, first, last in ((batches.stable, 0, run["ending"]), (batches.ending, run["ending"], run["steps"])):
+            mark(rows, range(first * rows.rows, last * rows.rows), seen)
     for source, mask in seen.items():
         edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
         streams += [sources[source][a:b] for a, b in edges.reshape(-1, 2)]
@@ -59,7 +61,7 @@ def mark(rows: Rows, numbers: range, seen: dict[str, np.ndarray]) -> None:
 def heldout(zoo: Path) -> dict[str, tuple[np.ndarray, float]]:
     """Each source's held-out ids and the bytes they stand for."""
     sizes, found = json.loads((zoo / "tokens" / "tokens.json").read_text()), {}
-    for source in MIXTURE:
+    for source in SOURCES:
         ids, size = np.fromfile(zoo / "tokens" / f"{source}.heldout.bin", np.uint16), sizes[f"{source}.heldout"]
         part = ids[:TOKENS]
         found[source] = part, size["bytes"] * len(part) / len(ids)
@@ -69,13 +71,13 @@ def heldout(zoo: Path) -> dict[str, tuple[np.ndarray, float]]:
 def evaluate(name: str, zoo: Path, *, rival: bool) -> dict:
     decoder, state = newest(name, zoo)
     texts, start = heldout(zoo), time.monotonic()
-    result = {"step": state["step"], "tokens": state["tokens"], "seconds": state["seconds"],
+    runs = [*history.runs(zoo / name), history.entry(state)]
+    result = {"step": state["step"], "runs": runs,
               "model": {source: bits_of_model(decoder, ids) / size for source, (ids, size) in texts.items()}}
     print(f"{name}: {result['model']} in {time.monotonic() - start:.0f} s", flush=True)
     if rival:
-        start, schedule = time.monotonic(), Wsd(**state["schedule"])
-        ending = state["step"] if schedule.first is None else schedule.first
-        streams = read_once(name, zoo, state["step"], ending)
+        start = time.monotonic()
+        streams = read_once(name, zoo, runs)
         kn = KneserNey(streams, vocab=MODELS[name].config.vocab)
         result["rival_tokens"] = sum(map(len, streams))
         result["rival"] = {source: float(-np.log2(kn.stream(ids)).sum()) / size for source, (ids, size) in texts.items()}

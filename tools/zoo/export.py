@@ -10,6 +10,7 @@ import json
 import shutil
 from pathlib import Path
 
+import history
 import torch
 from models import MODELS
 from tokenizer import END, SPECIALS
@@ -34,7 +35,7 @@ def newest(name: str, zoo: Path) -> tuple[Decoder, dict]:
 
 
 def export(name: str, zoo: Path, target: Path) -> Path:
-    decoder, _ = newest(name, zoo)
+    decoder, state = newest(name, zoo)
     companions = zoo / "companions"  # what lies beside the weights
     companions.mkdir(parents=True, exist_ok=True)
     for file in ("tokenizer.json", "tokenizer_config.json"):
@@ -42,6 +43,7 @@ def export(name: str, zoo: Path, target: Path) -> Path:
     for file in ("config.json", "generation_config.json"):
         (companions / file).write_text(json.dumps({"eos_token_id": END_ID, "pad_token_id": END_ID}, indent=2) + "\n")
     folder = save(decoder, target / name, dtype=torch.bfloat16, tokenizer_from=companions, overwrite=True)
+    history.write(folder, [*history.runs(zoo / name), history.entry(state)])
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes for its owner alone; the package is for all
     return folder
 

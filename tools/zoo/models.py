@@ -13,12 +13,32 @@ from lithe.train.loop import Plan
 from lithe.train.optim import Optimizer
 from lithe.train.schedule import Wsd
 
-MIXTURE = {  # shares of the rows; stories and children's books lead, the rest stays a healthy minority
-    "stories": 0.18, "books_children": 0.32, "books_general": 0.22, "instructions": 0.11,
-    "maths": 0.05, "python": 0.08, "programs": 0.01, "plays": 0.03,
-}  # fmt: skip
 SHORT, LONG = 512, 1024  # tokens of a row before and in the decay
-TOKENS_PER_STEP = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """One run over the corpus: warm-up, flat part and decay. A later one starts from the weights of the one before."""
+
+    mixture: dict[str, float]  # shares of the rows
+    optimizer: Optimizer | None = None  # None: the model's own
+    warmup: int = 100
+    decay: float = 0.25  # the share of the seconds that the decay takes
+    tokens_per_step: int = 8192
+    lengths: tuple[int, int] = (SHORT, LONG)
+
+
+READINGS = (
+    Reading(mixture={  # stories and children's books lead, the rest stays a healthy minority
+        "stories": 0.18, "books_children": 0.32, "books_general": 0.22, "instructions": 0.11,
+        "maths": 0.05, "python": 0.08, "programs": 0.01, "plays": 0.03}),
+    Reading(mixture={  # more of the books, most of which the first run did not come to
+        "stories": 0.10, "books_children": 0.36, "books_general": 0.36, "instructions": 0.06,
+        "maths": 0.03, "python": 0.05, "programs": 0.01, "plays": 0.03},
+        optimizer=Optimizer(name="adamw", lr=1e-3),  # Muon's products are in bf16, slow where the processor has none
+        warmup=30, decay=0.8, tokens_per_step=4096, lengths=(SHORT, SHORT)),
+)  # fmt: skip
+SOURCES = tuple(READINGS[0].mixture)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +49,26 @@ class ZooModel:
     seconds: float
     seed: int = 0
 
-    def plan(self, **changes) -> Plan:
-        settings = dict(schedule=Wsd(warmup=100), optimizer=self.optimizer, seconds=self.seconds, decay=0.25,
-                        autocast=torch.bfloat16, compile=True, log_every=20)
+    def plan(self, reading: Reading, **changes) -> Plan:
+        settings = dict(schedule=Wsd(warmup=reading.warmup), optimizer=reading.optimizer or self.optimizer,
+                        seconds=self.seconds, decay=reading.decay, autocast=torch.bfloat16 if fast_bf16() else None,
+                        compile=True, log_every=20)
         return Plan(**{**settings, **changes})
 
-    def batches(self, tokens: Path) -> Staged:
-        files = {name: tokens / f"{name}.train.bin" for name in MIXTURE}
+    def batches(self, tokens: Path, reading: Reading) -> Staged:
+        files = {name: tokens / f"{name}.train.bin" for name in reading.mixture}
 
         def rows(length: int) -> Rows:
-            return Rows(sources=files, weights=MIXTURE, rows=TOKENS_PER_STEP // length, length=length, seed=self.seed)
+            return Rows(sources=files, weights=reading.mixture, rows=reading.tokens_per_step // length, length=length,
+                        seed=self.seed + READINGS.index(reading))
 
-        return Staged(stable=rows(SHORT), ending=rows(LONG))
+        return Staged(stable=rows(reading.lengths[0]), ending=rows(reading.lengths[1]))
+
+
+def fast_bf16() -> bool:
+    """Whether the processor multiplies bf16 itself: without, torch's bf16 products are slower than those of float32."""
+    can = torch.cpu.get_capabilities()
+    return torch.cuda.is_available() or any(can.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 SHARED = dict(vocab=4096, context=1024, tied=True)

@@ -1,6 +1,8 @@
 """Train one model of the zoo. The same command resumes an interrupted run.
 
-python tools/zoo/pretrain.py tiny [--until HH:MM | --seconds N] [--mirror FOLDER]
+python tools/zoo/pretrain.py tiny [--until HH:MM | --seconds N] [--go-on] [--mirror FOLDER]
+
+--go-on starts the next reading (see READINGS) from the shipped weights: warm-up, flat part and decay anew.
 """
 
 from __future__ import annotations
@@ -12,10 +14,13 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import history
 import torch
-from models import MODELS
+from export import PACKAGE
+from models import MODELS, READINGS
 
 from lithe.errors import LitheError
+from lithe.model.checkpoint import load as load_weights
 from lithe.model.decoder import Decoder
 from lithe.train import checkpoint
 from lithe.train.checkpoint import KEPT
@@ -58,6 +63,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--zoo", type=Path, default=Path(".lithe/zoo"), help="where tokens are and the run goes")
     parser.add_argument("--seconds", type=float, help="training time, all resumed parts together")
     parser.add_argument("--until", help="HH:MM (UTC) at which the decay must be done, instead of --seconds")
+    parser.add_argument("--go-on", action="store_true", help="start from the shipped weights")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="processor threads")
     parser.add_argument("--mirror", type=Path, help="a second place for the checkpoints")
     return parser.parse_args()
@@ -72,9 +78,16 @@ def main() -> int:
         seconds = seconds_until(options.until) + trained(folder)
     torch.set_num_threads(options.threads)
     decoder = Decoder(model.config).init(model.seed)
+    if options.go_on and checkpoint.latest(folder) is None:
+        had = len(history.runs(PACKAGE / model.name))
+        if not 0 < had < len(READINGS):
+            raise SystemExit(f"{model.name} has had {had} readings of the {len(READINGS)} in models.py: none to go on with")
+        decoder = load_weights(PACKAGE / model.name, dtype=torch.float32)
+        history.write(folder, history.runs(PACKAGE / model.name))
+    reading = READINGS[len(history.runs(folder))]
     try:
-        fit(decoder, model.batches(options.zoo / "tokens"), next_token, model.plan(seconds=seconds), folder=folder,
-            on_save=mirror(folder, options.mirror))
+        fit(decoder, model.batches(options.zoo / "tokens", reading), next_token, model.plan(reading, seconds=seconds),
+            folder=folder, on_save=mirror(folder, options.mirror))
     except LitheError as error:
         print(error, file=sys.stderr)
         return error.exit_code
