@@ -9,9 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lithe.errors import TooLargeError, UsageError
 from lithe.model.config import Config, Layer, Rope
@@ -22,6 +21,7 @@ from lithe.ops.attention import attention
 from lithe.ops.rope import frequencies, rotate
 
 if TYPE_CHECKING:
+    from lithe.model.adapted import Choice, Groups
     from lithe.model.cache import Cache
     from lithe.model.fast import Fast
     from lithe.model.tokenizer import Tokenizer
@@ -54,6 +54,7 @@ class Pass:
     visible: dict[int | None, Tensor | None]  # by window; None: plain causal, or everything
     causal: bool
     cache: Cache | None
+    groups: Groups | None = None  # which adapters each row wants
 
 
 class Attention(nn.Module):
@@ -118,6 +119,8 @@ class Block(nn.Module):
                            bias=config.mlp_bias, sub_norm=config.sub_norm, eps=config.norm_eps) if layer.ffn else None
 
     def forward(self, x_BTC: Tensor, run: Pass, attn: bool = True, mlp: bool = True) -> Tensor:
+        if run.groups is not None:
+            run.groups.enter()
         normed, out_BTC = self.attn_in_norm(x_BTC), x_BTC
         if attn and self.self_attn is not None:
             out_BTC = out_BTC + self.attn_out_norm(self.self_attn(normed, run))
@@ -142,6 +145,7 @@ class Decoder(nn.Module):
         self.windows, self.ropes = {layer.window for layer in shapes}, {layer.rope for layer in shapes}
         self.fast: Fast | None = None  # compiled layers, where they were asked for
         self.recompute = False  # whether blocks keep only their input for the gradient, and run again to get it
+        self.adapters: Choice | None = None  # what is attached to it (model/adapted.py)
         self._turns: dict[Rope, tuple[Tensor, Tensor]] = {}
         self.tokenizer: Tokenizer | None = None
         self.source = ""  # the name it was loaded by
@@ -156,6 +160,7 @@ class Decoder(nn.Module):
                 mask: Mask = CAUSAL, docs_BT: Tensor | None = None, cache: Cache | None = None,
                 rows: Sequence[int] | None = None, layers: Iterable | None = None,
                 skip: Iterable[tuple[int, str]] = (), taps: Iterable[int | str] = (),
+                adapters_B: Sequence[int | None] | Tensor | None = None,
                 logits: str | Tensor | Sequence[int] = LAST) -> Output:
         """Run one pass.
 
@@ -163,7 +168,8 @@ class Decoder(nn.Module):
         stays is decided by `cache.commit`. pos_BT defaults to the rows following the cache. rows[b] is how many of the T
         rows of sequence b are real (the others are padding on the right). layers: which blocks run, in order; a nested
         tuple runs its members on the same input. skip: (layer, "attn" or "mlp") to leave out. taps: layer numbers (the
-        residual stream after that layer), "embed" or "final". logits: LAST real row, ALL, NONE, or row numbers.
+        residual stream after that layer), "embed" or "final". adapters_B: which attached adapters each sequence wants, by the
+        rack's numbers. logits: LAST real row, ALL, NONE, or row numbers.
         """
         if ids_BT is not None and embeds is None:
             x_BTC = self.embed(ids_BT)
@@ -171,10 +177,14 @@ class Decoder(nn.Module):
             x_BTC = embeds
         else:
             raise UsageError("a pass reads either ids_BT or embeds")
+        if self.adapters is None and adapters_B is not None:
+            raise UsageError("adapters_B was given, but no adapter is attached to this model")
+        groups = None if self.adapters is None else self.adapters.choose(self, adapters_B, len(x_BTC))
         run = self._prepare(x_BTC, pos_BT, mask, docs_BT, cache)
+        run.groups = groups
         blocks = self.layers if self.fast is None else self.fast.blocks(run)
         if self.recompute and torch.is_grad_enabled():
-            blocks = [partial(checkpoint, block, use_reentrant=False) for block in blocks]
+            blocks = [partial(torch.utils.checkpoint.checkpoint, block, use_reentrant=False) for block in blocks]
         skipped, wanted = frozenset(skip), frozenset(taps)
         tapped: dict[int | str, Tensor] = {"embed": x_BTC} if "embed" in wanted else {}
         for group in range(len(self.layers)) if layers is None else layers:
