@@ -53,7 +53,10 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 def open_model(name: str, *, dtype: str = "auto", device: str = "cpu", threads: int | None = None,
                offline: bool = False, fast: bool = True) -> Decoder:
-    """Load a model as the options ask; fast: for the compiled kernels, whose weights cannot be trained. Raises UsageError for an unknown dtype or a device that is not there."""
+    """Load a model as the options ask; fast: for the compiled kernels, whose weights cannot be trained.
+
+    Raises UsageError for an unknown dtype or a device that is not there.
+    """
     if dtype not in DTYPES:
         raise UsageError(f"there is no dtype {dtype!r}{near(dtype, DTYPES)}")
     import torch

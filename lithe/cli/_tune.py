@@ -60,7 +60,7 @@ def tune(order: Order, settings: Settings, *, quiet: bool = False) -> dict[str, 
         raise UsageError("--method tunes a trained model: leave --from-scratch out")
     with join(order.device) as team:
         model, adapter = prepare(order, settings, str(team.device))
-        assert model.tokenizer is not None
+        assert model.tokenizer is not None and model.folder is not None
         context = min(order.context or model.config.context, model.config.context)
         read = lambda file: text.read(file, model.tokenizer, context=context, cut=order.cut, everything=order.everything)
         examples, held_out = read(order.data), read(order.valid) if order.valid else None

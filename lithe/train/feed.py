@@ -78,12 +78,13 @@ class Feed:
         lengths = self.examples.lengths
         if self.bins:
             return buckets.batches(lengths[:, None], buckets.split(lengths, self.bins), self.tokens, dice)
-        order, made, held = dice.permutation(len(lengths)), [[]], 0
-        for i in order:
+        made: list[list[int]] = [[]]
+        held = 0
+        for i in dice.permutation(len(lengths)):
             if made[-1] and held + lengths[i] > self.tokens:
                 made.append([])
                 held = 0
-            made[-1].append(i)
+            made[-1].append(int(i))
             held += lengths[i]
         return [np.array(step) for step in made]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ class Guide:
     moved. state, restore: what a resumed run needs beside weights. Steps count from 1.
     """
 
-    def __init__(self, method: Any = None, parts: dict[str, nn.Module] | None = None):
+    def __init__(self, method: Any = None, parts: Mapping[str, nn.Module] | None = None):
         self.method, self.parts = method, parts
 
     @property

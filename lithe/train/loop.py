@@ -76,8 +76,8 @@ def fit(model: nn.Module, batches: Batches, loss: Loss, plan: Plan, *, folder: P
     """Train what requires a gradient until the schedule's last step; resume from `folder` if it holds a checkpoint.
 
     on_save gets the path of every checkpoint written. valid: held-out micro-batches, whose loss is taken before the first step,
-    every `check_every` and after the last. guide: a method's word on a step. identity: what the run is made of; a folder with another's is refused. Raises Interrupted once a signal
-    came and the state is saved, Diverged for a loss that is no number.
+    every `check_every` and after the last. guide: a method's word on a step. identity: what the run is made of; a folder with
+    another's is refused. Raises Interrupted once a signal came and the state is saved, Diverged for a loss that is no number.
     """
     if plan.schedule.steps is None and plan.seconds is None:
         raise UsageError("an open-ended schedule needs a time to end: give `seconds`")

@@ -5,7 +5,9 @@ Axes: B rows, T tokens of a row, N counted tokens, C width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,12 +39,13 @@ class Chunked:
         hidden_BTC = model(batch["ids_BT"], logits=NONE, **placed(batch)).hidden
         counted_BT = batch["targets_BT"] != IGNORED
         hidden_NC, targets_N = hidden_BTC[counted_BT], batch["targets_BT"][counted_BT]
-        total = chunked(lambda hidden, targets: F.cross_entropy(_wide(model.head(hidden)), targets, reduction="sum"),
+        head: Callable[[Tensor], Tensor] = cast(Any, model).head
+        total = chunked(lambda hidden, targets: F.cross_entropy(_wide(head(hidden)), targets, reduction="sum"),
                         hidden_NC, targets_N, rows=self.rows)
         return total, counted_BT.sum()
 
 
-def chunked(score, hidden_NC: Tensor, *aligned: Tensor, rows: int) -> Tensor:
+def chunked(score: Callable[..., Tensor], hidden_NC: Tensor, *aligned: Tensor, rows: int) -> Tensor:
     """The sum of score(hidden, *aligned) over chunks of rows, what each computes inside being dropped until its gradient.
 
     With no rows at all it is a zero that still reaches the hidden states, as sharded weights need for their gradients.

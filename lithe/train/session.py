@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from lithe.train.loop import Plan, Progress, fit
 from lithe.train.loss import Chunked
 from lithe.train.optim import Optimizer
 from lithe.train.schedule import Cosine
-from lithe.train.step_law import GENTLE, step_law, weights_of
+from lithe.train.step_law import GENTLE, step_law, tokens_of, weights_of
 from lithe.train.team import ALONE, Team
 from lithe.train.text import Examples
 
 ADAPTER_RATE = 1e-3  # ours: the law says nothing of adapters
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 WARMUP, FLOOR = 0.03, 0.1  # share of the steps, and of the peak rate at the end
 HELD_OUT_TOKENS = 4096  # of a held-out micro-batch
 
@@ -45,7 +47,7 @@ class Settings:
     chunk: int = 1024  # tokens whose logits are held at once
     optimizer: str = "adamw"
     weight_decay: float | None = None
-    autocast: torch.dtype | None = None
+    autocast: str | None = None  # dtype of the products: bfloat16 or float16
     seed: int = 0
     log_every: int = 10
     save_every: float = 180.0
@@ -54,6 +56,8 @@ class Settings:
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.epochs, self.steps, self.tokens)) > 1:
             raise UsageError("epochs, steps and tokens each say how long to train: give one of them")
+        if self.autocast not in (None, *AUTOCAST):
+            raise UsageError(f"products cannot be in {self.autocast!r}: choose {' or '.join(AUTOCAST)}")
         for name in ("epochs", "steps", "tokens", "lr", "batch_tokens", "micro_tokens", "chunk", "log_every"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -90,8 +94,8 @@ class Session:
 def choose(model: Decoder, examples: Examples, settings: Settings, *, adapter: bool, fresh: bool, length: int) -> Chosen:
     """What the settings leave open. length: rows of a pass, to whole numbers of which a fresh model's step is rounded."""
     total = settings.tokens or (settings.epochs or 1) * int(examples.lengths.sum())
-    if settings.steps is not None:  # the law's batch for the tokens that so many of its batches make
-        total = settings.steps * settings.batch_tokens if settings.batch_tokens else int((0.58 * settings.steps) ** (1 / 0.429)) + 1
+    if settings.steps is not None:
+        total = settings.steps * settings.batch_tokens if settings.batch_tokens else tokens_of(settings.steps)
     law, reasons = step_law(weights_of(model), total), []
     tokens = settings.batch_tokens
     if tokens is None:
@@ -129,11 +133,12 @@ def train(model: Decoder, examples: Examples, settings: Settings, *, context: in
     feed = Feed(examples=examples, tokens=chosen.tokens, context=context, packing=settings.packing, bins=settings.bins,
                 micro=settings.micro_tokens, seed=settings.seed, rank=team.rank, processes=team.size)
     steps = _steps(feed, settings)
-    plan = Plan(schedule=Cosine(steps=steps, warmup=max(1, round(WARMUP * steps)), floor=FLOOR), autocast=settings.autocast,
+    plan = Plan(schedule=Cosine(steps=steps, warmup=max(1, round(WARMUP * steps)), floor=FLOOR),
+                autocast=AUTOCAST[settings.autocast] if settings.autocast else None,
                 optimizer=Optimizer(name=settings.optimizer, lr=chosen.rate, weight_decay=chosen.decay),
                 log_every=settings.log_every, save_every=settings.save_every, check_every=settings.valid_every)
     model.recompute, loss = settings.checkpointing, Chunked(settings.chunk)
-    kept = max(memory.kept(lambda b=batch: loss(model, b)[0], model) for batch in _on(model.device, feed(0)))
+    kept = max(memory.kept(partial(lambda b: loss(model, b)[0], batch), model) for batch in _on(model.device, feed(0)))
     guide.begin(steps)
     held_out = None if valid is None else lambda: _held_out(valid, context, team)
     at = fit(model, feed, loss, plan, folder=folder, quiet=quiet, valid=held_out, guide=guide, identity=identity, team=team,
@@ -168,5 +173,4 @@ def _on(device: torch.device, batches: Iterable[dict[str, torch.Tensor]]) -> Ite
 def settings_of(settings: Settings) -> dict[str, Any]:
     """The settings that decide what is learned, as plain JSON; how often a run speaks and saves does not."""
     silent = ("log_every", "save_every", "valid_every", "micro_tokens")
-    return {name: str(value) if isinstance(value, torch.dtype) else value
-            for name, value in dataclasses.asdict(settings).items() if name not in silent}
+    return {name: value for name, value in dataclasses.asdict(settings).items() if name not in silent}

@@ -9,12 +9,14 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lithe.errors import UnsupportedError, UsageError
 from lithe.model.decoder import NONE, Decoder
+from lithe.model.header import some
 from lithe.model.site import Site
 from lithe.train.batches import Batch
 from lithe.train.loss import next_token, placed
@@ -35,8 +37,8 @@ class Inputs:
     outer_KK: Tensor | None = None
 
     @classmethod
-    def none(cls, width: int, *, moments: bool, dtype: torch.dtype, device: torch.device) -> Inputs:
-        zero = partial(torch.zeros, dtype=dtype, device=device)
+    def none(cls, site: Any, *, moments: bool, dtype: torch.dtype, device: torch.device) -> Inputs:
+        width, zero = site.in_features, partial(torch.zeros, dtype=dtype, device=device)
         return cls(0, zero(width), zero(width), zero(width), zero(width), zero(width, width) if moments else None)
 
     def add(self, x_NK: Tensor) -> None:
@@ -85,7 +87,7 @@ def walk(model: Decoder, batches: Sequence[Batch], patterns: Sequence[str] = SIT
         streams_BTC = [model.embed(batch["ids_BT"].to(model.device)) for batch in batches]
     for number in range(len(model.layers)):
         sites = _linear(model, number, patterns)
-        found = {name: Inputs.none(site.module.in_features, moments=moments, dtype=dtype, device=model.device)
+        found = {name: Inputs.none(site.module, moments=moments, dtype=dtype, device=model.device)
                  for name, site in sites.items()}
         for batch, x_BTC in zip(batches, streams_BTC, strict=True):
             with contextlib.ExitStack() as hooks:
@@ -103,9 +105,9 @@ def fisher(model: Decoder, examples: Iterable[Batch], sites: Sequence[Site], los
     examples: batches of one row each, since the square must be taken before gradients are summed. A weight's gradient is
     dropped as soon as it is counted, so one is held at a time beside the sums. The model is left as it was.
     """
-    weights = {site.name: site.module.weight for site in sites}
-    if fixed := sorted(name for name, weight in weights.items() if not isinstance(weight, nn.Parameter)):
-        raise UnsupportedError(f"{', '.join(fixed[:3])} have packed weights, which have no gradient")
+    weights = {site.name: site.module.weight for site in sites if isinstance(site.module.weight, nn.Parameter)}
+    if fixed := [site.name for site in sites if site.name not in weights]:
+        raise UnsupportedError(f"{some(fixed)} have packed weights, which have no gradient")
     sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     wanted = {id(weight) for weight in weights.values()}
     before = [(weight, weight.requires_grad, weight.grad) for weight in model.parameters()]

@@ -46,6 +46,11 @@ def step_law(weights: float, tokens: float) -> Advice:
     return Advice(1.79 * weights**-0.713 * tokens**0.307, 0.58 * tokens**0.571)
 
 
+def tokens_of(steps: int) -> int:
+    """The tokens of a run of so many steps, each of the size that the law gives such a run."""
+    return math.ceil((0.58 * steps) ** (1 / (1 - 0.571)))
+
+
 def weights_of(model: nn.Module) -> int:
     """The weights that the law counts: all but the embeddings and the output matrix."""
     return sum(w.numel() for name, w in model.named_parameters() if not name.startswith(("embed", "lm_head")))

@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -94,7 +95,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def alike(tensor: Tensor, model: Tensor) -> Tensor:
+def alike(tensor: Tensor, model: Any) -> Tensor:
     """A whole tensor, sharded as `model` is."""
     if not hasattr(model, "full_tensor"):
         return tensor

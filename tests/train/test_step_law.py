@@ -7,7 +7,7 @@ import pytest
 from lithe.errors import UsageError
 from lithe.model.config import Config
 from lithe.model.decoder import Decoder
-from lithe.train.step_law import Advice, calibrate, step_law, weights_of
+from lithe.train.step_law import Advice, calibrate, step_law, tokens_of, weights_of
 
 PAIRS = ((2.1e8, 1e11), (7e9, 1.4e12), (738e3, 6.1e6), (6e7, 2e9), (1.1e9, 2e11), (7e10, 1.5e13))
 
@@ -34,6 +34,8 @@ def test_it_grows_and_falls_as_the_paper_says():
     assert at.rates[0] < at.rate < at.rates[1]
     assert at.batch(512) % 512 == 0 and abs(at.batch(512) - at.tokens) <= 256
     assert Advice(1.0, 3.0).batch(512) == 512
+    total = tokens_of(1000)
+    assert 1000 * step_law(1, total).tokens == pytest.approx(total, rel=1e-3)
 
 
 @pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (-1, 1), (1, math.inf), (math.nan, 1)])
