@@ -77,7 +77,7 @@ def _write_singular(parts: Mapping[str, Any], model: Decoder) -> tuple[dict, dic
     if one.alpha <= 0 or one.alpha != int(one.alpha):
         return None
     pattern = {f"{name}.lora_E": [i < part.rank for i in range(part.over)] for name, part in by_name.items()}
-    config = {"peft_type": "ADALORA", "r": one.over, "init_r": one.over, "target_r": max(1, sum(map(sum, pattern.values())) // len(pattern)),
+    config = {"peft_type": "ADALORA", "init_r": one.over, "target_r": max(1, sum(map(sum, pattern.values())) // len(pattern)),
               "lora_alpha": int(one.alpha), "lora_dropout": one.dropout, "bias": "none", "fan_in_fan_out": False,
               "init_lora_weights": True, "total_step": 1, "tinit": 0, "tfinal": 0, "deltaT": 1,
               "target_modules": _targets(list(by_name), list(checkpoint_names(model))),
