@@ -142,4 +142,5 @@ def pack(lengths: np.ndarray, room: int) -> list[list[int]]:
 
 def nothing() -> Batch:
     """A batch that counts nothing, for a process that has no part in a step's last round."""
-    return {"ids_BT": torch.zeros(1, 1, dtype=torch.int64), "targets_BT": torch.full((1, 1), IGNORED)}
+    return {"ids_BT": torch.zeros(1, 1, dtype=torch.int64), "targets_BT": torch.full((1, 1), IGNORED),
+            "rows_B": torch.zeros(1, dtype=torch.int64)}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lithe.errors import LitheError, UnsupportedError, UsageError
 from lithe.train import checkpoint, memory, optim
-from lithe.train.batches import Batch
+from lithe.train.batches import Batch, real
 from lithe.train.guide import Guide
 from lithe.train.log import Log
 from lithe.train.optim import Optimizer
@@ -138,31 +138,35 @@ class Run:
         self.device = self.weights[0].device
         self.slot = torch.compile(slot, dynamic=False) if plan.compile else slot  # shapes rarely change: best code for each
         self.saved, self.pace, self.norm = time.monotonic(), 0.0, 0.0
-        self.since: list[tuple[float, int, float]] = []  # (loss sum, tokens, seconds) since the last record
+        self.since: list[tuple[float, ...]] = []  # (loss sum, tokens learned, tokens read, seconds) since the last record
 
     @property
     def done(self) -> bool:
         return self.schedule.steps is not None and self.at.step >= self.schedule.steps
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.plan.optimizer.lr * self.schedule(step)
 
     def step(self) -> dict | None:
         """One update; returns a record when one is due."""
         start = time.monotonic()
         self._watch_the_clock()
         optim.set_rate(self.optimizers, self.schedule(self.at.step))
-        total, tokens = 0.0, 0
+        sums = torch.zeros(3, dtype=torch.float64)  # loss, tokens learned, tokens read
         for batch in self._parts():
             summed, counted = self.slot({name: value.to(self.device) for name, value in batch.items()})
             summed.backward()
-            total, tokens = total + summed.item(), tokens + int(counted)
-        total, counted_all = self.team.sum(total, tokens)
-        tokens = int(counted_all)
+            sums += torch.tensor([summed.item(), float(counted), float(real(batch).sum())], dtype=torch.float64)
+        total, learned, read = self.team.sum(*sums.tolist())
+        tokens = int(learned)
         self._must_be_finite(total, "loss")
         self._update(tokens)
         seconds = time.monotonic() - start
         self.at.step, self.at.tokens, self.at.loss = self.at.step + 1, self.at.tokens + tokens, total / max(1, tokens)
         self.at.seconds += seconds
         self.pace = seconds if not self.pace else 0.98 * self.pace + 0.02 * min(seconds, 4 * self.pace)
-        self.since.append((total, tokens, seconds))
+        self.since.append((total, tokens, read, seconds))
         return self.record() if self.at.step % self.plan.log_every == 0 or self.done else None
 
     @torch.no_grad()
@@ -208,7 +212,7 @@ class Run:
 
     def record(self) -> dict:
         """What happened since the last record; nothing newer than it where it is asked for twice."""
-        total, tokens, seconds = (sum(column) for column in zip(*(self.since or [(0.0, 0, 0.0)]), strict=True))
+        total, tokens, read, seconds = (sum(column) for column in zip(*(self.since or [(0.0,) * 4]), strict=True))
         self.since = []
         left = None
         if self.plan.seconds is not None:
@@ -216,8 +220,8 @@ class Run:
         elif self.schedule.steps is not None:
             left = (self.schedule.steps - self.at.step) * self.pace
         return {"step": self.at.step, "steps": self.schedule.steps, "loss": total / max(1, tokens),
-                "rate": self.schedule(self.at.step - 1), "norm": self.norm, "tokens": self.at.tokens,
-                "seconds": round(self.at.seconds, 2), "tokens_per_second": tokens / max(seconds, 1e-9), "seconds_left": left,
+                "rate": self.rate(self.at.step - 1), "norm": self.norm, "tokens": self.at.tokens,
+                "seconds": round(self.at.seconds, 2), "tokens_per_second": read / max(seconds, 1e-9), "seconds_left": left,
                 "peak_bytes": memory.peak(self.device)}
 
     def _parts(self) -> Iterable[Batch]:
@@ -247,8 +251,8 @@ class Run:
             return
         last = checkpoint.latest(self.folder) if self.folder else None
         kept = f"the last good state is {last}" if last else "nothing was saved yet"
-        raise Diverged(f"the {what} is {value} at step {self.at.step + 1}, with a learning rate of "
-                       f"{self.schedule(self.at.step):.3g} of its peak; {kept}. Take a lower rate, or a wider dtype")
+        raise Diverged(f"the {what} is {value} at step {self.at.step + 1}, at a learning rate of "
+                       f"{self.rate(self.at.step):.3g}; {kept}. Take a lower rate, or a wider dtype")
 
     def _watch_the_clock(self) -> None:
         budget = self.plan.seconds

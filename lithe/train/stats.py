@@ -18,7 +18,7 @@ from lithe.errors import UnsupportedError, UsageError
 from lithe.model.decoder import NONE, Decoder
 from lithe.model.header import some
 from lithe.model.site import Site
-from lithe.train.batches import Batch
+from lithe.train.batches import Batch, real
 from lithe.train.loss import next_token, placed
 
 SITES = ("*.*", "mlp.experts.*.*")  # all linear layers of a block
@@ -90,9 +90,10 @@ def walk(model: Decoder, batches: Sequence[Batch], patterns: Sequence[str] = SIT
         found = {name: Inputs.none(site.module, moments=moments, dtype=dtype, device=model.device)
                  for name, site in sites.items()}
         for batch, x_BTC in zip(batches, streams_BTC, strict=True):
+            tokens_BT = real(batch)
             with contextlib.ExitStack() as hooks:
                 for name, site in sites.items():
-                    handle = site.module.register_forward_pre_hook(partial(_note, found[name], real(batch)))
+                    handle = site.module.register_forward_pre_hook(partial(_note, found[name], tokens_BT))
                     hooks.callback(handle.remove)
                 _block(model, number, batch, x_BTC)
         yield number, found
@@ -132,17 +133,6 @@ def fisher(model: Decoder, examples: Iterable[Batch], sites: Sequence[Site], los
     return {name: total / max(1, count) for name, total in sums.items()}
 
 
-def real(batch: Batch) -> Tensor | None:
-    """Which tokens are no padding, boolean [B, T], by the batch's documents or real rows; None where all are."""
-    if "docs_BT" in batch:
-        real_BT = batch["docs_BT"] >= 0
-    elif "rows_B" in batch:
-        real_BT = torch.arange(batch["ids_BT"].shape[1]) < batch["rows_B"].cpu().unsqueeze(1)
-    else:
-        return None
-    return None if bool(real_BT.all()) else real_BT
-
-
 def _linear(model: Decoder, number: int, patterns: Sequence[str]) -> dict[str, Site]:
     """The linear sites of a block that a pattern matches, by their names in the block; a block may lack some."""
     found: dict[str, Site] = {}
@@ -158,9 +148,9 @@ def _block(model: Decoder, number: int, batch: Batch, x_BTC: Tensor) -> Tensor:
     return model(embeds=x_BTC, layers=[number], logits=NONE, **given).hidden
 
 
-def _note(inputs: Inputs, real_BT: Tensor | None, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+def _note(inputs: Inputs, real_BT: Tensor, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
     x = arguments[0]
-    if real_BT is not None:
+    if not real_BT.all():
         if x.shape[:-1] != real_BT.shape:
             raise UnsupportedError("experts choose their tokens, so padding among them cannot be told: give rows without any")
         x = x[real_BT.to(x.device)]
