@@ -40,7 +40,7 @@ class Order:
     method: str | None = None
     context: int | None = None
     cut: bool = False
-    everything: bool = False
+    learn_prompts: bool = False
     from_scratch: bool = False
     dtype: str = "auto"
     device: str = "cpu"
@@ -62,7 +62,7 @@ def tune(order: Order, settings: Settings, *, quiet: bool = False) -> dict[str, 
         model, adapter = prepare(order, settings, str(team.device))
         assert model.tokenizer is not None and model.folder is not None
         context = min(order.context or model.config.context, model.config.context)
-        read = lambda file: text.read(file, model.tokenizer, context=context, cut=order.cut, everything=order.everything)
+        read = lambda file: text.read(file, model.tokenizer, context=context, cut=order.cut, everything=order.learn_prompts)
         examples, held_out = read(order.data), read(order.valid) if order.valid else None
         identity = {"parent": folders.fingerprint(model.folder), "data": examples.digest, "context": context,
                     "valid": held_out.digest if held_out else None, "method": adapter.receipt["method"] if adapter else None,
