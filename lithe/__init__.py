@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from lithe.decode.generate import generate as generate
     from lithe.model.load import load as load
     from lithe.registry import entries as methods
+    from lithe.tune.rack import attach as attach
 
 # Nothing heavy is imported until it is used: `import lithe` must stay instant.
 _FACE = {
     "load": "lithe.model.load",
     "generate": "lithe.decode.generate",
+    "attach": "lithe.tune.rack",
     "bench": "lithe.bench.runner",
     "methods": "lithe.registry:entries",
 }
-__all__ = ["bench", "generate", "load", "methods"]
+__all__ = ["attach", "bench", "generate", "load", "methods"]
 
 
 def __getattr__(name: str) -> Any:

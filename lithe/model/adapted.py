@@ -28,6 +28,7 @@ class Part(nn.Module):
     """What an adapter puts at one site. Its weights are all its parameters; the site's own module is never written to."""
 
     kind: ClassVar[str]  # the word for it in saved folders
+    leads: ClassVar[bool] = False  # whether it has rows that run through the layers before a request's own
 
     def before(self, x: Tensor) -> Tensor:
         """What the site's module reads instead of x."""
@@ -39,7 +40,7 @@ class Part(nn.Module):
 
     def merged(self, weight_NK: Tensor, bias_N: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of one linear layer that computes the same. Raises UnsupportedError where there is none."""
-        raise UnsupportedError(f"a {self.kind} part depends on more than its input's product, so it cannot be merged into weights")
+        raise UnsupportedError(f"what a {self.kind} part computes is no linear layer, so it cannot be merged into weights")
 
     def hosts(self, model: Decoder, site: str) -> list[str]:
         """The sites whose modules must call this part: its own, unless it says otherwise."""
@@ -77,6 +78,8 @@ class Below:
 
     @property
     def bias(self) -> Tensor | None:
+        if not self.levels:  # without reading the weight, which a packed one would unpack
+            return None if self.module.bias is None else wide(self.module.bias)
         return merge(self.module, self.levels)[1]
 
 
@@ -130,7 +133,7 @@ class Choice:
 
     def _mix(self, number: int) -> Mix:
         if not BASE <= number < len(self.mixes):
-            raise UsageError(f"adapters_B has {number}, which stands for no adapter; the rack's number(...) gives those that do")
+            raise UsageError(f"adapters_B has {number}, which stands for no adapter; Rack.number gives those that do")
         return () if number == BASE else self.mixes[number]
 
     def _lead(self, model: Decoder, mix: Mix) -> list:
@@ -162,8 +165,8 @@ class Host(nn.Module):
         if any(rows is not None for _, rows, _ in found):
             batch = sum(len(rows) for _, rows in members if rows is not None)
             if x.dim() < 3 or len(x) != batch:
-                raise UnsupportedError(f"{batch} requests with different adapters reach a module that is given {tuple(x.shape)}: "
-                                       "it cannot tell them apart; run them in separate batches")
+                raise UnsupportedError(f"{batch} requests with different adapters reach a module that reads {tuple(x.shape)} "
+                                       "and cannot tell them apart: run them in separate batches")
         return found
 
 

@@ -118,11 +118,14 @@ class Directed(LowRank):
                  dropout: float = 0.0):
         super().__init__(a_RK, b_NR, alpha, root=root, dropout=dropout)
         self.magnitude = nn.Parameter(magnitude_N)
+        self.held = False  # keep the lengths as they are, as the gradient takes them to be: for checks of it
         self._lengths: tuple[Any, Tensor] | None = None
 
     def lengths(self, below: Below) -> Tensor:
         """Lengths [N] of the adapted rows. Kept while nothing that they depend on moves, since they take the whole matrix."""
         stamp = None if below.levels else (below.module, self.a._version, self.b._version)
+        if self.held and self._lengths is not None:
+            return self._lengths[1].to(self.magnitude)
         if stamp is None or self._lengths is None or self._lengths[0] != stamp:
             weight_NK = below.weight
             found = lengths_of(weight_NK + wide(self.matrix()).to(weight_NK))
@@ -131,8 +134,9 @@ class Directed(LowRank):
 
     def after(self, x: Tensor, y: Tensor, below: Below) -> Tensor:
         factor_N = self.magnitude / self.lengths(below)
-        bias_N = 0.0 if below.module.bias is None else below.bias
-        return (y + (factor_N - 1) * (y - bias_N) + factor_N * self.product(x)).to(y.dtype)
+        bias_N = below.bias
+        product = y if bias_N is None else y - bias_N
+        return (y + (factor_N - 1) * product + factor_N * self.product(x)).to(y.dtype)
 
     def merged(self, weight_NK: Tensor, bias_N: Tensor | None) -> tuple[Tensor, Tensor | None]:
         moved_NK = weight_NK + wide(self.matrix()).to(weight_NK)
@@ -157,7 +161,7 @@ def lengths_of(weight_NK: Tensor) -> Tensor:
 def _settings(settings: dict[str, Any]) -> tuple[float, bool, float]:
     alpha, root, dropout = taken("a low-rank part", settings, ["alpha", "root", "dropout"])
     if type(alpha) not in (int, float) or not math.isfinite(alpha) or type(root) is not bool:
-        raise FormatError(f"a low-rank part has alpha {alpha!r:.50} and root {root!r:.50}: a number and true or false are wanted")
+        raise FormatError(f"a low-rank part has alpha {alpha!r:.50} and root {root!r:.50}: a number and a flag are wanted")
     if type(dropout) not in (int, float) or not 0 <= dropout < 1:
         raise FormatError(f"a low-rank part has dropout {dropout!r:.50}: a number from 0 to below 1 is wanted")
     return alpha, root, dropout

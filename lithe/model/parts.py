@@ -48,7 +48,7 @@ class Scale(Part):
     def rebuild(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Scale:
         (where,), (vector,) = taken("a scale", settings, ["where"]), taken("a scale", tensors, ["vector"])
         if where not in ("in", "out") or vector.dim() != 1:
-            raise FormatError(f"a scale is of {where!r:.50} and shape {list(vector.shape)}: \"in\" or \"out\" and a vector are wanted")
+            raise FormatError(f"a scale is {where!r:.50} with {list(vector.shape)}: \"in\" or \"out\" and a vector are wanted")
         return cls(vector, where)
 
 
@@ -97,8 +97,8 @@ class Bottleneck(Part):
         return (y + self.scale * F.linear(inner, self.up, self.up_bias)).to(y.dtype)
 
     def problem(self, module: nn.Module) -> str:
-        width = next((w.shape[0] for name, w in module.named_parameters() if name.endswith(("o_proj.weight", "down_proj.weight"))),
-                     next((m.out_features for name, m in module.named_modules() if name.endswith(("o_proj", "down_proj"))), None))
+        last: Any = (m for name, m in module.named_modules() if name.endswith(("o_proj", "down_proj")))  # what writes the width
+        width = next((m.out_features for m in last), None)
         return "" if width in (None, len(self.up)) else f"it is for a width of {len(self.up)}, not {width}"
 
     def settings(self) -> dict[str, Any]:
@@ -108,7 +108,8 @@ class Bottleneck(Part):
     def rebuild(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Bottleneck:
         parallel, activation, scale = taken("a bottleneck", settings, ["parallel", "activation", "scale"])
         down_RC, down_R, up_CR, up_C = found = taken("a bottleneck", tensors, ["down", "down_bias", "up", "up_bias"])
-        if type(parallel) is not bool or activation not in ACTIVATIONS or type(scale) not in (int, float) or not math.isfinite(scale):
+        known = isinstance(activation, str) and activation in ACTIVATIONS
+        if type(parallel) is not bool or not known or type(scale) not in (int, float) or not math.isfinite(scale):
             raise FormatError(f"a bottleneck has the settings {settings!r:.200}, which are none of its own")
         if down_RC.dim() != 2 or up_CR.shape != down_RC.shape[::-1] or down_R.shape != down_RC.shape[:1] or \
                 up_C.shape != down_RC.shape[1:]:
@@ -116,7 +117,8 @@ class Bottleneck(Part):
         return cls(*found, parallel=parallel, activation=activation, scale=scale)
 
 
-PARTS: dict[str, type[Part]] = {kind.kind: kind for kind in (LowRank, Singular, Directed, Scale, Shift, Bottleneck, Prefix, Prompt)}
+KINDS: tuple[type[Part], ...] = (LowRank, Singular, Directed, Scale, Shift, Bottleneck, Prefix, Prompt)
+PARTS = {kind.kind: kind for kind in KINDS}
 
 
 def wide_dtype(model: Any) -> torch.dtype:

@@ -1,7 +1,8 @@
 """Rows before the text: keys and values that every row of a request sees, learnt themselves or made from learnt embeddings.
 
 They stand at positions -P to -1, so that the text keeps its own and a cache holds nothing of them. Rotary positions are
-relative: this equals P rows in the cache and a text that begins at P. Axes: G key-value heads, P rows before the text, D head width.
+relative: this equals P rows in the cache and a text that begins at P. Axes: G key-value heads, P rows before the text, D head
+width.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Prefix(Part):
         return Prefixed(module, choice)
 
     def problem(self, module: Any) -> str:
-        shape = getattr(module, "shape", None)
+        shape: Any = getattr(module, "shape", None)
         if not hasattr(shape, "kv_heads"):
             return f"it is for attention, and a {type(module).__name__} is none"
         want, have = (shape.kv_heads, shape.head_dim), (self.k.shape[0], self.k.shape[2])
@@ -87,7 +88,7 @@ class Prompt(Part):
     """Learnt embeddings [P, C] of rows before the text (Lester et al. 2021), hosted by every layer's attention."""
 
     kind = "embedded_rows"
-    leads = True  # its rows must run through the layers before the text's
+    leads = True
 
     def __init__(self, embeds_PC: Tensor):
         super().__init__()
@@ -162,4 +163,4 @@ def _padded(pairs: list[tuple[Tensor, Tensor] | None], x: Tensor) -> tuple[Tenso
 
 def _refuse_windows(model: Any) -> None:
     if model.windows - {None}:
-        raise UnsupportedError("rows before the text need attention without a sliding window: they would have to slide out of it")
+        raise UnsupportedError("rows before the text need attention without a sliding window, which they would slide out of")

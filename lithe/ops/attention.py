@@ -10,7 +10,8 @@ SHORT = 512  # rows up to which spelled-out scores train faster on a CPU than th
 
 
 def attention(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, *, visible_BTS: Tensor | None = None, causal: bool = False,
-              scale: float | None = None, cap: float | None = None, lead: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
+              scale: float | None = None, cap: float | None = None,
+              lead: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
     """softmax(cap(q k^T * scale) over visible keys) v, shape [B, H, T, D]; grouped queries share their key-value head.
 
     visible_BTS is boolean, True where a query sees a key; `causal` means query t sees keys up to t (T = S). lead: keys and

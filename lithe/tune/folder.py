@@ -39,7 +39,8 @@ def save(parts: Mapping[str, Part], receipt: dict[str, Any], model: Decoder, fol
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         ours = any((folder / name).is_file() for name in (THEIRS, OURS))
         if not (overwrite and ours):
-            raise UsageError(f"{folder} exists and is not empty; " + ("it is no adapter's folder" if overwrite else "pass overwrite"))
+            cure = "it is no adapter's folder" if overwrite else "pass overwrite"
+            raise UsageError(f"{folder} exists and is not empty; {cure}")
     expressed = peft.express(parts, model)
     file, (config, tensors) = (OURS, _own(parts)) if expressed is None else (THEIRS, expressed)
     held = {"version": VERSION, "adapter": {**receipt, "base": describe(model)}}
@@ -102,7 +103,7 @@ def _digest(model: Decoder) -> str:
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for key, tensor in own:
             digest.update(repr((f"{name}.{key}", str(tensor.dtype), tuple(tensor.shape))).encode())
-            digest.update(tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy().data)
         for key, child in module.named_children():
             walk(child, f"{name}.{key}")
 
@@ -125,7 +126,8 @@ def _receipt(folder: Path) -> dict[str, Any]:
     if not own:
         return {}
     if own.get("version") != VERSION:
-        raise FormatError(f"{folder / RECEIPT} has version {own.get('version')!r:.40}, this lithe reads {VERSION}; update lithe")
+        version = own.get("version")
+        raise FormatError(f"{folder / RECEIPT} has version {version!r:.40}, this lithe reads {VERSION}; update lithe")
     receipt = own.get("adapter")
     if not isinstance(receipt, dict):
         raise FormatError(f"{folder / RECEIPT} tells of no adapter")
@@ -157,8 +159,9 @@ def _tensors(folder: Path, model: Decoder) -> dict[str, Tensor]:
 
 
 def _own(parts: Mapping[str, Part]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    config = {"version": VERSION, "parts": {site: {"kind": part.kind, "settings": part.settings()} for site, part in parts.items()}}
-    return config, {f"{site}/{key}": tensor for site, part in parts.items() for key, tensor in part.state_dict().items()}
+    said = {site: {"kind": part.kind, "settings": part.settings()} for site, part in parts.items()}
+    tensors = {f"{site}/{key}": tensor for site, part in parts.items() for key, tensor in part.state_dict().items()}
+    return {"version": VERSION, "parts": said}, tensors
 
 
 def _parts(where: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Part]:
@@ -174,7 +177,7 @@ def _parts(where: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> d
     for site, said in config["parts"].items():
         if not isinstance(said, dict) or set(said) != {"kind", "settings"} or not isinstance(said["settings"], dict):
             raise FormatError(f"{where}: {site!r:.200} must have a kind and settings, nothing else")
-        if said["kind"] not in PARTS if isinstance(said["kind"], str) else True:
+        if not isinstance(said["kind"], str) or said["kind"] not in PARTS:
             raise UnsupportedError(f"{where}: {site!r:.200} is of kind {said['kind']!r:.80}; known: {', '.join(PARTS)}")
         try:
             parts[site] = PARTS[said["kind"]].rebuild(said["settings"], held.get(site, {}))

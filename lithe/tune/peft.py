@@ -61,7 +61,7 @@ def _write_low_rank(parts: Mapping[str, Any], model: Decoder) -> tuple[dict, dic
               "target_modules": _targets(list(by_name), list(checkpoint_names(model))),
               "rank_pattern": {name: part.rank for name, part in by_name.items() if part.rank != rank},
               "alpha_pattern": {name: _short(part.alpha) for name, part in by_name.items() if part.alpha != alpha}}
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, part in by_name.items():
         tensors |= {f"{ROOT}{name}.lora_A.weight": part.a, f"{ROOT}{name}.lora_B.weight": part.b}
         if directed:
@@ -82,9 +82,10 @@ def _write_singular(parts: Mapping[str, Any], model: Decoder) -> tuple[dict, dic
               "init_lora_weights": True, "total_step": 1, "tinit": 0, "tfinal": 0, "deltaT": 1,
               "target_modules": _targets(list(by_name), list(checkpoint_names(model))),
               "rank_pattern": None if all(map(all, pattern.values())) else pattern}
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, part in by_name.items():
-        tensors |= {f"{ROOT}{name}.lora_A": part.a, f"{ROOT}{name}.lora_B": part.b, f"{ROOT}{name}.lora_E": part.values[:, None]}
+        tensors |= {f"{ROOT}{name}.lora_A": part.a, f"{ROOT}{name}.lora_B": part.b}
+        tensors[f"{ROOT}{name}.lora_E"] = part.values[:, None]
     return config, tensors
 
 
@@ -111,7 +112,8 @@ def _write_rows(parts: Mapping[str, Any], model: Decoder) -> tuple[dict, dict] |
     G, P, D = shapes.pop()
     rows = torch.stack([side for part in parts.values() for side in (part.k, part.v)])  # [2 layers, G, P, D]
     config = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": P, "token_dim": G * D, "num_attention_heads": G,
-              "num_layers": len(parts), "num_transformer_submodules": 1, "encoder_hidden_size": G * D, "prefix_projection": False}
+              "num_layers": len(parts), "num_transformer_submodules": 1, "encoder_hidden_size": G * D,
+              "prefix_projection": False}
     return config, {ROWS: rows.permute(2, 0, 1, 3).reshape(P, -1)}
 
 

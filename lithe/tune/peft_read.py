@@ -24,15 +24,17 @@ from lithe.tune.peft import ROOT, ROWS
 from lithe.tune.targets import checkpoint_names, linears
 
 # Keys that change nothing of a trained adapter: where it came from, how it was started, how to go on training it.
-SILENT = frozenset("""auto_mapping base_model_name_or_path revision peft_type peft_version inference_mode target_modules
-    feedforward_modules exclude_modules layers_pattern layers_to_transform init_ia3_weights lora_dropout megatron_core
-    qalora_group_size beta1 beta2 deltaT orth_reg_weight target_r tfinal tinit total_step encoder_hidden_size prefix_projection
-    init_weights prompt_tuning_init prompt_tuning_init_text tokenizer_kwargs tokenizer_name_or_path runtime_config
-    task_type""".split())
-SHAPE = frozenset("num_virtual_tokens num_layers num_attention_heads token_dim num_transformer_submodules".split())
+SILENT = frozenset((
+    "auto_mapping", "base_model_name_or_path", "revision", "peft_type", "peft_version", "inference_mode", "task_type",
+    "target_modules", "feedforward_modules", "exclude_modules", "layers_pattern", "layers_to_transform", "lora_dropout",
+    "init_ia3_weights", "init_weights", "megatron_core", "qalora_group_size", "beta1", "beta2", "deltaT", "orth_reg_weight",
+    "target_r", "tfinal", "tinit", "total_step", "encoder_hidden_size", "prefix_projection", "prompt_tuning_init",
+    "prompt_tuning_init_text", "tokenizer_kwargs", "tokenizer_name_or_path", "runtime_config"))
+SHAPE = frozenset(["num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim", "num_transformer_submodules"])
 USED = {
-    "LORA": frozenset("r lora_alpha rank_pattern alpha_pattern use_rslora use_dora init_lora_weights bias".split()),
-    "ADALORA": frozenset("r init_r lora_alpha rank_pattern init_lora_weights bias".split()),
+    "LORA": frozenset(("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "init_lora_weights",
+                       "bias")),
+    "ADALORA": frozenset(["r", "init_r", "lora_alpha", "rank_pattern", "init_lora_weights", "bias"]),
     "IA3": frozenset(),
     "PREFIX_TUNING": SHAPE,
     "PROMPT_TUNING": SHAPE,
@@ -66,7 +68,8 @@ def understand(where: Path, config: dict[str, Any], tensors: dict[str, Tensor], 
 def _low_rank(where: Path, config: dict[str, Any], tensors: dict[str, Tensor], model: Decoder) -> Parts:
     get = lambda key, kind, default: setting(config, key, kind, default, str(where))
     rank, alpha = get("r", "size", 8), get("lora_alpha", "amount", 8)
-    directed, root, dropout = get("use_dora", "flag", False), get("use_rslora", "flag", False), get("lora_dropout", "amount", 0.0)
+    directed, root = get("use_dora", "flag", False), get("use_rslora", "flag", False)
+    dropout = get("lora_dropout", "amount", 0.0)
     tails = {"lora_A.weight": "a", "lora_B.weight": "b"}
     if directed:
         tails |= {"lora_magnitude_vector": "m", "lora_magnitude_vector.weight": "m"}
@@ -75,7 +78,7 @@ def _low_rank(where: Path, config: dict[str, Any], tensors: dict[str, Tensor], m
     for name, held in _by_module(where, tensors, tails, "abm" if directed else "ab").items():
         said, given = _match(ranks, name, rank), _match(alphas, name, alpha)
         if held["a"].dim() != 2 or len(held["a"]) != said:
-            raise FormatError(f"{where}: {name} has a factor of {list(held['a'].shape)}, but its rank is said to be {said!r:.40}")
+            raise FormatError(f"{where}: {name} has a factor of {list(held['a'].shape)}, but rank {said!r:.40} is said")
         made = {"alpha": given, "root": root, "dropout": float(dropout)}
         for site, rows in _sites(where, name, model):
             own = {"a": held["a"], "b": held["b"][rows]} | ({"magnitude": held["m"].flatten()[rows]} if directed else {})
@@ -91,7 +94,7 @@ def _singular(where: Path, config: dict[str, Any], tensors: dict[str, Tensor], m
     for name, held in _by_module(where, tensors, {"lora_A": "a", "lora_B": "b", "lora_E": "e"}, "abe").items():
         said = kept.get(f"{name}.lora_E", [True] * over)
         if not isinstance(said, list) or any(type(x) is not bool for x in said) or sum(said) != len(held["a"]):
-            raise FormatError(f"{where}: {name} has a factor of {list(held['a'].shape)}, which is not the rank it is said to have")
+            raise FormatError(f"{where}: {name} has a factor of {list(held['a'].shape)}, which is not the rank that is said")
         made = {"alpha": alpha or over, "root": False, "dropout": float(dropout), "over": over}
         for site, rows in _sites(where, name, model):
             own = {"a": held["a"], "b": held["b"][rows], "values": held["e"].flatten()}

@@ -19,7 +19,7 @@ from torch import nn
 
 from lithe import registry
 from lithe.errors import UnsupportedError, UsageError
-from lithe.model.adapted import Choice, Host, Mix, Part, merge, remade
+from lithe.model.adapted import Choice, Mix, Part, merge, remade
 from lithe.model.decoder import Decoder
 from lithe.tune import folder as folders
 from lithe.tune.targets import place, plain_module
@@ -91,6 +91,7 @@ class Rack:
     def save(self, name: str, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write an adapter's folder. Nothing is seen under its name until all of it is written."""
         adapter = self._known(name)
+        self._whole("save an adapter")  # whose receipt tells of the base
         return folders.save(adapter.parts, adapter.receipt, self.model, Path(folder), overwrite=overwrite)
 
     def add(self, adapter: Adapter) -> Adapter:
@@ -144,7 +145,7 @@ class Rack:
     def merge(self, wish: Wish) -> None:
         """Put a stack into weights of their own, in wide floats and then rounded once; the old ones are kept for `unmerge`.
 
-        Until then its adapters cannot be asked for. Raises UnsupportedError, and changes nothing, where a part cannot be merged.
+        Until then its adapters cannot be asked for. Raises UnsupportedError where a part cannot be, and changes nothing.
         """
         self._whole("merge")
         mix = self._mix(wish)
@@ -178,7 +179,7 @@ class Rack:
         away = {name for name, _ in self.merged}
         here = {name: a for name, a in self.adapters.items() if name not in away}
         self.choice.weights = {name: list(a.parameters()) for name, a in here.items()}
-        self.choice.leads = {name: part for name, a in here.items() for part in a.parts.values() if getattr(part, "leads", False)}
+        self.choice.leads = {name: part for name, a in here.items() for part in a.parts.values() if part.leads}
         self.choice.kept.clear()
         for site in sorted(adapter.hosts):  # outer modules come before what lies in them
             spot = place(self.model, site)
@@ -209,7 +210,8 @@ class Rack:
 
     def _whole(self, what: str) -> None:
         if self.merged:
-            raise UsageError(f"{', '.join(name for name, _ in self.merged)} is merged into the weights: unmerge before you {what}")
+            names = ", ".join(name for name, _ in self.merged)
+            raise UsageError(f"{names} is merged into the weights: unmerge before you {what}")
 
 
 def attach(model: Decoder, *adapters: str | Path) -> Rack:
@@ -229,5 +231,3 @@ def _name_of(folder: Path) -> str:
     """A name made of a folder's."""
     return re.sub(r"[^A-Za-z0-9_-]", "-", folder.resolve().name).lstrip("-_")[:40] or "adapter"
 
-
-__all__ = ["Adapter", "Host", "Rack", "attach"]

@@ -41,7 +41,8 @@ def linears(model: nn.Module, targets: Iterable[str] = LINEARS) -> dict[str, Any
 
     Raises UsageError for a target that names nothing.
     """
-    every = {name: module for name, module in _plain(model, "") if name.startswith("layers.") and hasattr(module, "in_features")}
+    blocks = ((name, module) for name, module in _plain(model, "") if name.startswith("layers."))
+    every = {name: module for name, module in blocks if hasattr(module, "in_features")}
     found: dict[str, Any] = {}
     for target in targets:
         hits = [name for name in every if name.rpartition(".")[2] == target or fnmatch.fnmatchcase(name, target)]

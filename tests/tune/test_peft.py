@@ -19,7 +19,8 @@ QV, ALL7 = ["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "o_proj", "gate_
 CASES = {  # name: (family, PEFT's config)
     "plain": ("llama", peft.LoraConfig(r=4, target_modules=QV, lora_dropout=0.1)),
     "all": ("qwen2", peft.LoraConfig(r=4, lora_alpha=3, target_modules="all-linear")),
-    "patterns": ("llama", peft.LoraConfig(r=4, target_modules=ALL7, rank_pattern={"down_proj": 2, r"layers\.1\.self_attn\.q_proj": 6},
+    "patterns": ("llama", peft.LoraConfig(r=4, target_modules=ALL7,
+                                          rank_pattern={"down_proj": 2, r"layers\.1\.self_attn\.q_proj": 6},
                                           alpha_pattern={"^model.layers.0.*": 32, "k_proj|v_proj": 5})),
     "rslora": ("llama-rope3", peft.LoraConfig(r=4, target_modules=QV, use_rslora=True)),
     "dora": ("llama-mha", peft.LoraConfig(r=4, target_modules=ALL7, use_dora=True)),

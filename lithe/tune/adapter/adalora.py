@@ -48,8 +48,9 @@ class Method:
         """A and B are normal with deviation 0.02, the values zero, as in the authors' code."""
         k, dtype = self.knobs, wide_dtype(model)
         draw = lambda *shape: torch.randn(*shape, generator=dice, dtype=dtype) * 0.02
-        return {site: Singular(draw(k.start, layer.in_features), draw(layer.out_features, k.start), torch.zeros(k.start, dtype=dtype),
-                               k.alpha, k.start, dropout=k.dropout) for site, layer in linears(model, k.targets).items()}
+        return {site: Singular(draw(k.start, layer.in_features), draw(layer.out_features, k.start),
+                               torch.zeros(k.start, dtype=dtype), k.alpha, k.start, dropout=k.dropout)
+                for site, layer in linears(model, k.targets).items()}
 
     def size(self, model: Any) -> int:
         return sum(self.knobs.start * (layer.in_features + layer.out_features + 1)
@@ -59,7 +60,7 @@ class Method:
         self.steps = steps
 
     def penalty(self, parts: dict[str, Any]) -> Tensor:
-        """Mean over the factors of |A A^T - 1| and |B^T B - 1|, Frobenius norms (equation 4 has their squares; the code has not)."""
+        """Mean over the factors of |A A^T - 1| and |B^T B - 1|, Frobenius norms (squared in equation 4, not in the code)."""
         grams = [gram for part in parts.values() for gram in (part.a @ part.a.T, part.b.T @ part.b)]
         return self.knobs.orthogonal * torch.stack([torch.linalg.norm(g - torch.eye(len(g)).to(g)) for g in grams]).mean()
 

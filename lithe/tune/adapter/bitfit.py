@@ -12,7 +12,8 @@ from lithe.model.adapted import Part
 from lithe.model.parts import Shift, wide_dtype
 from lithe.tune.targets import LINEARS, linears
 
-CARD = Card(paper="BitFit (Ben Zaken et al. 2021)", promises=("zero_at_start", "merge_equals_wrap", "touches_only"), trains=True)
+CARD = Card(paper="BitFit (Ben Zaken et al. 2021)", promises=("zero_at_start", "merge_equals_wrap", "touches_only"),
+            trains=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,8 +36,8 @@ class Method:
         k, C, dtype = self.knobs, model.config.width, wide_dtype(model)
         zeros = lambda *shape: torch.zeros(*shape, dtype=dtype)
         down = lambda: torch.randn(k.inner, C, generator=dice, dtype=dtype) * 0.01
-        return {site: Bottleneck(down(), zeros(k.inner), zeros(C, k.inner), zeros(C), parallel=k.parallel, activation=k.activation,
-                                 scale=k.scale) for site in self._sites(model)}
+        return {site: Bottleneck(down(), zeros(k.inner), zeros(C, k.inner), zeros(C), parallel=k.parallel,
+                                 activation=k.activation, scale=k.scale) for site in self._sites(model)}
 
     def size(self, model: Any) -> int:
         return len(self._sites(model)) * (2 * self.knobs.inner * model.config.width + self.knobs.inner + model.config.width)

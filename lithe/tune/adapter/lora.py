@@ -34,8 +34,10 @@ class Method:
         k, dtype, parts = self.knobs, wide_dtype(model), {}
         for site, layer in linears(model, k.targets).items():
             a_RK = (torch.rand(k.rank, layer.in_features, generator=dice, dtype=dtype) * 2 - 1) * layer.in_features**-0.5
-            parts[site] = LowRank(a_RK, torch.zeros(layer.out_features, k.rank, dtype=dtype), k.alpha, root=k.root, dropout=k.dropout)
+            b_NR = torch.zeros(layer.out_features, k.rank, dtype=dtype)
+            parts[site] = LowRank(a_RK, b_NR, k.alpha, root=k.root, dropout=k.dropout)
         return parts  # type: ignore[return-value]
 
     def size(self, model: Any) -> int:
-        return sum(self.knobs.rank * (layer.in_features + layer.out_features) for layer in linears(model, self.knobs.targets).values())
+        layers = linears(model, self.knobs.targets).values()
+        return sum(self.knobs.rank * (layer.in_features + layer.out_features) for layer in layers)
