@@ -19,17 +19,19 @@ if TYPE_CHECKING:
     from lithe.model.load import load as load
     from lithe.model.runtime import cost_curve as cost_curve
     from lithe.registry import entries as methods
+    from lithe.tune.rack import attach as attach
 
 # Nothing heavy is imported until it is used: `import lithe` must stay instant.
 _FACE = {
     "load": "lithe.model.load",
     "generate": "lithe.decode.generate",
+    "attach": "lithe.tune.rack",
     "bench": "lithe.bench.runner",
     "advise": "lithe.bench.advise",
     "methods": "lithe.registry:entries",
     "cost_curve": "lithe.model.runtime",
 }
-__all__ = ["advise", "bench", "cost_curve", "generate", "load", "methods"]
+__all__ = ["advise", "attach", "bench", "cost_curve", "generate", "load", "methods"]
 
 
 def __getattr__(name: str) -> Any:

@@ -243,7 +243,7 @@ def _import(path: Path) -> ModuleType:
 def _convert(value: Any, kind: Any, where: str) -> Any:
     """Turn text into the knob's type; values that are not text must already fit."""
     options = [k for k in typing.get_args(kind) if k is not type(None)] or [kind]
-    target = options[0]
+    target = kind if typing.get_origin(kind) is tuple else options[0]
     if value is None or (isinstance(value, str) and value.lower() == "none" and type(None) in typing.get_args(kind)):
         return None
     try:

@@ -50,8 +50,11 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def open_model(name: str, *, dtype: str = "auto", device: str = "cpu", threads: int | None = None,
-               offline: bool = False) -> Decoder:
-    """Load a model as the options ask. Raises UsageError for an unknown dtype or a device that is not there."""
+               offline: bool = False, fast: bool = True) -> Decoder:
+    """Load a model as the options ask; fast: for the compiled kernels, whose weights cannot be trained.
+
+    Raises UsageError for an unknown dtype or a device that is not there.
+    """
     import torch
 
     from lithe.model.load import load
@@ -62,7 +65,7 @@ def open_model(name: str, *, dtype: str = "auto", device: str = "cpu", threads: 
         torch.empty(0, device=device).tolist()  # which a device without memory, as meta, cannot give
     except (RuntimeError, AssertionError) as problem:  # torch raises AssertionError where it was built without CUDA
         raise UsageError(f"device {device!r} cannot be used: {str(problem).splitlines()[0]}") from None
-    return load(name, dtype=dtype, device=device, offline=offline, threads=threads)
+    return load(name, dtype=dtype, device=device, offline=offline, threads=threads, fast=fast)
 
 
 def runs_as(facts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from lithe.decode.plan import plan
 from lithe.errors import FormatError, UsageError
 from lithe.model.decoder import Decoder
 from lithe.sampling.law import Law
+from lithe.tune.rack import attach
 
 GROUP = "run"
 
@@ -33,6 +34,7 @@ def command(
     top_p: Annotated[float | None, typer.Option(help="sample among the likeliest that hold this mass")] = None,
     min_p: Annotated[float | None, typer.Option(help="leave out what is below this share of the likeliest")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="end the text here; repeats")] = None,
+    adapter: Annotated[list[str] | None, typer.Option(help="an adapter's folder; repeats, stacked in this order")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="put the prompt into the model's chat template")] = False,
     sources: Annotated[bool, typer.Option(help="colour tokens by where they came from")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object at the end, nothing else")] = False,
@@ -44,6 +46,8 @@ def command(
 ) -> None:
     """Generate text, streaming it with the tokens coloured by where they came from."""
     target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline)
+    if adapter:
+        attach(target, *adapter)
     slots = fill(method or [], recipe)
     law = Law.wished(target.settings, *slots.pop("warps"), temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     made = plan(target, **slots)

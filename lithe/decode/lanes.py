@@ -57,8 +57,9 @@ class Lanes:
         pos_BT = torch.tensor([[min(n + step, furthest) for step in row]  # only padding lies that far
                                for n, row in zip(self.cache.lengths, steps, strict=True)], device=device)
         self.last = [list(row) for row in ids]
+        adapters_B = None if self.model.adapters is None else [s.adapter for s in self.held]
         return self.model(ids_BT, pos_BT=pos_BT, mask=mask, cache=self.cache, rows=[max(len(row), 1) for row in ids],
-                          logits=logits, taps=taps)
+                          logits=logits, taps=taps, adapters_B=adapters_B)
 
     def commit(self, rows: Seq[int | Seq[int]]) -> None:
         """Keep rows of the last pass, as `Cache.commit` does."""

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from lithe.errors import TooLargeError, UsageError
@@ -21,6 +21,7 @@ from lithe.ops.attention import attention
 from lithe.ops.rope import frequencies, rotate
 
 if TYPE_CHECKING:
+    from lithe.model.adapted import Choice
     from lithe.model.cache import Cache
     from lithe.model.fast import Fast
     from lithe.model.tokenizer import Tokenizer
@@ -106,6 +107,8 @@ class Block(nn.Module):
                            bias=config.mlp_bias, sub_norm=config.sub_norm, eps=config.norm_eps) if layer.ffn else None
 
     def forward(self, x_BTC: Tensor, run: Pass, attn: bool = True, mlp: bool = True) -> Tensor:
+        if run.groups is not None:
+            run.groups.enter()
         normed, out_BTC = self.attn_in_norm(x_BTC), x_BTC
         if attn and self.self_attn is not None:
             out_BTC = out_BTC + self.attn_out_norm(self.self_attn(normed, run))
@@ -129,6 +132,8 @@ class Decoder(nn.Module):
         shapes = [layer for i in range(config.layers) if (layer := config.layer(i)).heads]
         self.windows, self.ropes = {layer.window for layer in shapes}, {layer.rope for layer in shapes}
         self.fast: Fast | None = None  # compiled layers, where they were asked for
+        self.recompute = False  # whether blocks keep only their input for the gradient, and run again to get it
+        self.adapters: Choice | None = None  # what is attached to it (model/adapted.py)
         self._turns: dict[Rope, tuple[Tensor, Tensor]] = {}
         self.tokenizer: Tokenizer | None = None
         self.source = ""  # the name it was loaded by
@@ -143,6 +148,7 @@ class Decoder(nn.Module):
                 mask: Mask = CAUSAL, docs_BT: Tensor | None = None, cache: Cache | None = None,
                 rows: Sequence[int] | None = None, layers: Iterable | None = None,
                 skip: Iterable[tuple[int, str]] = (), taps: Iterable[int | str] = (),
+                adapters_B: Sequence[int | None] | Tensor | None = None,
                 logits: str | Tensor | Sequence[int] = LAST) -> Output:
         """Run one pass.
 
@@ -150,7 +156,8 @@ class Decoder(nn.Module):
         stays is decided by `cache.commit`. pos_BT defaults to the rows following the cache. rows[b] is how many of the T
         rows of sequence b are real (the others are padding on the right). layers: which blocks run, in order; a nested
         tuple runs its members on the same input. skip: (layer, "attn" or "mlp") to leave out. taps: layer numbers (the
-        residual stream after that layer), "embed" or "final". logits: LAST real row, ALL, NONE, or row numbers.
+        residual stream after that layer), "embed" or "final". adapters_B: which attached adapters each sequence wants, by the
+        rack's numbers. logits: LAST real row, ALL, NONE, or row numbers.
         """
         if ids_BT is not None and embeds is None:
             x_BTC = self.embed(ids_BT)
@@ -158,7 +165,11 @@ class Decoder(nn.Module):
             x_BTC = embeds
         else:
             raise UsageError("a pass reads either ids_BT or embeds")
+        if self.adapters is None and adapters_B is not None:
+            raise UsageError("adapters_B was given, but no adapter is attached to this model")
+        groups = None if self.adapters is None else self.adapters.choose(self, adapters_B, len(x_BTC))
         run = self._prepare(x_BTC, pos_BT, mask, docs_BT, cache)
+        run.groups = groups
         skipped, wanted = frozenset(skip), frozenset(taps)
         tapped: dict[int | str, Tensor] = {"embed": x_BTC} if "embed" in wanted else {}
         order = range(self.config.layers) if layers is None else list(layers)
@@ -178,12 +189,19 @@ class Decoder(nn.Module):
             if compiled is not None and count > 1:
                 outs = [compiled.run(x_BTC, order[at], count)]
             else:
-                blocks = self.layers if compiled is None else compiled
+                blocks = self._blocks if compiled is None else compiled
                 outs = [blocks[i](x_BTC, run, (i, "attn") not in skipped, (i, "mlp") not in skipped) for i in members]
             x_BTC = outs[0] if len(outs) == 1 else x_BTC + sum(out - x_BTC for out in outs)
             tapped.update({i: x_BTC for i in members if i in wanted})
             at += count
         return x_BTC
+
+    @property
+    def _blocks(self) -> Sequence | nn.ModuleList:
+        """The layers as they are, or run again for their gradient where `recompute` says so."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return self.layers
+        return [partial(torch.utils.checkpoint.checkpoint, block, use_reentrant=False) for block in self.layers]
 
     def embed(self, ids_BT: Tensor) -> Tensor:
         """Input embeddings [B, T, C]."""

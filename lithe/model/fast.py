@@ -149,7 +149,7 @@ class Layers:
     """The layers of one pass. An item is called as a Block is, whether compiled or not."""
 
     def __init__(self, fast: Fast, gathered: list[LayerWeights | None], run: Pass, kernels: library.Library):
-        self.blocks, self.gathered, self.kernels = fast.model.layers, gathered, kernels
+        self.blocks, self.gathered, self.kernels, self.whole = fast.model.layers, gathered, kernels, run
         self.stack = fast.stack(run, gathered)
         self.rows = compiled.Rows(run.pos_BT, run.lengths, None if run.plain else run.among(), run.last, library.threads())
 
@@ -170,11 +170,17 @@ class Layers:
         return max(count, 1)
 
     def run(self, x_BTC: Tensor, first: int, count: int) -> Tensor:
+        if _wants_gradients(x_BTC):  # of an adapter in a layer before
+            for block in self.blocks[first : first + count]:
+                x_BTC = block(x_BTC, self.whole)
+            return x_BTC
         return compiled.layers(self.stack, self.rows, x_BTC, first, count, kernels=self.kernels)
 
     def _one(self, i: int, x_BTC: Tensor, run: Pass, attn: bool = True, mlp: bool = True) -> Tensor:
         if not (attn or mlp):
             return x_BTC
+        if _wants_gradients(x_BTC):
+            return self.blocks[i](x_BTC, run, attn, mlp)
         return compiled.layers(self.stack, self.rows, x_BTC, i % len(self.blocks), attn=attn, mlp=mlp, kernels=self.kernels)
 
 

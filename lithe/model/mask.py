@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from lithe.model.adapted import Groups
     from lithe.model.cache import Cache
     from lithe.model.config import Rope
     from lithe.model.decoder import Decoder
@@ -108,12 +110,19 @@ class Pass:
         """last: no position lies past it. lengths: what is cached of each sequence."""
         self.model, self.pos_BT, self.last, self.mask, self.docs_BT = model, pos_BT, last, mask, docs_BT
         self.lengths, self.cache = lengths, cache
+        self.groups: Groups | None = None  # which adapters each row wants
         T, plain = pos_BT.shape[1], isinstance(mask, Causal) and docs_BT is None
         self.plain = plain  # a row sees what is cached and the rows up to itself
         self.causal = plain and max(lengths) == 0 and T > 1
         self.everything = plain and T == 1 and min(lengths) == max(lengths)
         self._visible: dict[int | None, Tensor | None] = {None: None} if self.causal or self.everything else {}
         self._rotation: dict[Rope, tuple[Tensor, Tensor]] = {}
+
+    def over(self, cache: Cache) -> Pass:
+        """The same pass over another cache of the same lengths."""
+        other = copy(self)
+        other.cache = cache
+        return other
 
     def among(self) -> Tensor:
         """Who sees whom among the rows of the pass, windows aside: boolean [B or 1, T, T]."""

@@ -10,12 +10,22 @@ SHORT = 512  # rows up to which spelled-out scores train faster on a CPU than th
 
 
 def attention(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, *, visible_BTS: Tensor | None = None, causal: bool = False,
-              scale: float | None = None, cap: float | None = None) -> Tensor:
+              scale: float | None = None, cap: float | None = None,
+              lead: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
     """softmax(cap(q k^T * scale) over visible keys) v, shape [B, H, T, D]; grouped queries share their key-value head.
 
-    visible_BTS is boolean, True where a query sees a key; `causal` means query t sees keys up to t (T = S).
+    visible_BTS is boolean, True where a query sees a key; `causal` means query t sees keys up to t (T = S). lead: keys and
+    values [B, G, P, D] that come before the others, and which of them a sequence's queries see [B, P].
     """
     B, H, T, D = q_BHTD.shape
+    if lead is not None:
+        S = k_BGSD.shape[2]
+        if visible_BTS is None:
+            visible_BTS = torch.ones(1, T, S, dtype=torch.bool, device=q_BHTD.device)
+            visible_BTS = visible_BTS.tril() if causal else visible_BTS
+        visible_BTS = torch.cat((lead[2].unsqueeze(1).expand(B, T, -1), visible_BTS.expand(B, T, S)), 2)
+        k_BGSD, v_BGSD = (torch.cat((before.to(x), x), 2) for before, x in zip(lead, (k_BGSD, v_BGSD), strict=False))
+        causal = False
     G, S = k_BGSD.shape[1], k_BGSD.shape[2]
     if causal and cap is None:
         if T <= SHORT and q_BHTD.requires_grad and q_BHTD.device.type == "cpu":

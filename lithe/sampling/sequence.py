@@ -26,8 +26,11 @@ class Sequence:
     """Committed ids and the settings of one request. Its last id is the root of the next draft: not yet in any cache."""
 
     def __init__(self, prompt: Iterable[int], *, limit: int, context: int, law: Law | None = None, seed: int = 0,
-                 eos: Iterable[int] = (), stops: Iterable[str] = (), stream: Stream | None = None):
-        """limit: most tokens to generate. context: most tokens the model can hold. stops: strings that end the text."""
+                 eos: Iterable[int] = (), stops: Iterable[str] = (), stream: Stream | None = None, adapter: int | None = None):
+        """limit: most tokens to generate. context: most tokens the model can hold. stops: strings that end the text.
+
+        adapter: the number of what is attached to the model for this request; None is the model's default.
+        """
         self.number = next(_numbers)
         self.ids = list(prompt)
         if not self.ids:
@@ -46,6 +49,7 @@ class Sequence:
         self.eos, self.stops, self.stream = frozenset(eos), tuple(s for s in stops if s), stream
         if self.stops and stream is None:
             raise UsageError("stop strings need a tokenizer")
+        self.adapter = adapter
         self.sources: list[str] = []
         self.finished: str | None = None  # "eos", "stop" or "length"
         self._held = ""  # text that may turn out to begin a stop string

@@ -22,6 +22,16 @@ PATTERN = 1000  # rows after which the mixture has been met exactly
 Batch = dict[str, Tensor]
 
 
+def real(batch: Batch) -> Tensor:
+    """Which tokens are no padding, boolean [B, T]: those of a document, or of the rows that the batch says are real."""
+    ids_BT = batch["ids_BT"]
+    if "docs_BT" in batch:
+        return batch["docs_BT"] >= 0
+    if "rows_B" in batch:
+        return torch.arange(ids_BT.shape[1], device=ids_BT.device) < batch["rows_B"].unsqueeze(1)
+    return torch.ones_like(ids_BT, dtype=torch.bool)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rows:
     """Batches of `rows` rows of `length` tokens. sources: flat uint16 token files by name; weights: their shares of rows.

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import signal
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lithe.errors import LitheError, UsageError
-from lithe.train import checkpoint, optim
-from lithe.train.batches import Batch
+from lithe.errors import LitheError, UnsupportedError, UsageError
+from lithe.train import checkpoint, memory, optim
+from lithe.train.batches import Batch, real
+from lithe.train.guide import Guide
 from lithe.train.log import Log
 from lithe.train.optim import Optimizer
 from lithe.train.schedule import Schedule, Wsd
+from lithe.train.signals import stop_signals
+from lithe.train.team import ALONE, Team, whole
 
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
-Batches = Callable[[int, bool], Batch]  # (number of the micro-batch, whether the schedule's ending has begun)
+# (number of the call, whether the schedule's ending has begun) -> one micro-batch, or all that the step has
+Batches = Callable[[int, bool], Batch | list[Batch]]
 
 
 class Interrupted(LitheError):
     """Ctrl-C or SIGTERM: the run is saved and the same command goes on from there."""
 
     exit_code = 130
+
+
+class Diverged(LitheError):
+    """The loss or its gradient is no number; the weights are as the step before left them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +46,13 @@ class Plan:
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     seconds: float | None = None
     decay: float = 0.25  # the share of `seconds` that the decay takes
-    accumulate: int = 1  # micro-batches a step
+    accumulate: int = 1  # calls of `batches` a step
     clip: float = 1.0
     autocast: torch.dtype | None = None
     compile: bool = False
     save_every: float = 180.0  # seconds
     log_every: int = 10  # steps
+    check_every: int = 0  # steps; 0: after the last one only
 
 
 @dataclass
@@ -55,73 +64,123 @@ class Progress:
     seconds: float = 0.0
     loss: float = float("nan")  # of the last step, nats a token
     schedule: dict = dataclasses.field(default_factory=dict)
+    run: dict = dataclasses.field(default_factory=dict)  # what it was begun with
+    valid: list[tuple[int, float]] = dataclasses.field(default_factory=list)  # (step, held-out loss)
+    held: dict = dataclasses.field(default_factory=dict)  # bytes at the end, by what they hold
 
 
 def fit(model: nn.Module, batches: Batches, loss: Loss, plan: Plan, *, folder: Path | None = None,
-        quiet: bool = False, on_save: Callable[[Path], None] | None = None) -> Progress:
+        quiet: bool = False, on_save: Callable[[Path], None] | None = None, valid: Callable[[], Iterable[Batch]] | None = None,
+        guide: Guide | None = None, identity: dict[str, Any] | None = None, team: Team = ALONE,
+        trackers: Iterable[Callable[[dict[str, Any]], None]] = ()) -> Progress:
     """Train what requires a gradient until the schedule's last step; resume from `folder` if it holds a checkpoint.
 
-    Raises Interrupted once a signal came and the state is saved; on_save gets the path of every checkpoint written.
+    on_save gets the path of every checkpoint written. valid: held-out micro-batches, whose loss is taken before the first step,
+    every `check_every` and after the last. guide: a method's word on a step. identity: what the run is made of; a folder with
+    another's is refused. Raises Interrupted once a signal came and the state is saved, Diverged for a loss that is no number.
     """
     if plan.schedule.steps is None and plan.seconds is None:
         raise UsageError("an open-ended schedule needs a time to end: give `seconds`")
     if plan.seconds is not None and not isinstance(plan.schedule, Wsd):
         raise UsageError("`seconds` is for the schedule Wsd: no other can begin its decay when time is short")
-    run = Run(model, batches, loss, plan, folder, on_save)
-    run.resume()
-    with Log(folder / "log.jsonl" if folder else None, quiet=quiet) as log, stop_signals(folder) as stopped:
+    if plan.seconds is not None and team.size > 1:
+        raise UnsupportedError("a run by several processes cannot be timed by their clocks: give steps instead of `seconds`")
+    run = Run(model, batches, loss, plan, folder, on_save, guide, team)
+    run.resume(identity or {})
+    path = folder / "log.jsonl" if folder and team.first else None
+    with (Log(path, after=run.at.step, quiet=quiet or not team.first, trackers=trackers) as log,
+          stop_signals(folder is not None) as stopped):
+        if valid is not None and run.at.step == 0:
+            log.write({"step": 0, "valid_loss": run.check(valid())})
         model.train()
         while not run.done:
             record = run.step()
-            if record:
+            if valid is not None and (run.done or (plan.check_every and run.at.step % plan.check_every == 0)):
+                record = (record or run.record()) | {"valid_loss": run.check(valid())}
+            if record and team.first:
                 log.write(record)
-            if stopped():
+            stop, due = team.sum(stopped(), team.first and time.monotonic() - run.saved > plan.save_every)
+            if stop and folder:
                 raise Interrupted(f"stopped by a signal, saved as {run.save()}: the same command resumes at step {run.at.step}")
-            if folder and time.monotonic() - run.saved > plan.save_every:
+            if due and folder:
                 run.save()
+        run.at.held = memory.report(model, run.optimizers)
         if folder:
             run.save()
     model.eval()
     return run.at
 
 
+class Slot(nn.Module):
+    """A model with its loss as one module, whose pass is what a step compiles and shards."""
+
+    def __init__(self, model: nn.Module, loss: Loss, autocast: torch.dtype | None):
+        super().__init__()
+        self.model, self.loss, self.autocast = model, loss, autocast
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        with torch.autocast(batch["ids_BT"].device.type, self.autocast, enabled=self.autocast is not None):
+            return self.loss(self.model, batch)
+
+
 class Run:
     """The state of one call of fit."""
 
     def __init__(self, model: nn.Module, batches: Batches, loss: Loss, plan: Plan, folder: Path | None,
-                 on_save: Callable[[Path], None] | None):
+                 on_save: Callable[[Path], None] | None, guide: Guide | None, team: Team):
         self.model, self.batches, self.plan, self.folder, self.on_save = model, batches, plan, folder, on_save
+        self.guide, self.team = guide or Guide(), team
         self.schedule, self.at = plan.schedule, Progress()
+        slot = Slot(model, loss, plan.autocast)
+        team.shard(slot, getattr(model, "layers", ()))
         self.optimizers = optim.build(model, plan.optimizer)
         self.weights = list(optim.trainable(model).values())
-        cast = self._autocast(loss)
-        self.loss = torch.compile(cast, dynamic=False) if plan.compile else cast  # shapes rarely change: best code for each
-        self.saved, self.pace = time.monotonic(), 0.0
-        self.since: list[tuple[float, int, float]] = []  # (loss sum, tokens, seconds) since the last record
+        self.device = self.weights[0].device
+        self.slot = torch.compile(slot, dynamic=False) if plan.compile else slot  # shapes rarely change: best code for each
+        self.saved, self.pace, self.norm = time.monotonic(), 0.0, 0.0
+        self.since: list[tuple[float, ...]] = []  # (loss sum, tokens learned, tokens read, seconds) since the last record
 
     @property
     def done(self) -> bool:
         return self.schedule.steps is not None and self.at.step >= self.schedule.steps
 
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.plan.optimizer.lr * self.schedule(step)
+
     def step(self) -> dict | None:
         """One update; returns a record when one is due."""
         start = time.monotonic()
         self._watch_the_clock()
-        step, plan = self.at.step, self.plan
-        optim.set_rate(self.optimizers, self.schedule(step))
-        total, tokens = 0.0, 0
-        for part in range(plan.accumulate):
-            batch = self.batches(step * plan.accumulate + part, self.schedule.ending(step))
-            summed, counted = self.loss(self.model, batch)
+        optim.set_rate(self.optimizers, self.schedule(self.at.step))
+        sums = torch.zeros(3, dtype=torch.float64)  # loss, tokens learned, tokens read
+        for batch in self._parts():
+            summed, counted = self.slot({name: value.to(self.device) for name, value in batch.items()})
             summed.backward()
-            total, tokens = total + summed.item(), tokens + int(counted)
-        norm = self._update(tokens)
+            sums += torch.tensor([summed.item(), float(counted), float(real(batch).sum())], dtype=torch.float64)
+        total, learned, read = self.team.sum(*sums.tolist())
+        tokens = int(learned)
+        self._must_be_finite(total, "loss")
+        self._update(tokens)
         seconds = time.monotonic() - start
-        self.at.step, self.at.tokens, self.at.loss = step + 1, self.at.tokens + tokens, total / max(1, tokens)
+        self.at.step, self.at.tokens, self.at.loss = self.at.step + 1, self.at.tokens + tokens, total / max(1, tokens)
         self.at.seconds += seconds
         self.pace = seconds if not self.pace else 0.98 * self.pace + 0.02 * min(seconds, 4 * self.pace)
-        self.since.append((total, tokens, seconds))
-        return self._record(norm) if self.at.step % plan.log_every == 0 or self.done else None
+        self.since.append((total, tokens, read, seconds))
+        return self.record() if self.at.step % self.plan.log_every == 0 or self.done else None
+
+    @torch.no_grad()
+    def check(self, batches: Iterable[Batch]) -> float:
+        """The held-out loss, in nats a token."""
+        self.model.eval()
+        total, tokens = 0.0, 0
+        for batch in batches:
+            summed, counted = self.slot({name: value.to(self.device) for name, value in batch.items()})
+            total, tokens = total + summed.item(), tokens + int(counted)
+        self.model.train()
+        total, counted_all = self.team.sum(total, tokens)
+        self.at.valid.append((self.at.step, total / max(1, counted_all)))
+        return self.at.valid[-1][1]
 
     def save(self) -> Path | None:
         """Write a checkpoint; a run on a time budget also replans its decay to what the machine gives now."""
@@ -131,37 +190,69 @@ class Run:
         if self.folder is None:
             return None
         self.at.schedule = dataclasses.asdict(self.schedule)
-        path = checkpoint.save(self.folder, self.at.step, self.model, self.optimizers, dataclasses.asdict(self.at))
-        if self.on_save:
+        path = checkpoint.save(self.folder, self.at.step, self.model, self.optimizers, dataclasses.asdict(self.at),
+                               self.guide.state(), self.team)
+        if self.on_save and self.team.first:
             self.on_save(path)
         return path
 
-    def resume(self) -> None:
+    def resume(self, identity: dict[str, Any]) -> None:
         path = checkpoint.latest(self.folder) if self.folder else None
         if path is None:
+            self.at.run = identity
             return
-        self.at = Progress(**checkpoint.load(path, self.model, self.optimizers))
+        begun = checkpoint.read_state(path).get("run", {})
+        unlike = sorted(key for key in begun.keys() | identity.keys() if begun.get(key) != identity.get(key))
+        if begun and unlike:
+            raise UsageError(f"{self.folder} holds a run with another {', '.join(unlike)}: take another folder, or delete it")
+        self.at = Progress(**checkpoint.load(path, self.model, self.optimizers, self.team))
+        self.guide.restore(checkpoint.load_method(path))
         if self.plan.seconds is not None:  # a decay that the clock began is part of the state
             self.schedule = dataclasses.replace(self.schedule, **self.at.schedule)
 
-    def _autocast(self, loss: Loss) -> Loss:
-        dtype, device = self.plan.autocast, self.weights[0].device.type
+    def record(self) -> dict:
+        """What happened since the last record; nothing newer than it where it is asked for twice."""
+        total, tokens, read, seconds = (sum(column) for column in zip(*(self.since or [(0.0,) * 4]), strict=True))
+        self.since = []
+        left = None
+        if self.plan.seconds is not None:
+            left = max(0.0, self.plan.seconds - self.at.seconds)
+        elif self.schedule.steps is not None:
+            left = (self.schedule.steps - self.at.step) * self.pace
+        return {"step": self.at.step, "steps": self.schedule.steps, "loss": total / max(1, tokens),
+                "rate": self.rate(self.at.step - 1), "norm": self.norm, "tokens": self.at.tokens,
+                "seconds": round(self.at.seconds, 2), "tokens_per_second": read / max(seconds, 1e-9), "seconds_left": left,
+                "peak_bytes": memory.peak(self.device)}
 
-        def cast(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-            with torch.autocast(device, dtype, enabled=dtype is not None):
-                return loss(model, batch)
+    def _parts(self) -> Iterable[Batch]:
+        step, calls = self.at.step, self.plan.accumulate
+        for call in range(step * calls, (step + 1) * calls):
+            batch = self.batches(call, self.schedule.ending(step))
+            yield from batch if isinstance(batch, list) else [batch]
 
-        return cast
-
-    def _update(self, tokens: int) -> float:
+    def _update(self, tokens: int) -> None:
         """Divide the summed gradients by the tokens of the whole step, clip, and move the weights."""
         grads = [weight.grad for weight in self.weights if weight.grad is not None]
-        torch._foreach_div_(grads, float(max(1, tokens)))
-        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.plan.clip).item()
+        # Sharded gradients come as means over the processes.
+        torch._foreach_div_(grads, float(max(1, tokens)) / self.team.size)
+        if (extra := self.guide.penalty()) is not None:
+            extra.backward()
+        self.guide.observe(self.at.step + 1)
+        self.norm = whole(torch.nn.utils.clip_grad_norm_(self.weights, self.plan.clip)).item()
+        self._must_be_finite(self.norm, "gradient")
         for optimizer in self.optimizers:
             optimizer.step()
+        self.guide.update(self.at.step + 1, self.optimizers)
+        for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        return norm
+
+    def _must_be_finite(self, value: float, what: str) -> None:
+        if math.isfinite(value):
+            return
+        last = checkpoint.latest(self.folder) if self.folder else None
+        kept = f"the last good state is {last}" if last else "nothing was saved yet"
+        raise Diverged(f"the {what} is {value} at step {self.at.step + 1}, at a learning rate of "
+                       f"{self.rate(self.at.step):.3g}; {kept}. Take a lower rate, or a wider dtype")
 
     def _watch_the_clock(self) -> None:
         budget = self.plan.seconds
@@ -174,30 +265,3 @@ class Run:
         if self.plan.seconds is not None and isinstance(self.schedule, Wsd):
             left = self.plan.seconds - self.at.seconds
             self.schedule = self.schedule.end(self.at.step, int(left / self.pace))
-
-    def _record(self, norm: float) -> dict:
-        total, tokens, seconds = (sum(column) for column in zip(*self.since, strict=True))
-        self.since = []
-        left = None
-        if self.plan.seconds is not None:
-            left = max(0.0, self.plan.seconds - self.at.seconds)
-        elif self.schedule.steps is not None:
-            left = (self.schedule.steps - self.at.step) * self.pace
-        return {"step": self.at.step, "loss": total / max(1, tokens), "rate": self.schedule(self.at.step - 1), "norm": norm,
-                "tokens": self.at.tokens, "seconds": round(self.at.seconds, 2), "tokens_per_second": tokens / seconds,
-                "seconds_left": left}
-
-
-@contextlib.contextmanager
-def stop_signals(folder: Path | None) -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a question asked between steps. Without a folder they act as ever."""
-    came: list[int] = []
-    if folder is None:
-        yield lambda: False
-        return
-    before = {s: signal.signal(s, lambda number, _: came.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

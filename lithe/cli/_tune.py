@@ -1,0 +1,166 @@
+"""What `lithe tune` does between its options and the training: the model, the adapter, the folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lithe import __version__, registry
+from lithe.cli._common import open_model
+from lithe.errors import UnsupportedError, UsageError
+from lithe.model import checkpoint as folders
+from lithe.model.decoder import Decoder
+from lithe.train import checkpoint, text
+from lithe.train.guide import Guide
+from lithe.train.session import Settings, settings_of, train
+from lithe.train.team import Team, join
+from lithe.train.track import tracker
+from lithe.tune.rack import Adapter, Rack
+
+RESULT, LOG = "train.json", "train.jsonl"  # beside the weights
+NAME = "tuned"  # of the adapter, while it is trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is trained on what, and where to."""
+
+    model: str
+    data: str
+    out: Path
+    valid: str | None = None
+    method: str | None = None
+    context: int | None = None
+    cut: bool = False
+    learn_prompts: bool = False
+    from_scratch: bool = False
+    dtype: str = "auto"
+    device: str = "cpu"
+    threads: int | None = None
+    offline: bool = False
+    log_to: str | None = None
+
+    @property
+    def run(self) -> Path:
+        """Where checkpoints lie until the run is done."""
+        return self.out.with_name(self.out.name + ".run")
+
+
+def tune(order: Order, settings: Settings, *, quiet: bool = False) -> dict[str, Any] | None:
+    """Train and write the folder. Returns the result as plain JSON, None in all processes of a team but the first."""
+    if order.method and order.from_scratch:
+        raise UsageError("--method tunes a trained model: leave --from-scratch out")
+    with join(order.device) as team:
+        model, adapter = prepare(order, settings, str(team.device))
+        assert model.tokenizer is not None and model.folder is not None
+        context = min(order.context or model.config.context, model.config.context)
+        read = lambda file: text.read(file, model.tokenizer, context=context, cut=order.cut, everything=order.learn_prompts)
+        examples, held_out = read(order.data), read(order.valid) if order.valid else None
+        identity = {"parent": folders.fingerprint(model.folder), "data": examples.digest, "context": context,
+                    "valid": held_out.digest if held_out else None, "method": adapter.receipt["method"] if adapter else None,
+                    "dtype": str(model.dtype), "from_scratch": order.from_scratch, "settings": settings_of(settings)}
+        done = finished(order, identity)
+        tell = teller(quiet or not team.first)
+        if done is not None:
+            tell(f"{order.out} is the result of this very command already")
+            return done if team.first else None
+        for line in notes(examples):
+            tell(line)
+        session = train(
+            model, examples, settings, context=context, folder=order.run, valid=held_out, team=team, quiet=quiet, tell=tell,
+            guide=Guide(adapter.method, adapter.parts) if adapter else None, adapter=adapter is not None,
+            fresh=order.from_scratch, identity=identity, trackers=tracker(order.log_to, order.run) if team.first else ())
+        if not team.first:
+            return None
+        told = {"out": str(order.out), **session.json(), "examples": len(examples), "run": identity}
+        write(order, settings, model, adapter, told, team)
+        return told
+
+
+def prepare(order: Order, settings: Settings, device: str) -> tuple[Decoder, Adapter | None]:
+    """The model, and the adapter on it where a method is to be trained. What trains requires gradients."""
+    model = open_model(order.model, dtype=order.dtype, device=device, threads=order.threads, offline=order.offline, fast=False)
+    if model.tokenizer is None:
+        raise UnsupportedError(f"{order.model} has no tokenizer, which reading text needs")
+    if order.from_scratch:
+        fresh = Decoder(model.config).init(settings.seed).to(model.device, model.dtype)
+        model.load_state_dict(fresh.state_dict())
+    torch.manual_seed(settings.seed)
+    if order.method is None:
+        return model.requires_grad_(True), None
+    found = registry.parse(order.method)
+    if found.entry.room != "tune":
+        raise UsageError(f"{found.entry.address} is no tuning method; lithe methods tells which are")
+    rack = Rack.of(model)
+    rack.make(order.method, name=NAME, seed=settings.seed)
+    return model, rack.train(NAME)
+
+
+def finished(order: Order, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of this very run where the folder holds it. Raises UsageError for a folder that holds anything else."""
+    if not order.out.exists() or (order.out.is_dir() and not any(order.out.iterdir())):
+        return None
+    told = None
+    if (order.out / RESULT).is_file():
+        try:
+            told = json.loads((order.out / RESULT).read_text(encoding="utf-8"))
+        except ValueError:
+            told = None
+    if isinstance(told, dict) and told.get("run") == identity:
+        shutil.rmtree(order.run, ignore_errors=True)
+        return told
+    path = checkpoint.latest(order.run)
+    if path is not None and checkpoint.read_state(path).get("run") == identity:
+        return None  # killed between writing the folder and its last file: it is written again
+    raise UsageError(f"{order.out} exists and is not the result of this command; choose another folder")
+
+
+def write(order: Order, settings: Settings, model: Decoder, adapter: Adapter | None, told: dict[str, Any], team: Team) -> None:
+    """The folder, with the run's result and log; the checkpoints are then gone."""
+    if team.size > 1:  # this process holds its share only
+        model, adapter = prepare(order, settings, str(team.device))
+        path = checkpoint.latest(order.run)
+        assert path is not None
+        checkpoint.load_weights(path, model)
+    receipt = {"verb": "tune", "method": told["run"]["method"] or "full", "seed": settings.seed, "lithe": __version__,
+               "parent": told["run"]["parent"], "run": _short(told["run"]), "data": told["run"]["data"],
+               "steps": told["steps"], "tokens": told["tokens"], "rate": told["rate"], "batch_tokens": told["batch_tokens"]}
+    if adapter is None:
+        model.receipts = [*model.receipts, receipt]
+        folders.save(model, order.out, tokenizer_from=model.folder, overwrite=True)
+    else:
+        Guide(adapter.method, adapter.parts).finish()
+        Rack.of(model).save(NAME, order.out, overwrite=True)
+    shutil.copyfile(order.run / "log.jsonl", order.out / LOG)
+    aside = order.out / f".{RESULT}"
+    aside.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    aside.replace(order.out / RESULT)
+    shutil.rmtree(order.run)
+
+
+def notes(examples: text.Examples) -> list[str]:
+    """What a user should know of the data before it is trained on."""
+    forms = ", ".join(f"{count:,} of {form}" for form, count in examples.forms.items())
+    lines = [f"{len(examples):,} rows ({forms}), {int(examples.lengths.sum()):,} tokens, of which "
+             f"{int(examples.counted.sum()):,} are learned"]
+    if examples.cut:
+        lines.append(f"{examples.cut:,} rows lost their end, beyond the context")
+    if examples.unread:
+        lines.append("fields not read: " + ", ".join(f"{name} ({count:,})" for name, count in sorted(examples.unread.items())))
+    return lines
+
+
+def teller(quiet: bool) -> Callable[[str], None]:
+    return (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _short(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

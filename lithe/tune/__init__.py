@@ -1,0 +1,1 @@
+"""Tuning: adapters, the rack that holds them, and their folders."""
