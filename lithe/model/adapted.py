@@ -262,7 +262,7 @@ def width_problem(module: Any, inputs: int, outputs: int) -> str:
 
 
 def taken(where: str, held: Mapping[str, Any], wanted: Iterable[str]) -> list[Any]:
-    """The values of exactly the wanted keys. Raises FormatError for missing and unknown ones, and for tensors of whole numbers."""
+    """The values of exactly the wanted keys. Raises FormatError for missing and unknown ones, and for tensors of integers."""
     wanted = list(wanted)
     if held.keys() != set(wanted):
         raise FormatError(f"{where} must have {', '.join(wanted)}; it has {', '.join(map(str, sorted(held))) or 'nothing'}")
