@@ -262,10 +262,12 @@ def width_problem(module: Any, inputs: int, outputs: int) -> str:
 
 
 def taken(where: str, held: Mapping[str, Any], wanted: Iterable[str]) -> list[Any]:
-    """The values of exactly the wanted keys. Raises FormatError for missing and for unknown ones."""
+    """The values of exactly the wanted keys. Raises FormatError for missing and unknown ones, and for tensors of integers."""
     wanted = list(wanted)
     if held.keys() != set(wanted):
         raise FormatError(f"{where} must have {', '.join(wanted)}; it has {', '.join(map(str, sorted(held))) or 'nothing'}")
+    if whole := [key for key in wanted if isinstance(held[key], Tensor) and not held[key].is_floating_point()]:
+        raise FormatError(f"{where}: {whole[0]} holds no floats")
     return [held[key] for key in wanted]
 
 

@@ -13,6 +13,7 @@ from lithe.errors import FormatError
 from lithe.model.adapted import Below, Part, taken, wide, width_problem
 
 EPS = 1e-5  # added to the rank where singular values are kept apart (Zhang et al. 2023, the authors' code)
+MOST = 1e6  # a larger alpha is no setting but a mistake
 
 
 class LowRank(Part):
@@ -160,7 +161,7 @@ def lengths_of(weight_NK: Tensor) -> Tensor:
 
 def _settings(settings: dict[str, Any]) -> tuple[float, bool, float]:
     alpha, root, dropout = taken("a low-rank part", settings, ["alpha", "root", "dropout"])
-    if type(alpha) not in (int, float) or not math.isfinite(alpha) or type(root) is not bool:
+    if type(alpha) not in (int, float) or not abs(alpha) <= MOST or type(root) is not bool:
         raise FormatError(f"a low-rank part has alpha {alpha!r:.50} and root {root!r:.50}: a number and a flag are wanted")
     if type(dropout) not in (int, float) or not 0 <= dropout < 1:
         raise FormatError(f"a low-rank part has dropout {dropout!r:.50}: a number from 0 to below 1 is wanted")

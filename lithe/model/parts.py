@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -109,7 +108,7 @@ class Bottleneck(Part):
         parallel, activation, scale = taken("a bottleneck", settings, ["parallel", "activation", "scale"])
         down_RC, down_R, up_CR, up_C = found = taken("a bottleneck", tensors, ["down", "down_bias", "up", "up_bias"])
         known = isinstance(activation, str) and activation in ACTIVATIONS
-        if type(parallel) is not bool or not known or type(scale) not in (int, float) or not math.isfinite(scale):
+        if type(parallel) is not bool or not known or type(scale) not in (int, float) or not abs(scale) <= 1e6:
             raise FormatError(f"a bottleneck has the settings {settings!r:.200}, which are none of its own")
         if down_RC.dim() != 2 or up_CR.shape != down_RC.shape[::-1] or down_R.shape != down_RC.shape[:1] or \
                 up_C.shape != down_RC.shape[1:]:

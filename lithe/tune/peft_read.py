@@ -123,14 +123,15 @@ def _rows(where: Path, config: dict[str, Any], tensors: dict[str, Tensor], model
     if rows.shape[1] % (2 * layers * G) or not rows.shape[1]:
         raise FormatError(f"{where}: {ROWS} of {list(rows.shape)} do not hold keys and values of {G} heads in {layers} layers")
     sides = rows.view(P, 2 * layers, G, -1).permute(1, 2, 0, 3).contiguous()  # [2 layers, G, P, D]
-    return {f"layers.{i}.self_attn": Prefix(sides[2 * i].clone(), sides[2 * i + 1].clone()) for i in range(layers)}
+    return {f"layers.{i}.self_attn": _rebuilt(where, ROWS, Prefix, {}, {"k": sides[2 * i], "v": sides[2 * i + 1]})
+            for i in range(layers)}
 
 
 def _embeds(where: Path, config: dict[str, Any], tensors: dict[str, Tensor], model: Decoder) -> Parts:
     rows, _ = _only(where, config, tensors)
     if model.config.embed_scale != 1.0:
         raise UnsupportedError(f"{where}: this model scales its embeddings, and what scale these were trained at is not said")
-    return {"embed_tokens": Prompt(rows)}
+    return {"embed_tokens": _rebuilt(where, ROWS, Prompt, {}, {"embeds": rows})}
 
 
 def _only(where: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Tensor, int]:
@@ -199,8 +200,10 @@ def _match(patterns: dict[str, Any], name: str, default: Any) -> Any:
 def _as_targeted(where: Path, config: dict[str, Any], parts: Parts, model: Decoder) -> None:
     """Every module that a list of targets names has tensors."""
     targets = config.get("target_modules")
-    if not isinstance(targets, list):
+    if targets is None or isinstance(targets, str):
         return  # an expression, or nothing: the tensors say it
+    if not isinstance(targets, list):
+        raise FormatError(f"{where}: target_modules must be a list of names or an expression, not {targets!r:.80}")
     names = [name for name, sites in checkpoint_names(model).items() if parts.keys() & set(sites)]
     for target in targets:
         if not isinstance(target, str) or not any(name == target or name.endswith(f".{target}") for name in names):

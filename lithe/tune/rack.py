@@ -145,7 +145,7 @@ class Rack:
     def merge(self, wish: Wish) -> None:
         """Put a stack into weights of their own, in wide floats and then rounded once; the old ones are kept for `unmerge`.
 
-        Until then its adapters cannot be asked for. Raises UnsupportedError where a part cannot be, and changes nothing.
+        Until then its adapters cannot be asked for. Raises UnsupportedError where a part cannot be merged.
         """
         self._whole("merge")
         mix = self._mix(wish)

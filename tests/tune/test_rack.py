@@ -5,9 +5,12 @@ from copy import deepcopy
 
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 import lithe
+from lithe.cli.generate import command
 from lithe.contracts.adapter import fresh, logits, stir
 from lithe.contracts.small import small_folder
 from lithe.decode.generate import request
@@ -141,7 +144,7 @@ def test_recomputing_a_block_finds_its_own_rows():
 
 WRONG_CALLS = [
     (lambda model, rack: model(IDS, adapters_B=[0]), "1 entries for a batch of 2"),
-    (lambda model, rack: model(IDS, adapters_B=[0, 7]), "7, which stands for no adapter"),
+    (lambda model, rack: model(IDS, adapters_B=[0, 7]), "which stands for no adapter"),
     (lambda model, rack: rack.use("b"), "no adapter 'b'"),
     (lambda model, rack: rack.make("lora", name="a"), "already"),
     (lambda model, rack: rack.make("lora", name="../a"), "cannot be an adapter's name"),
@@ -199,24 +202,16 @@ def test_another_base_is_refused_by_its_hash_unless_asked_for(tmp_path):
         Rack.of(wider).load(tmp_path / "a")
 
 
-def test_the_command_line_takes_folders(tmp_path, capsys):
-    from typer.testing import CliRunner
-
-    from lithe.cli import main  # noqa: F401  the verbs register themselves
-    from lithe.cli.generate import command
-
+def test_the_command_line_takes_folders(tmp_path):
     model = lithe.load("zoo:tiny")
     rack = Rack.of(model)
-    stir(rack.make("lora", name="a"), 1, 0.05)
+    stir(rack.make("lora", name="a"), 1, 0.3)
     rack.save("a", tmp_path / "a")
-    import typer
-
     app = typer.Typer()
     app.command()(command)
-    words = ["zoo:tiny", "Once upon", "--max-tokens", "8", "--json"]
-    said = [json.loads(CliRunner().invoke(app, [*words, *more]).stdout)["tokens"]
+    told = [CliRunner().invoke(app, ["zoo:tiny", "Once upon", "--max-tokens", "8", "--json", *more]).stdout
             for more in ([], ["--adapter", str(tmp_path / "a")])]
-    assert said[0] != said[1]
+    assert json.loads(told[0])["tokens"] != json.loads(told[1])["tokens"]
 
 
 def folder_of(tmp_path, spec):
