@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 import torch
 
 from lithe.contracts.small import small_corpus, small_folder, small_model
 from lithe.decode.loop import run
-from lithe.decode.plan import DecodePlan, plan
+from lithe.decode.plan import DecodePlan, plan, shapeable
 from lithe.model.decoder import ALL, Decoder
 from lithe.registry import Entry
 from lithe.sampling.law import Law
@@ -73,10 +74,21 @@ def _texts(made: DecodePlan, prompts: Iterable[list[int]], limit: int, ends: Ite
 
 
 def suited(entry: Entry, target: Decoder) -> str:
-    """The method at its defaults; one that drafts with a second model or from a corpus is given a small one."""
+    """The method at its defaults; one that drafts with a second model or from a corpus is given a small one.
+
+    A tree policy is given a draft to shape, and a small tree where it has so many nodes.
+    """
+    if entry.shelf == "tree":
+        own = ",".join(f"{name}={value}" for name, value in modest(entry).items())
+        return f"{':'.join(filter(None, [entry.reference, own]))} + {suited(shapeable().entry, target)}"
     vocab, knobs = target.config.vocab, []
     if "second_model" in entry.card.needs:
         knobs.append(f"model={small_folder(vocab, target.config.context, 7, 3.0 if vocab > 5 else 1.0)}")
     if "corpus" in entry.card.needs:
         knobs.append(f"corpus={small_corpus(vocab)}")
     return ":".join(filter(None, [entry.reference, ",".join(knobs)]))
+
+
+def modest(entry: Entry, nodes: int = 8) -> dict[str, int]:
+    """A small tree, where the policy lets its size be chosen."""
+    return {field.name: nodes for field in dataclasses.fields(entry.module.Knobs) if field.name == "nodes"}
