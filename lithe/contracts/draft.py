@@ -25,21 +25,21 @@ def check_same_tokens(entry: Entry) -> None:
         target = small_model(seed=seed)
         made = plan(target, draft=suited(entry, target))
         for limit in (1, 2, 17, 1000):
-            plain = _texts(plan(target), PROMPTS, limit)
-            assert _texts(made, PROMPTS, limit) == plain, f"a batch differs from plain decoding at limit {limit}"
+            plain = texts(plan(target), PROMPTS, limit)
+            assert texts(made, PROMPTS, limit) == plain, f"a batch differs from plain decoding at limit {limit}"
             for prompt, expected in zip(PROMPTS, plain, strict=True):
-                assert _texts(made, [prompt], limit) == [expected], f"{prompt} differs from plain decoding at limit {limit}"
+                assert texts(made, [prompt], limit) == [expected], f"{prompt} differs from plain decoding at limit {limit}"
         ends = {text[len(text) // 2] for text in plain}
-        assert _texts(made, PROMPTS, 1000, ends) == _texts(plan(target), PROMPTS, 1000, ends), "an end inside a draft is missed"
+        assert texts(made, PROMPTS, 1000, ends) == texts(plan(target), PROMPTS, 1000, ends), "an end inside a draft is missed"
 
 
-def check_same_law(entry: Entry) -> None:
+def check_same_law(entry: Entry, samples: int = SAMPLES) -> None:
     """Two sampled tokens have the target's joint law: a chi-squared test on counts, at one chance in a million."""
     target = small_model(vocab=5, context=16, scale=1.0)
     prompt, law = [1, 2, 3, 1, 2, 4, 1, 2], Law.of(temperature=0.9)
     made = plan(target, draft=suited(entry, target))
     counts_VV = torch.zeros(5, 5, dtype=torch.float64)
-    for start in range(0, SAMPLES, 500):
+    for start in range(0, samples, 500):
         batch = [Sequence(prompt, limit=2, context=16, law=law, seed=start + i) for i in range(500)]
         for _ in run(made, batch):
             pass
@@ -66,7 +66,7 @@ def chi_squared(counts: torch.Tensor, expected: torch.Tensor) -> float:
     return float(((counts - wanted) ** 2 / wanted.clamp_min(1e-12)).sum())
 
 
-def _texts(made: DecodePlan, prompts: Iterable[list[int]], limit: int, ends: Iterable[int] = ()) -> list[list[int]]:
+def texts(made: DecodePlan, prompts: Iterable[list[int]], limit: int, ends: Iterable[int] = ()) -> list[list[int]]:
     batch = [Sequence(p, limit=limit, context=made.model.config.context, eos=ends) for p in prompts]
     for _ in run(made, batch):
         pass
