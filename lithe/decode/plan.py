@@ -121,12 +121,14 @@ def _fill_draft(made: DecodePlan, spec: registry.Spec, tree: registry.Spec | Non
     made.taps = tuple(need.removeprefix("tap:") for need in needs if need.startswith("tap:"))
     for card in (spec.entry.card, lead.entry.card):
         made.promises = tuple(promise for promise in made.promises if promise in card.promises)
-    made.draft = _build(spec, ("propose", "observe"), made.model)
-    made.parts.append(made.draft)
-    if tree is not None:
-        _check_shaped(spec, tree)
-        made.parts.append(_build(tree, ("grow",)))
-        made.draft = Grown(made.draft, made.parts[-1], made.kinds[0])
+    if tree is None:
+        made.draft = _build(spec, ("propose", "observe"), made.model)
+        made.parts.append(made.draft)
+        return
+    _check_shaped(spec, tree)
+    policy = _build(tree, ("grow",))  # first: to load a model takes longer than to find a setting wrong
+    made.draft = Grown(_build(spec, ("reach", "laws"), made.model), policy, made.kinds[0])
+    made.parts += [made.draft.draft, policy]
 
 
 def _build(spec: registry.Spec, verbs: tuple[str, ...], *given: Any) -> Any:
