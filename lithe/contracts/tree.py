@@ -21,6 +21,7 @@ from lithe.ops.accept import Chance, Dice
 from lithe.ops.tree import Tree
 from lithe.registry import Entry
 
+
 def check_same_tokens(entry: Entry) -> None:
     """Greedy output equals plain decoding in ragged batches, with ends inside a tree, up to the full context."""
     target = small_model()
@@ -60,7 +61,7 @@ def check_verbs(entry: Entry) -> None:
             tree = trees[0]
             assert str(tree) == str(trees[1]), "the same dice grow different trees"
             assert torch.equal(state, torch.get_rng_state()), "it draws from torch's own generator"
-            assert 1 < len(tree) and max(tree.depths) <= depth, "it grows nothing, or deeper than it was told"
+            assert len(tree) > 1 and max(tree.depths) <= depth, "it grows nothing, or deeper than it was told"
             places = [(parent, token) for parent, token in zip(tree.parents, tree.tokens, strict=True)]
             assert not greedy or len(set(places)) == len(tree), "siblings of a greedy sequence hold the same token"
 
