@@ -29,7 +29,8 @@ SOURCES = {".py", ".c", ".cpp", ".h", ".cu"}
 
 
 def record(suite: str, model: Decoder, *, measured: dict[str, Any], inputs: Any, settings: dict[str, Any],
-           seed: int | None = None, method: str = "", knobs: Mapping[str, Any] | None = None, parts: Iterable[Any] = ()) -> Record:
+           seed: int | None = None, method: str = "", knobs: Mapping[str, Any] | None = None,
+           parts: Iterable[Any] = ()) -> Record:
     """A record with all that can be known without asking a method.
 
     inputs: the prompts or the text. knobs: the method's, by name. parts: the objects whose files did the work.

@@ -38,8 +38,8 @@ def bench(model: Decoder, methods: Iterable[str] = (), prompts: Iterable[Prompt]
           warps: Seq[str] = (), ledger: Ledger | None = None, progress: Progress | None = None, **settings: Any) -> list[Row]:
     """Measure methods beside plain decoding, which is always the first row.
 
-    methods: specs of drafts or tree policies. prompts: texts or token ids. batch: prompts decoded together. accept, warps, settings: as for
-    `generate`. ledger: where each row is kept. progress: called with groups of prompts done and in all. What is not legal
+    methods: specs of drafts or tree policies. prompts: texts or token ids. batch: prompts decoded together.
+    accept, warps, settings: as for `generate`. ledger: where each row is kept. progress: called with groups of prompts done and in all. What is not legal
     raises before anything runs; a method that fails later has its error in its row. Raises Stopped on Ctrl-C.
 
     Every group of prompts is run by all methods before the next one is, in an order that rotates. Each repeat starts from new

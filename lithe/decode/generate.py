@@ -15,8 +15,8 @@ from lithe.sampling.sequence import Sequence
 
 
 def generate(model: Decoder, prompt: str | Seq[int] | Seq[str] | Seq[Seq[int]], *, draft: str | None = None,
-             tree: str | None = None, accept: str | None = None, max_tokens: int = 128, seed: int = 0, stop: Seq[str] = (), warps: Seq[str] = (),
-             **settings: Any) -> Iterator[Step]:
+             tree: str | None = None, accept: str | None = None, max_tokens: int = 128, seed: int = 0,
+             stop: Seq[str] = (), warps: Seq[str] = (), **settings: Any) -> Iterator[Step]:
     """Generate, yielding one Step a round and sequence.
 
     prompt: text or token ids, or a list of either for a batch. draft, tree, accept: specs of methods; None decodes plainly.

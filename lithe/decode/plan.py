@@ -63,7 +63,8 @@ def plan(model: Decoder, *, draft: str | None = None, tree: str | None = None, a
     made.asked = None if "accept" not in slots else built[rules.index(slots["accept"])]
     made.specs = {slot: str(spec) for slot, spec in slots.items()}
     made.promises = tuple(promise for rule in rules for promise in rule.entry.card.promises)
-    made.name = " + ".join(str(spec) for slot, spec in slots.items() if slot != "draft" or spec.values or spec is lead) or "plain"
+    named = [str(spec) for slot, spec in slots.items() if slot == "tree" or spec is lead or slot == "draft" and spec.values]
+    made.name = " + ".join(named) or "plain"
     for slot, spec in slots.items():
         prefix = "" if spec is lead else f"{slot}."
         made.knobs |= {prefix + name: value for name, value in dataclasses.asdict(spec.knobs).items()}

@@ -55,8 +55,8 @@ class Second:
         asks = [Ask.of(trees[b], wanted[b], sequences[b].ids[n:-1]) for b, n in zip(known, cache.lengths, strict=True)]
         if (slots := max(cache.lengths) + max(len(ask.tokens) for ask in asks)) > cache.capacity:
             cache.grow(slots)
-        mask = TreeMask([ask.parents for ask in asks])
-        out_BNV = self.lanes.run([ask.tokens for ask in asks], depths=[ask.depths for ask in asks], mask=mask, logits=ALL).scores
+        out_BNV = self.lanes.run([ask.tokens for ask in asks], depths=[ask.depths for ask in asks],
+                                 mask=TreeMask([ask.parents for ask in asks]), logits=ALL).scores
         self.lanes.commit([ask.waiting for ask in asks])
         found: list[list[Tensor]] = [[] for _ in sequences]
         for row, (b, ask) in enumerate(zip(known, asks, strict=True)):

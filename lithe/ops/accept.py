@@ -38,7 +38,7 @@ class Dice:
         return torch.rand((), generator=self.generator, dtype=torch.float64).item()
 
     def gumbel(self, size: int) -> Tensor:
-        """Standard Gumbel noise [size]: the largest of log p + noise is a draw from p, the k largest k draws without repeats."""
+        """Standard Gumbel noise [size]: the largest of log p + noise is a draw from p, the k largest are k without repeats."""
         uniform = torch.rand(size, generator=self.generator, dtype=torch.float64).clamp_(min=2**-60)
         return -(-uniform.log()).log()
 
@@ -135,7 +135,7 @@ def _in_turn(p_V: Tensor, tokens: Sequence[int], q_V: Tensor | None, dice: Chanc
 
 
 def k_seq(p_V: Tensor, tokens: Sequence[int], q_V: Tensor | None, dice: Chance) -> Decision:
-    """Children drawn independently from q, each followed with probability min(1, p/(rho q)); the rest comes from what they left.
+    """Children drawn independently from q, each followed with probability min(1, p/(rho q)); the rest is what they left.
 
     SpecTr (Sun et al., 2023), algorithm 3: rho spreads p over the k trials, so that each has the same chance of success.
     """

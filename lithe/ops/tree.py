@@ -57,7 +57,7 @@ class Tree:
         return node
 
     def draw(self, token: int, parent: int) -> int:
-        """The node of an independent draw: a new one, or the one that holds the token already, which is then tested once more."""
+        """The node of an independent draw: a new one, or that which holds the token already, to be tested once more."""
         node = self.child(parent, token)
         node = self.add(token, parent) if node is None else node
         self.draws.setdefault(parent, []).append(node)

@@ -113,7 +113,8 @@ def short(draft, dice, *, nodes, careless=False):
 
 def test_a_tree_of_merged_draws_is_cut_by_places_not_by_what_was_drawn():
     p_V, q_V = pair((0, 0.6, 0.4), (0.65, 0.35, 0))
-    errors = {(nodes, careless): law_error(IID, everywhere(p_V), everywhere(q_V), partial(short, nodes=nodes, careless=careless), 2)
+    errors = {(nodes, careless): law_error(IID, everywhere(p_V), everywhere(q_V),
+                                           partial(short, nodes=nodes, careless=careless), 2)
               for nodes in (2, 3, 4) for careless in (False, True)}
     assert max(errors[nodes, False] for nodes in (2, 3, 4)) < EXACT
     assert max(errors[nodes, True] for nodes in (2, 3)) > 0.05

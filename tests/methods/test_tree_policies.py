@@ -181,7 +181,8 @@ def race(draft, dice, *, width, depth):
 def family(tree):
     """A tree as its siblings in order, node by node, however the nodes are numbered."""
     texts = texts_of(tree)
-    return tuple(sorted((texts[n], tuple(tree.tokens[c] for c in tree.children(n))) for n in range(len(tree)) if tree.children(n)))
+    below = ((texts[n], tuple(tree.tokens[child] for child in tree.children(n))) for n in range(len(tree)))
+    return tuple(sorted(each for each in below if each[1]))
 
 
 @pytest.mark.parametrize(("target_V", "draft_V"), [THREE, pair((0.9, 0.1), (0.3, 0.7)), pair((0, 0.6, 0.4), (0.65, 0.35, 0))])

@@ -1,6 +1,6 @@
 """Grow the tree where the draft itself thinks that a guess will be reached, one node at a time.
 
-DySpec (Xiong et al., 2024), sections 4.1 and 4.3. Every place where a node could be drawn has a value, the draft's own chance that
+DySpec (Xiong et al., 2024), sections 4.1 and 4.3. Every place where a node could be drawn has a value, the draft's chance that
 the walk gets there: a child of y is worth v D(y), the next sibling of y is worth v (1 - D(y)), D being what is left of the
 draft's law there. The best place is filled until the tree has its size: a heap, which asks the draft once a node. The
 threshold form fills all places worth at least that much level by level, which asks it once a level. Drawn without

@@ -1,6 +1,6 @@
 """Draw several independent guesses where the draft is asked, in a tree of fixed branching.
 
-SpecInfer (Miao et al., 2024), expansion-based trees and multi-step speculative sampling: every node of level d has b_d children,
+SpecInfer (Miao et al., 2024), expansion-based trees and multi-step speculative sampling: a node of level d has b_d children,
 drawn independently of each other. A token drawn twice is one node that is tested twice, and draws twice as many
 children. K-1-1-...: K independent chains, merged where they begin alike. A greedy sequence takes the b_d likeliest instead.
 """
