@@ -63,7 +63,9 @@ def plan(model: Decoder, *, draft: str | None = None, tree: str | None = None, a
     made.asked = None if "accept" not in slots else built[rules.index(slots["accept"])]
     made.specs = {slot: str(spec) for slot, spec in slots.items()}
     made.promises = tuple(promise for rule in rules for promise in rule.entry.card.promises)
-    named = [str(spec) for slot, spec in slots.items() if slot == "tree" or spec is lead or slot == "draft" and spec.values]
+    joined = " + " in (draft or "")  # a rule named beside the draft tells plans apart; one given for all does not
+    named = [str(spec) for slot, spec in slots.items()
+             if spec is lead or (slot == "draft" and spec.values) or (slot == "accept" and joined)]
     made.name = " + ".join(named) or "plain"
     for slot, spec in slots.items():
         prefix = "" if spec is lead else f"{slot}."

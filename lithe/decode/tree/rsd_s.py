@@ -1,6 +1,6 @@
 """Draw whole continuations that all differ, a beam of them: what is unlikely dies early.
 
-Recursive speculative decoding with stochastic beam search, RSD-S (Jeon et al., 2024, section 3; Kool et al., 2019): a level keeps
+Recursive speculative decoding with stochastic beam search, RSD-S (Jeon et al., 2024; Kool et al., 2019): a level keeps
 the W prefixes with the largest Gumbel-perturbed log-probabilities, a child's noise being conditioned on the best child
 having its parent's. So W sequences are drawn without replacement, and so are the siblings of every node, in the order of their
 keys; which token comes next among siblings does not depend on its key, so cutting the beam by keys keeps the law. A
