@@ -40,7 +40,8 @@ def bench(model: Decoder, methods: Iterable[str] = (), prompts: Iterable[Prompt]
 
     methods: specs of drafts or tree policies. prompts: texts or token ids. batch: prompts decoded together.
     accept, warps, settings: as for `generate`. ledger: where each row is kept. progress: called with groups of prompts done
-    and in all. What is not legal raises before anything runs; a method that fails later has its error in its row. Raises Stopped on Ctrl-C.
+    and in all. What is not legal raises before anything runs;
+    a method that fails later has its error in its row. Raises Stopped on Ctrl-C.
 
     Every group of prompts is run by all methods before the next one is, in an order that rotates. Each repeat starts from new
     plans, so that no method meets a prompt that it has already answered.
