@@ -41,7 +41,8 @@ class Card:
 
     paper: title of the paper, or the baseline's common name. row: its number in papers.toml, None for baselines.
     promises: words of PROMISES, each backed by a contract test. needs: words of NEEDS, checked before a run.
-    emits: (drafts) kinds of tree nodes it proposes. takes: (acceptance rules) kinds it is exact for.
+    emits: (drafts, tree policies) kinds of tree nodes it proposes. takes: (acceptance rules) kinds it is exact for.
+    laws: (drafts that can tell their law at any node of a tree) the knobs that count where a tree policy shapes the guesses.
     trains: True where it has weights to fit. shelf: "room/shelf", said only by a file outside the package.
     """
 
@@ -51,6 +52,7 @@ class Card:
     needs: tuple[str, ...] = ()
     emits: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
+    laws: tuple[str, ...] = ()
     trains: bool = False
     shelf: str | None = None
 

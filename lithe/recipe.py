@@ -10,7 +10,8 @@ from lithe.errors import UsageError
 from lithe.registry import ROOT, near
 
 FOLDER = ROOT / "recipes"
-KEYS = {"summary": str, "draft": str, "accept": str, "warps": list, "methods": list, "prompts": str, "max_tokens": int}
+KEYS = {"summary": str, "draft": str, "tree": str, "accept": str, "warps": list, "methods": list, "prompts": str,
+        "max_tokens": int}
 
 
 def names() -> list[str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import inspect
 import json
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,13 @@ SOURCES = {".py", ".c", ".cpp", ".h", ".cu"}
 
 
 def record(suite: str, model: Decoder, *, measured: dict[str, Any], inputs: Any, settings: dict[str, Any],
-           seed: int | None = None, method: str = "", spec: registry.Spec | None = None, parts: Iterable[Any] = ()) -> Record:
+           seed: int | None = None, method: str = "", knobs: Mapping[str, Any] | None = None,
+           parts: Iterable[Any] = ()) -> Record:
     """A record with all that can be known without asking a method.
 
-    inputs: the prompts or the text. spec: of the method, if there is one. parts: the objects whose files did the work.
+    inputs: the prompts or the text. knobs: the method's, by name. parts: the objects whose files did the work.
     """
-    knobs = dataclasses.asdict(spec.knobs) if spec else {}
+    knobs = dict(knobs or {})
     at = dict(machine())
     if model.device.type == "cuda":
         at["gpu"] = torch.cuda.get_device_name(model.device)

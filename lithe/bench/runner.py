@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from lithe import registry
 from lithe.bench import quiet
 from lithe.bench.ledger import Ledger, Record
 from lithe.bench.measure import Run, measure
@@ -20,7 +19,6 @@ from lithe.model.decoder import Decoder
 from lithe.sampling.law import Law
 from lithe.sampling.sequence import Sequence
 
-SHELF = "draft"
 WARM_UP = 8  # tokens of each method before the clock counts
 
 Prompt = str | Seq[int]
@@ -40,9 +38,10 @@ def bench(model: Decoder, methods: Iterable[str] = (), prompts: Iterable[Prompt]
           warps: Seq[str] = (), ledger: Ledger | None = None, progress: Progress | None = None, **settings: Any) -> list[Row]:
     """Measure methods beside plain decoding, which is always the first row.
 
-    methods: specs of drafts. prompts: texts or token ids. batch: prompts decoded together. accept, warps, settings: as for
-    `generate`. ledger: where each row is kept. progress: called with groups of prompts done and in all. What is not legal
-    raises before anything runs; a method that fails later has its error in its row. Raises Stopped on Ctrl-C.
+    methods: specs of drafts or tree policies. prompts: texts or token ids. batch: prompts decoded together.
+    accept, warps, settings: as for `generate`. ledger: where each row is kept. progress: called with groups of prompts done
+    and in all. What is not legal raises before anything runs;
+    a method that fails later has its error in its row. Raises Stopped on Ctrl-C.
 
     Every group of prompts is run by all methods before the next one is, in an order that rotates. Each repeat starts from new
     plans, so that no method meets a prompt that it has already answered.
@@ -184,7 +183,6 @@ def _rows(contestants: list[Contestant], course: Course, calm: quiet.Quiet, stop
 
 
 def _record(c: Contestant, row: Row, course: Course, *, used: int) -> Record:
-    spec = registry.parse(c.text, SHELF) if c.text else None
-    parts = (c.plan.draft, c.plan.greedy, c.plan.sampled, *course.law.warps)
+    parts = (c.plan.draft, *c.plan.parts, *course.law.warps)
     return record("bench", course.model, measured=row.json(), inputs=course.prompts[:used], settings=course.settings,
-                  seed=course.seed, method=row.method, spec=spec, parts=parts)
+                  seed=course.seed, method=row.method, knobs=c.plan.knobs, parts=parts)

@@ -80,7 +80,7 @@ def fill(methods: list[str], recipe: str | None) -> dict:
     """
     from lithe import registry
 
-    slots: dict = {"draft": None, "accept": None, "warps": []}
+    slots: dict = {"draft": None, "tree": None, "accept": None, "warps": []}
     if recipe is not None:
         slots |= {key: value for key, value in recipes.read(recipe, *slots).items() if key in slots}
     given: set[str] = set()

@@ -95,7 +95,7 @@ def worst(walk: Callable[..., Walk], grow: Grow, *, widths: tuple[int, ...] = (1
     branches: how many ways two steps may be drawn for them to be tried.
     """
     found = [(0.0, "no case")]
-    for p_V, q_V in (*(_pair(p, q) for p, q in HARD), *map(random_pair, seeds)):
+    for p_V, q_V in (*(pair(p, q) for p, q in HARD), *map(random_pair, seeds)):
         for width, depth in product(widths, (1, 2)):
             if depth == 1 or len(p_V) ** (width + width**2) <= branches:
                 error = law_error(walk, everywhere(p_V), everywhere(q_V), partial(grow, width=width, depth=depth), depth)
@@ -184,5 +184,5 @@ def method(entry: Entry) -> Any:
     return entry.module.Method(entry.knobs())
 
 
-def _pair(p: tuple[float, ...], q: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+def pair(p: tuple[float, ...], q: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     return torch.tensor(p, dtype=torch.float64), torch.tensor(q, dtype=torch.float64)

@@ -10,6 +10,10 @@ from torch import Tensor
 from lithe.ops.accept import Chance
 
 
+class Continuous(Exception):
+    """A number from a continuum was asked for: there are no branches to take one by one."""
+
+
 class Branch:
     """Chance that follows a script, then takes the first turn of each fork and notes the others for later."""
 
@@ -25,6 +29,9 @@ class Branch:
     def draw(self, p_V: Tensor) -> int:
         weights = p_V.tolist()
         return self._fork([weight / sum(weights) for weight in weights])
+
+    def gumbel(self, size: int) -> Tensor:
+        raise Continuous
 
     def _fork(self, chances: list[float]) -> int:
         at = len(self.taken)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 import torch
 
 from lithe.contracts.small import small_corpus, small_folder, small_model
 from lithe.decode.loop import run
-from lithe.decode.plan import DecodePlan, plan
+from lithe.decode.plan import DecodePlan, plan, shapeable
 from lithe.model.decoder import ALL, Decoder
 from lithe.registry import Entry
 from lithe.sampling.law import Law
@@ -24,21 +25,21 @@ def check_same_tokens(entry: Entry) -> None:
         target = small_model(seed=seed)
         made = plan(target, draft=suited(entry, target))
         for limit in (1, 2, 17, 1000):
-            plain = _texts(plan(target), PROMPTS, limit)
-            assert _texts(made, PROMPTS, limit) == plain, f"a batch differs from plain decoding at limit {limit}"
+            plain = texts(plan(target), PROMPTS, limit)
+            assert texts(made, PROMPTS, limit) == plain, f"a batch differs from plain decoding at limit {limit}"
             for prompt, expected in zip(PROMPTS, plain, strict=True):
-                assert _texts(made, [prompt], limit) == [expected], f"{prompt} differs from plain decoding at limit {limit}"
+                assert texts(made, [prompt], limit) == [expected], f"{prompt} differs from plain decoding at limit {limit}"
         ends = {text[len(text) // 2] for text in plain}
-        assert _texts(made, PROMPTS, 1000, ends) == _texts(plan(target), PROMPTS, 1000, ends), "an end inside a draft is missed"
+        assert texts(made, PROMPTS, 1000, ends) == texts(plan(target), PROMPTS, 1000, ends), "an end inside a draft is missed"
 
 
-def check_same_law(entry: Entry) -> None:
+def check_same_law(entry: Entry, samples: int = SAMPLES) -> None:
     """Two sampled tokens have the target's joint law: a chi-squared test on counts, at one chance in a million."""
     target = small_model(vocab=5, context=16, scale=1.0)
     prompt, law = [1, 2, 3, 1, 2, 4, 1, 2], Law.of(temperature=0.9)
     made = plan(target, draft=suited(entry, target))
     counts_VV = torch.zeros(5, 5, dtype=torch.float64)
-    for start in range(0, SAMPLES, 500):
+    for start in range(0, samples, 500):
         batch = [Sequence(prompt, limit=2, context=16, law=law, seed=start + i) for i in range(500)]
         for _ in run(made, batch):
             pass
@@ -65,7 +66,7 @@ def chi_squared(counts: torch.Tensor, expected: torch.Tensor) -> float:
     return float(((counts - wanted) ** 2 / wanted.clamp_min(1e-12)).sum())
 
 
-def _texts(made: DecodePlan, prompts: Iterable[list[int]], limit: int, ends: Iterable[int] = ()) -> list[list[int]]:
+def texts(made: DecodePlan, prompts: Iterable[list[int]], limit: int, ends: Iterable[int] = ()) -> list[list[int]]:
     batch = [Sequence(p, limit=limit, context=made.model.config.context, eos=ends) for p in prompts]
     for _ in run(made, batch):
         pass
@@ -73,10 +74,21 @@ def _texts(made: DecodePlan, prompts: Iterable[list[int]], limit: int, ends: Ite
 
 
 def suited(entry: Entry, target: Decoder) -> str:
-    """The method at its defaults; one that drafts with a second model or from a corpus is given a small one."""
+    """The method at its defaults; one that drafts with a second model or from a corpus is given a small one.
+
+    A tree policy is given a draft to shape, and a small tree where it has so many nodes.
+    """
+    if entry.shelf == "tree":
+        own = ",".join(f"{name}={value}" for name, value in modest(entry).items())
+        return f"{':'.join(filter(None, [entry.reference, own]))} + {suited(shapeable().entry, target)}"
     vocab, knobs = target.config.vocab, []
     if "second_model" in entry.card.needs:
         knobs.append(f"model={small_folder(vocab, target.config.context, 7, 3.0 if vocab > 5 else 1.0)}")
     if "corpus" in entry.card.needs:
         knobs.append(f"corpus={small_corpus(vocab)}")
     return ":".join(filter(None, [entry.reference, ",".join(knobs)]))
+
+
+def modest(entry: Entry, nodes: int = 8) -> dict[str, int]:
+    """A small tree, where the policy lets its size be chosen."""
+    return {field.name: nodes for field in dataclasses.fields(entry.module.Knobs) if field.name == "nodes"}

@@ -15,11 +15,11 @@ from lithe.sampling.sequence import Sequence
 
 
 def generate(model: Decoder, prompt: str | Seq[int] | Seq[str] | Seq[Seq[int]], *, draft: str | None = None,
-             accept: str | None = None, max_tokens: int = 128, seed: int = 0, stop: Seq[str] = (), warps: Seq[str] = (),
-             **settings: Any) -> Iterator[Step]:
+             tree: str | None = None, accept: str | None = None, max_tokens: int = 128, seed: int = 0,
+             stop: Seq[str] = (), warps: Seq[str] = (), **settings: Any) -> Iterator[Step]:
     """Generate, yielding one Step a round and sequence.
 
-    prompt: text or token ids, or a list of either for a batch. draft, accept: specs of methods; None decodes plainly.
+    prompt: text or token ids, or a list of either for a batch. draft, tree, accept: specs of methods; None decodes plainly.
     settings: main knobs of warps by name, such as temperature=0.8 or top_p=0.9; what is not given is as the model's
     generation_config asks, which is greedy unless it says otherwise.
 
@@ -30,7 +30,7 @@ def generate(model: Decoder, prompt: str | Seq[int] | Seq[str] | Seq[Seq[int]], 
     >>> fast == plain
     True
     """
-    made = plan(model, draft=draft, accept=accept)
+    made = plan(model, draft=draft, tree=tree, accept=accept)
     single = isinstance(prompt, str) or not len(prompt) or isinstance(prompt[0], int)  # nothing at all is an empty prompt
     batch: list = [prompt] if single else list(prompt)
     law = Law.wished(model.settings, *warps, **settings)

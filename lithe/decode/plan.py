@@ -1,16 +1,19 @@
-"""A loop's filled slots: the model, what drafts and which rules accept."""
+"""A loop's filled slots: the model, what drafts, what shapes its trees and which rules accept."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 from lithe import registry
+from lithe.decode.grow import Grown
 from lithe.decode.lanes import Lanes
 from lithe.errors import UnsupportedError, UsageError
 from lithe.model.decoder import Decoder
 from lithe.sampling.sequence import Sequence
 
+VERB = {"draft": "draft", "tree": "shape trees", "accept": "decide what is accepted"}
 HAS = frozenset({"tap:final", "second_model", "corpus"})  # what the decoder and this loop offer; a cache adds what it `can`
 
 
@@ -30,6 +33,8 @@ class DecodePlan:
     promises: tuple[str, ...] = ("same_tokens", "same_law")
     specs: dict[str, str] = field(default_factory=dict)
     asked: Any = None  # the rule the user named
+    parts: list[Any] = field(default_factory=list)  # the methods' objects, whose sources decide what comes out
+    knobs: dict[str, Any] = field(default_factory=dict)  # what was set where: by name, and "slot.name" in a second slot
 
     def rule(self, sequence: Sequence) -> Any:
         """The acceptance rule a sequence's own law asks for. Raises UnsupportedError where it is not the one asked for."""
@@ -40,45 +45,116 @@ class DecodePlan:
         return rule
 
 
-def plan(model: Decoder, *, draft: str | None = None, accept: str | None = None) -> DecodePlan:
+def plan(model: Decoder, *, draft: str | None = None, tree: str | None = None, accept: str | None = None) -> DecodePlan:
     """Fill a plan from specs. Raises UnsupportedError for what this model or combination cannot do.
 
-    draft: a spec of shelf `draft`, None for plain decoding. accept: the rule for sampled sequences; by default the exact
-    rule for the kind of tree that the draft proposes.
+    draft: a spec of shelf `draft`, None for plain decoding. tree: a policy that shapes the draft's trees; the baseline draft
+    that it can shape where none is named. accept: the rule for sampled sequences; by default the exact rule for the kind of
+    tree that is proposed. A text may join specs of several slots, "policy + draft + rule".
     """
-    spec = registry.parse(draft, "draft") if draft else None
-    asked = registry.parse(accept, "accept") if accept else None
-    kinds = spec.entry.card.emits if spec else ("det",)
-    rules = _rules(kinds, asked, draft or "plain decoding")
+    slots = _slots(draft=draft, tree=tree, accept=accept)
+    if "tree" in slots:
+        slots.setdefault("draft", shapeable())
+    lead = slots.get("tree", slots.get("draft"))
+    kinds = lead.entry.card.emits if lead else ("det",)
+    rules = _rules(kinds, slots.get("accept"), draft or "plain decoding")
     built = [rule.entry.module.Method(rule.knobs) for rule in rules]
-    made = DecodePlan(model=model, lanes=Lanes(model), greedy=built[0], sampled=built[1], kinds=kinds)
-    made.asked = None if asked is None else built[rules.index(asked)]
-    made.specs = {slot: str(s) for slot, s in (("draft", spec), ("accept", asked)) if s}
+    made = DecodePlan(model=model, lanes=Lanes(model), greedy=built[0], sampled=built[1], kinds=kinds, parts=built)
+    made.asked = None if "accept" not in slots else built[rules.index(slots["accept"])]
+    made.specs = {slot: str(spec) for slot, spec in slots.items()}
     made.promises = tuple(promise for rule in rules for promise in rule.entry.card.promises)
-    if spec is not None:
-        _fill_draft(made, spec)
+    joined = " + " in (draft or "")  # a rule named beside the draft tells plans apart; one given for all does not
+    named = [str(spec) for slot, spec in slots.items()
+             if spec is lead or (slot == "draft" and spec.values) or (slot == "accept" and joined)]
+    made.name = " + ".join(named) or "plain"
+    for slot, spec in slots.items():
+        prefix = "" if spec is lead else f"{slot}."
+        made.knobs |= {prefix + name: value for name, value in dataclasses.asdict(spec.knobs).items()}
+    if lead is not None:
+        _fill_draft(made, slots["draft"], slots.get("tree"))
     return made
 
 
-def _fill_draft(made: DecodePlan, spec: registry.Spec) -> None:
-    """Build the draft once the model and cache are known to offer what it needs."""
-    card = spec.entry.card
-    if not card.emits:
-        raise UsageError(f"{spec.entry.address} proposes no trees, so it cannot draft")
-    missing = [need for need in card.needs if need not in HAS | made.lanes.cache.can]
+def shapeable() -> registry.Spec:
+    """The baseline draft that tells its law at any node. Raises UnsupportedError where the shelf has none."""
+    fits = [entry for entry in registry.entries("decode", "draft") if entry.card.laws and entry.card.row is None]
+    if not fits:
+        raise UnsupportedError("no baseline draft on the shelf tells its law at any node: name the draft whose trees to shape")
+    return registry.Spec(fits[0], {})
+
+
+def _slots(**texts: str | None) -> dict[str, registry.Spec]:
+    """Specs by slot, in the order tree, draft, rule. Raises UsageError for what has no slot, or one that is taken."""
+    found: dict[str, registry.Spec] = {}
+    for slot, text in texts.items():
+        parts = text.split(" + ") if text else ()
+        for part in parts:
+            spec = _read(part, slot if len(parts) == 1 else None)
+            shelf = spec.entry.shelf
+            if shelf not in texts:
+                raise UsageError(f"{spec.entry.address} has no slot in a plan: a plan takes {', '.join(texts)}")
+            if len(parts) == 1 and shelf != slot and (slot, shelf) != ("draft", "tree"):
+                raise UsageError(f"{spec.entry.address} stands on shelf {shelf}: it cannot {VERB[slot]}")
+            if shelf in found:
+                raise UsageError(f"slot {shelf} is filled twice, by {found[shelf]} and {spec}")
+            found[shelf] = spec
+    return {slot: found[slot] for slot in ("tree", "draft", "accept") if slot in found}
+
+
+def _read(text: str, slot: str | None) -> registry.Spec:
+    """A spec of that slot, or of any; where a draft is wanted a tree policy may be named, which finds its own."""
+    if slot == "draft":
+        names = {shelf: {said for entry in registry.entries("decode", shelf)
+                         for said in (entry.name, entry.address, f"{shelf}/{entry.name}", f"{shelf}={entry.name}")}
+                 for shelf in ("draft", "tree")}
+        slot = "tree" if text.strip().partition(":")[0] in names["tree"] - names["draft"] else slot
+    return registry.parse(text, slot)
+
+
+def _fill_draft(made: DecodePlan, spec: registry.Spec, tree: registry.Spec | None) -> None:
+    """Build the draft once the model and cache are known to offer what it needs, and the policy that shapes its trees."""
+    lead = tree or spec
+    if not lead.entry.card.emits:
+        raise UsageError(f"{lead.entry.address} proposes no trees, so it cannot draft")
+    needs = spec.entry.card.needs + (tree.entry.card.needs if tree else ())
+    missing = [need for need in needs if need not in HAS | made.lanes.cache.can]
     if missing:
-        raise UnsupportedError(f"{spec.entry.name} needs {', '.join(missing)}, which this model and cache do not offer")
-    made.name, made.source = str(spec), spec.entry.name
-    made.taps = tuple(need.removeprefix("tap:") for need in card.needs if need.startswith("tap:"))
-    made.promises = tuple(promise for promise in card.promises if promise in made.promises)
-    made.draft = spec.entry.module.Method(spec.knobs, made.model)
-    if absent := [verb for verb in ("propose", "observe") if not hasattr(made.draft, verb)]:
-        raise UsageError(f"{spec.entry.path}: its Method has no {' and no '.join(absent)}, as a draft must")
+        raise UnsupportedError(f"{lead.entry.name} needs {', '.join(missing)}, which this model and cache do not offer")
+    made.source = lead.entry.name
+    made.taps = tuple(need.removeprefix("tap:") for need in needs if need.startswith("tap:"))
+    for card in (spec.entry.card, lead.entry.card):
+        made.promises = tuple(promise for promise in made.promises if promise in card.promises)
+    if tree is None:
+        made.draft = _build(spec, ("propose", "observe"), made.model)
+        made.parts.append(made.draft)
+        return
+    _check_shaped(spec, tree)
+    policy = _build(tree, ("grow",))  # first: to load a model takes longer than to find a setting wrong
+    made.draft = Grown(_build(spec, ("reach", "laws"), made.model), policy, made.kinds[0])
+    made.parts += [made.draft.draft, policy]
+
+
+def _build(spec: registry.Spec, verbs: tuple[str, ...], *given: Any) -> Any:
+    """A method's object. Raises UsageError where it lacks a verb of its shelf."""
+    built = spec.entry.module.Method(spec.knobs, *given)
+    if absent := [verb for verb in verbs if not hasattr(built, verb)]:
+        raise UsageError(f"{spec.entry.path}: its Method has no {' and no '.join(absent)}, as its shelf demands")
+    return built
+
+
+def _check_shaped(spec: registry.Spec, tree: registry.Spec) -> None:
+    """A draft that a policy shapes must be able to, and none of its settings may be left without effect."""
+    if not spec.entry.card.laws:
+        able = [entry.name for entry in registry.entries("decode", "draft") if entry.card.laws]
+        raise UnsupportedError(f"{tree.entry.name} cannot shape the trees of {spec.entry.name}, which tells no law of its "
+                               f"guesses; drafts that do: {', '.join(able)}")
+    if idle := [name for name in spec.values if name not in spec.entry.card.laws]:
+        raise UsageError(f"{spec.entry.name}: {', '.join(idle)} has no effect where {tree.entry.name} shapes the trees")
 
 
 def _rules(kinds: tuple[str, ...], asked: registry.Spec | None, draft: str) -> tuple[registry.Spec, registry.Spec]:
     """The rules for greedy and for sampled sequences: what was asked for, else the exact ones for these trees."""
-    greedy, sampled = _exact_rule(kinds, "same_tokens"), _exact_rule(kinds, "same_law")
+    greedy, sampled = exact_rule(kinds, "same_tokens"), exact_rule(kinds, "same_law")
     if asked is None:
         return greedy, sampled
     card = asked.entry.card
@@ -88,7 +164,7 @@ def _rules(kinds: tuple[str, ...], asked: registry.Spec | None, draft: str) -> t
     return (asked, sampled) if asked.entry.module.Method.greedy else (greedy, asked)
 
 
-def _exact_rule(kinds: tuple[str, ...], promise: str) -> registry.Spec:
+def exact_rule(kinds: tuple[str, ...], promise: str) -> registry.Spec:
     """The baseline on the shelf that keeps this promise for these kinds of trees."""
     fits = [e for e in registry.entries("decode", "accept")
             if promise in e.card.promises and e.card.row is None and set(kinds) <= set(e.card.takes)]

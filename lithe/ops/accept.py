@@ -8,7 +8,7 @@ None, token emitted). Rules decide by `dice` alone: one that takes every branch 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import isfinite
+from math import exp, expm1, isfinite, log1p
 from typing import Protocol
 
 import torch
@@ -37,6 +37,11 @@ class Dice:
         """A number in [0, 1)."""
         return torch.rand((), generator=self.generator, dtype=torch.float64).item()
 
+    def gumbel(self, size: int) -> Tensor:
+        """Standard Gumbel noise [size]: the largest of log p + noise is a draw from p, the k largest are k without repeats."""
+        uniform = torch.rand(size, generator=self.generator, dtype=torch.float64).clamp_(min=2**-60)
+        return -(-uniform.log()).log()
+
     def toss(self, chance: float) -> bool:
         return self.uniform() < chance
 
@@ -54,8 +59,13 @@ Rule = Callable[[Tensor, Sequence[int], Tensor | None, Chance], Decision]
 
 def walk(tree: Tree, scores_NV: Tensor, rule: Rule, dice: torch.Generator | Chance) -> Walk:
     """Apply a rule node by node. scores_NV: warped logits of every node, -inf where cut off."""
-    chance = Dice(dice) if isinstance(dice, torch.Generator) else dice
+    chance = chance_of(dice)
     return descend(tree, lambda node, tokens: rule(law(scores_NV[node]), tokens, tree.laws.get(node), chance))
+
+
+def chance_of(dice: torch.Generator | Chance) -> Chance:
+    """A bare generator as dice."""
+    return Dice(dice) if isinstance(dice, torch.Generator) else dice
 
 
 def greedy(tree: Tree, scores_NV: Tensor) -> Walk:
@@ -122,6 +132,57 @@ def _in_turn(p_V: Tensor, tokens: Sequence[int], q_V: Tensor | None, dice: Chanc
             return rank, token
         p_V, urn_V = residual(p_V, urn_V), after(urn_V, token)
     return None, dice.draw(p_V)
+
+
+def k_seq(p_V: Tensor, tokens: Sequence[int], q_V: Tensor | None, dice: Chance) -> Decision:
+    """Children drawn independently from q, each followed with probability min(1, p/(rho q)); the rest is what they left.
+
+    SpecTr (Sun et al., 2023), algorithm 3: rho spreads p over the k trials, so that each has the same chance of success.
+    """
+    if not tokens:
+        return None, dice.draw(p_V)
+    q_V = drafted(p_V, q_V)
+    rho = spread(p_V, q_V, len(tokens))
+    for rank, token in enumerate(tokens):
+        if dice.toss(ratio(p_V, q_V, token) / rho):
+            return rank, token
+    shared_V = torch.minimum(q_V, p_V / rho)
+    beta = shared_V.sum().item()
+    given = success(beta, len(tokens)) / beta if beta > 0 else 0.0  # what all k trials gave, over what one gives
+    return None, dice.draw(residual(p_V, shared_V * given))
+
+
+def spread(p_V: Tensor, q_V: Tensor, k: int) -> float:
+    """The least rho in [1, k] at which k trials never give more of a token than p has: 1 - (1 - beta)^k <= rho beta."""
+    low, high = 1.0, float(k)
+    fits = lambda rho: success(beta := torch.minimum(q_V, p_V / rho).sum().item(), k) <= rho * beta
+    if fits(low):
+        return low
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+def success(beta: float, k: int) -> float:
+    """The chance that one of k trials succeeds."""
+    return -expm1(k * log1p(-beta)) if beta < 1 else 1.0
+
+
+def typical(tree: Tree, scores_NV: Tensor, *, floor: float, share: float) -> list[int]:
+    """The longest path of nodes that are typical, p(x) > min(floor, share exp(-H(p))), the first among equals.
+
+    Medusa (Cai et al., 2024), section 2.3.1. It looks at no law of the draft's, and changes the law of what comes out.
+    """
+    best, depths, fine = 0, tree.depths, {0}
+    for node, parent in enumerate(tree.parents):
+        if parent in fine:
+            p_V = law(scores_NV[parent])
+            entropy = -torch.special.xlogy(p_V, p_V).sum().item()
+            if p_V[tree.tokens[node]].item() > min(floor, share * exp(-entropy)):
+                fine.add(node)
+                best = node if depths[node] > depths[best] else best
+    return tree.path(best)
 
 
 def law(scores_V: Tensor) -> Tensor:

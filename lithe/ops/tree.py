@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -15,6 +15,7 @@ class Tree:
     kind: how children came to be. "det": chosen, whatever the target thinks (lists, tables, lookups). "chain": one child
     a node, drawn from `laws`. "iid" and "wor": several, drawn with or without replacement.
     laws[i] is the law [V] that the children of node i were drawn from (none for "det"); sources[i] is where token i came from.
+    draws[i] lists the children of node i as they were drawn, where a token may have been drawn again ("iid" only).
     """
 
     tokens: list[int]
@@ -22,6 +23,7 @@ class Tree:
     kind: str = "det"
     laws: dict[int, Tensor] = field(default_factory=dict)
     sources: dict[int, str] = field(default_factory=dict)
+    draws: dict[int, list[int]] = field(default_factory=dict)
 
     @classmethod
     def root(cls, token: int, kind: str = "det") -> Tree:
@@ -54,6 +56,13 @@ class Tree:
             self.sources[node] = source
         return node
 
+    def draw(self, token: int, parent: int) -> int:
+        """The node of an independent draw: a new one, or that which holds the token already, to be tested once more."""
+        node = self.child(parent, token)
+        node = self.add(token, parent) if node is None else node
+        self.draws.setdefault(parent, []).append(node)
+        return node
+
     def grow(self, path: Iterable[int], node: int = 0, source: str | None = None) -> int:
         """Add what is new of a path that goes on from `node`, and return the node it ends at."""
         for token in path:
@@ -62,7 +71,9 @@ class Tree:
         return node
 
     def children(self, node: int) -> list[int]:
-        """Children in the order they were drawn."""
+        """Children in the order they were drawn; one that was drawn twice stands there twice."""
+        if node in self.draws:
+            return self.draws[node]
         return [i for i, parent in enumerate(self.parents) if parent == node]
 
     def child(self, node: int, token: int) -> int | None:
@@ -88,16 +99,29 @@ class Tree:
     def cut(self, *, depth: int, nodes: int) -> Tree:
         """The tree without what lies deeper than `depth` or past its first `nodes` nodes.
 
-        Neither looks at tokens, so sampled trees keep their law.
+        Neither looks at tokens, so sampled trees keep their law. Once the last node has its place no draw is kept either: one
+        that repeated a token needs no place, and to keep it for that would bend the law.
         """
         depths = self.depths
         kept = [i for i in range(min(len(self), nodes)) if depths[i] <= depth]
-        if len(kept) == len(self):
+        if len(kept) == len(self) and (len(self) < nodes or not self.draws):
             return self
         number = {old: new for new, old in enumerate(kept)}
+        draws = {number[i]: [number[child] for child in _until(nodes - 1, drawn) if child in number]
+                 for i, drawn in self.draws.items() if i in number}
         return Tree([self.tokens[i] for i in kept], [number[self.parents[i]] if i else -1 for i in kept], self.kind,
                     {number[i]: law for i, law in self.laws.items() if i in number},
-                    {number[i]: source for i, source in self.sources.items() if i in number})
+                    {number[i]: source for i, source in self.sources.items() if i in number}, draws)
+
+
+def _until(last: int, drawn: list[int]) -> Iterator[int]:
+    """Children up to the one that took the last place; all of them where it went to another parent."""
+    for child in drawn:
+        if child > last:
+            return
+        yield child
+        if child == last:
+            return
 
 
 @dataclass(frozen=True)

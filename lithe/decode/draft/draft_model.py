@@ -2,7 +2,8 @@
 
 Speculative decoding (Leviathan et al., 2023; Chen et al., 2023): the draft model samples a chain from its own warped law, the
 acceptance rule makes the output the target's. Length: fixed, or the common adaptive rule (start at 5; two more after a chain
-that was accepted whole, else one fewer), or a stop once the draft gives its own token too little probability.
+that was accepted whole, else one fewer), or a stop once the draft gives its own token too little probability. A tree policy may
+shape its guesses instead.
 """
 
 from __future__ import annotations
@@ -12,9 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from lithe.card import Card, knob
-from lithe.decode.lanes import Lanes
-from lithe.errors import UnsupportedError
-from lithe.model.load import load, vocabulary_mismatch
+from lithe.decode.second import Second
 from lithe.ops.tree import Tree
 
 CARD = Card(
@@ -22,6 +21,7 @@ CARD = Card(
     promises=("same_tokens", "same_law"),
     needs=("second_model",),
     emits=("chain",),
+    laws=("model",),
 )
 
 
@@ -35,14 +35,8 @@ class Knobs:
 
 class Method:
     def __init__(self, knobs: Knobs, model):
-        self.knobs = knobs
-        self.model = load(knobs.model, dtype=model.dtype, device=model.device, offline=model.offline)
-        reason = vocabulary_mismatch(model, self.model)
-        if reason:
-            raise UnsupportedError(f"{knobs.model} cannot draft for this model: {reason}")
-        self.vocab = model.config.vocab  # of one tokenizer, yet embeddings may be padded to different sizes
-        self.context = self.model.config.context
-        self.lanes = Lanes(self.model)
+        self.knobs, self.second = knobs, Second(knobs.model, model)
+        self.lanes, self.reach, self.laws = self.second.lanes, self.second.reach, self.second.laws
         self.length: dict[int, int] = {}  # adaptive length by sequence
 
     def start(self, sequences):
@@ -50,8 +44,7 @@ class Method:
 
     def propose(self, sequences, room):
         trees = [Tree.root(s.ids[-1], "chain") for s in sequences]
-        wanted = [min(most, self._length(s), self.context - len(s.ids)) if self._knows(s) else 0
-                  for s, most in zip(sequences, room, strict=True)]
+        wanted = [min(most, self._length(s), self.reach(s)) for s, most in zip(sequences, room, strict=True)]
         live = [s for s, want in zip(sequences, wanted, strict=True) if want > 0]
         if not live:
             return trees
@@ -78,20 +71,13 @@ class Method:
             grown = len(r.tree) > 1 and len(r.walk.path) == len(r.tree) - 1
             self.length[r.sequence.number] = max(1, self._length(r.sequence) + (2 if grown else -1))
 
-    def _knows(self, sequence) -> bool:
-        """Whether every token has a row in the draft's embedding."""
-        known = self.model.config.vocab
-        return known >= self.vocab or max(sequence.ids) < known
-
     def _length(self, sequence) -> int:
         return self.length.get(sequence.number, 5) if self.knobs.adaptive else self.knobs.tokens
 
     def _draw(self, tree: Tree, sequence, logits_V) -> list[int]:
         """Add one token drawn from the draft's law, warped as the sequence asks; returns what the next pass must read."""
         node = len(tree) - 1
-        context = sequence.ids + tree.tokens[1:]
-        logits_V = torch.nn.functional.pad(logits_V[: self.vocab], (0, max(0, self.vocab - len(logits_V))), value=float("-inf"))
-        scores_V = sequence.law(logits_V[None], [context])[0]
+        scores_V = self.second.scores(sequence, tree, [node], logits_V[None])[0]
         law_V = torch.softmax(scores_V.double(), dim=-1)
         if sequence.law.greedy:
             token = int(scores_V.argmax())
