@@ -11,7 +11,8 @@ from lithe.errors import UnsupportedError, UsageError
 from lithe.model.decoder import Decoder
 from lithe.sampling.sequence import Sequence
 
-HAS = frozenset({"tap:final", "second_model", "corpus"})  # what the decoder and this loop offer; a cache adds what it `can`
+SEARCH = "search"  # the shelf of what replaces the whole loop
+HAS = frozenset({"tap:final", "second_model", "corpus", "target_cache"})  # of decoder and loop; a cache adds what it `can`
 
 
 @dataclass(kw_only=True)
@@ -23,6 +24,7 @@ class DecodePlan:
     greedy: Any  # the rule for greedy sequences
     sampled: Any  # the rule for sampled ones
     draft: Any = None  # None: plain decoding, a tree that is only its root
+    search: Any = None  # what replaces the whole loop, if anything does
     kinds: tuple[str, ...] = ("det",)  # of trees that the draft may propose: the rules are exact for these
     name: str = "plain"
     source: str = ""  # where accepted draft tokens come from, unless the draft says more
@@ -43,10 +45,12 @@ class DecodePlan:
 def plan(model: Decoder, *, draft: str | None = None, accept: str | None = None) -> DecodePlan:
     """Fill a plan from specs. Raises UnsupportedError for what this model or combination cannot do.
 
-    draft: a spec of shelf `draft`, None for plain decoding. accept: the rule for sampled sequences; by default the exact
-    rule for the kind of tree that the draft proposes.
+    draft: a spec of shelf `draft`, or of `search`, which replaces the loop; None for plain decoding. accept: a rule for
+    greedy or for sampled sequences; by default the exact ones for the kind of tree that the draft proposes.
     """
-    spec = registry.parse(draft, "draft") if draft else None
+    spec = registry.parse(draft, _shelf(draft)) if draft else None
+    if spec is not None and spec.entry.shelf == SEARCH:
+        return _searching(model, spec, accept)
     asked = registry.parse(accept, "accept") if accept else None
     kinds = spec.entry.card.emits if spec else ("det",)
     rules = _rules(kinds, asked, draft or "plain decoding")
@@ -71,9 +75,35 @@ def _fill_draft(made: DecodePlan, spec: registry.Spec) -> None:
     made.name, made.source = str(spec), spec.entry.name
     made.taps = tuple(need.removeprefix("tap:") for need in card.needs if need.startswith("tap:"))
     made.promises = tuple(promise for promise in card.promises if promise in made.promises)
-    made.draft = spec.entry.module.Method(spec.knobs, made.model)
-    if absent := [verb for verb in ("propose", "observe") if not hasattr(made.draft, verb)]:
-        raise UsageError(f"{spec.entry.path}: its Method has no {' and no '.join(absent)}, as a draft must")
+    made.draft = _built(made, spec, "propose", "observe", *(("join",) if "target_cache" in card.needs else ()))
+    if "target_cache" in card.needs:
+        made.draft.join(made.lanes)
+
+
+def _searching(model: Decoder, spec: registry.Spec, accept: str | None) -> DecodePlan:
+    """A plan without slots: the method chooses every token itself."""
+    if accept is not None:
+        raise UnsupportedError(f"{spec.entry.name} verifies nothing, so {accept} has nothing to accept: leave the rule out")
+    greedy, sampled = (rule.entry.module.Method(rule.knobs) for rule in _rules(("det",), None, str(spec)))
+    made = DecodePlan(model=model, lanes=Lanes(model), greedy=greedy, sampled=sampled, name=str(spec), source=spec.entry.name)
+    made.promises = tuple(p for p in spec.entry.card.promises if p in DecodePlan.promises)  # others are not about the output
+    made.specs = {SEARCH: str(spec)}
+    made.search = _built(made, spec, "prefill", "advance")
+    return made
+
+
+def _built(made: DecodePlan, spec: registry.Spec, *verbs: str) -> Any:
+    method = spec.entry.module.Method(spec.knobs, made.model)
+    if absent := [verb for verb in verbs if not hasattr(method, verb)]:
+        raise UsageError(f"{spec.entry.path}: its Method has no {' and no '.join(absent)}, as shelf {spec.entry.shelf} asks")
+    return method
+
+
+def _shelf(text: str) -> str:
+    """Where a spec's method lies: on shelf `search` if that has its name, else among the drafts."""
+    name = text.strip().partition(":")[0]
+    forms = ("{}", f"{SEARCH}={{}}", f"{SEARCH}/{{}}", f"decode/{SEARCH}/{{}}")
+    return SEARCH if name in {form.format(e.name) for e in registry.entries("decode", SEARCH) for form in forms} else "draft"
 
 
 def _rules(kinds: tuple[str, ...], asked: registry.Spec | None, draft: str) -> tuple[registry.Spec, registry.Spec]:
@@ -85,7 +115,7 @@ def _rules(kinds: tuple[str, ...], asked: registry.Spec | None, draft: str) -> t
     if unfit := set(kinds) - set(card.takes):
         raise UnsupportedError(f"{asked.entry.name} is not exact for {', '.join(unfit)} trees, which {draft} proposes; "
                                f"it takes {', '.join(card.takes)}")
-    return (asked, sampled) if asked.entry.module.Method.greedy else (greedy, asked)
+    return (asked, sampled) if asked.entry.module.Method(asked.knobs).greedy else (greedy, asked)
 
 
 def _exact_rule(kinds: tuple[str, ...], promise: str) -> registry.Spec:
