@@ -57,8 +57,8 @@ class Method:
         if reason := vocabulary_mismatch(model, small):
             raise UnsupportedError(f"{knobs.model} cannot write in this model's place: {reason}")
         if small.config.vocab != self.vocab or small.config.context < model.config.context:
-            raise UnsupportedError(f"{knobs.model} has {small.config.vocab} tokens and a context of {small.config.context}: to write "
-                                   f"in this model's place it needs {self.vocab} and at least {model.config.context}")
+            raise UnsupportedError(f"{knobs.model} has {small.config.vocab} tokens and a context of {small.config.context}: to "
+                                   f"write in this model's place it needs {self.vocab} and at least {model.config.context}")
         self.lanes = {False: Lanes(small), True: Lanes(model)}
         self.states: dict[int, State] = {}
 
