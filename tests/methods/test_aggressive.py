@@ -24,13 +24,13 @@ def told(draft, s, *tokens) -> list[int]:
 
 
 def test_it_copies_from_the_beginning_and_goes_on_behind_what_was_copied():
-    draft, s = made("aggressive"), sequence(5, 6, 7, 8, 9)
+    draft, s = made("draft/aggressive"), sequence(5, 6, 7, 8, 9)
     assert told(draft, s) == [5, 6, 7, 8, 9]
     assert told(draft, s, 5, 6) == [7, 8, 9]
 
 
 def test_after_a_change_it_goes_on_where_the_last_tokens_stand_once():
-    draft, s = made("aggressive"), sequence(1, 2, 3, 1, 4, 5, 2, 6)
+    draft, s = made("draft/aggressive"), sequence(1, 2, 3, 1, 4, 5, 2, 6)
     told(draft, s)
     assert told(draft, s, 30) == []  # not in the source
     assert told(draft, s, 1) == []  # stands twice there: ambiguous, and 30 1 nowhere
@@ -40,7 +40,7 @@ def test_after_a_change_it_goes_on_where_the_last_tokens_stand_once():
 
 def test_a_longer_ngram_settles_what_a_token_leaves_open():
     for ngram, expected in ((3, [5, 1, 3, 2, 6]), (1, []), (0, [])):
-        draft, s = made("aggressive", ngram=ngram), sequence(1, 2, 5, 1, 3, 2, 6)
+        draft, s = made("draft/aggressive", ngram=ngram), sequence(1, 2, 5, 1, 3, 2, 6)
         told(draft, s)
         assert told(draft, s, 31, 1) == [] and told(draft, s, 2) == expected
 
@@ -48,7 +48,7 @@ def test_a_longer_ngram_settles_what_a_token_leaves_open():
 def test_an_ambiguous_token_does_not_lead_back_unless_asked():
     prompt = (5, 4, 7, 4, 8)
     for ambiguous, expected in ((False, []), (True, [7, 4, 8])):
-        draft, s = made("aggressive", ambiguous=ambiguous), sequence(*prompt)
+        draft, s = made("draft/aggressive", ambiguous=ambiguous), sequence(*prompt)
         told(draft, s)
         assert told(draft, s, 31, 4) == expected
 
@@ -61,7 +61,7 @@ def test_marks_name_the_part_to_copy():
     with pytest.raises(UsageError, match="does not say"):
         draft.span(model.tokenizer.encode("nothing of the kind"))
     with pytest.raises(UnsupportedError):
-        made("aggressive", after="Text:")
+        made("draft/aggressive", after="Text:")
 
 
 def test_tokens_per_pass_fall_with_the_share_of_edits(tmp_path):
@@ -88,7 +88,7 @@ def test_tokens_per_pass_fall_with_the_share_of_edits(tmp_path):
 def test_a_file_of_another_vocabulary_is_refused(tmp_path):
     np.save(tmp_path / "far.npy", np.array([1, 99999]))
     with pytest.raises(UsageError, match="99999"):
-        made("aggressive", file=str(tmp_path / "far.npy"))
+        made("draft/aggressive", file=str(tmp_path / "far.npy"))
 
 
 def rule(**knobs):

@@ -105,7 +105,7 @@ class Method:
         if self.knobs.choose == "first":
             return list(range(len(chunks)))
         known = torch.tensor(prompt, device=self.model.device).clamp(max=self.model.config.vocab - 1)
-        embed_TC = torch.nn.functional.normalize(self.model.embed(known[None])[0].double(), dim=-1)
+        embed_TC = torch.nn.functional.normalize(self.model.embed(known[None])[0].detach().double(), dim=-1)
         mean_C = lambda places: embed_TC[places[0] : places[-1] + 1].mean(0)
         asked_C = mean_C(range(query, len(prompt)))
         like = [float(torch.cosine_similarity(mean_C(chunk), asked_C, dim=0)) for chunk in chunks]
