@@ -56,8 +56,8 @@ def test_an_ambiguous_token_does_not_lead_back_unless_asked():
 def test_marks_name_the_part_to_copy():
     model = lithe.load("zoo:tiny-draft")
     text = "Correct the text.\nText: He go to the märket.\nCorrected:"
-    draft = plan(model, draft="aggressive:after=Text:,before=\nCorrected:").draft
-    assert model.tokenizer.decode(draft.span(model.tokenizer.encode(text))) == " He go to the märket."
+    draft = plan(model, draft="aggressive:after=Text:,before=Corrected:").draft
+    assert model.tokenizer.decode(draft.span(model.tokenizer.encode(text))) == " He go to the märket.\n"
     with pytest.raises(UsageError, match="does not say"):
         draft.span(model.tokenizer.encode("nothing of the kind"))
     with pytest.raises(UnsupportedError):
@@ -68,7 +68,7 @@ def test_tokens_per_pass_fall_with_the_share_of_edits(tmp_path):
     """A source that differs from what the model writes by more and more tokens; the last is the control: none in common."""
     model, prompts = setting(3)
     rates = []
-    for edits in (0.0, 0.15, 0.3, 1.0):
+    for edits in (0.0, 0.1, 0.5, 1.0):
         passes = tokens = 0
         for i, prompt in enumerate(prompts):
             plain = request(model, prompt, max_tokens=40)
