@@ -29,8 +29,8 @@ def chains(draft, dice, width, depth):
 
 def test_the_draft_reads_the_best_chunks_in_order_and_then_the_question():
     prompt = [1, 2, 1, 2, 20, 21, 22, 23, 9, 9, 9, 9, 20, 21, 22, 23, 5, 6, 7, 8, 20, 21, 22, 23]
-    places = lambda choose, least=-1.0: plan(small_model(), draft=f"rapid:budget=12,chunk=4,query=4,choose={choose},least={least}"
-                                             ).draft.chosen(prompt)
+    small = "rapid:budget=12,chunk=4,query=4"
+    places = lambda choose, least=-1.0: plan(small_model(), draft=f"{small},choose={choose},least={least}").draft.chosen(prompt)
     assert places("cosine") == [*range(4, 8), *range(12, 16), *range(20, 24)]  # the two that say the same
     assert places("first") == [*range(8), *range(20, 24)]
     assert places("random") == places("random") and places("random")[-4:] == [20, 21, 22, 23]

@@ -14,8 +14,8 @@ from tests.methods.measure import setting
 kept = registry.find("unified_skip").module.kept
 
 
-@pytest.mark.parametrize(("layers", "speedup", "count"), [(32, 2, 16), (32, 10, 3), (32, 3, 10), (32, 1, 32), (6, 2, 3), (6, 5, 2),
-                                                          (1, 3, 1), (2, 9, 2), (40, 1.3, 30)])
+@pytest.mark.parametrize(("layers", "speedup", "count"), [(32, 2, 16), (32, 10, 3), (32, 3, 10), (32, 1, 32), (6, 2, 3),
+                                                          (6, 5, 2), (1, 3, 1), (2, 9, 2), (40, 1.3, 30)])
 def test_as_many_layers_run_as_the_speedup_asks_the_ends_among_them(layers, speedup, count):
     found = kept(layers, speedup)
     assert len(found) == count and found == sorted(set(found)) and found[0] == 0 and found[-1] == layers - 1

@@ -25,7 +25,7 @@ ZERO = {"speedup": 1.0}  # the knobs at which it changes nothing
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
     speedup: float = knob(2.0, "layers of the model for each one that runs; 1: all run", low=1.0, high=100.0)
-    spread: str = knob("even", "which layers run: evenly spread, or the first or last (controls)", choices=("even", "first", "last"))
+    spread: str = knob("even", "which layers run; controls: the first or last", choices=("even", "first", "last"))
 
 
 def kept(layers: int, speedup: float, spread: str = "even") -> list[int]:
