@@ -86,7 +86,7 @@ def fill(methods: list[str], recipe: str | None) -> dict:
     given: set[str] = set()
     for text in methods:
         spec = registry.parse(text)
-        shelf, said = spec.entry.shelf, spec.exact
+        shelf, said = {"search": "draft"}.get(spec.entry.shelf, spec.entry.shelf), spec.exact
         if shelf == "warp":
             slots["warps"].append(said)
         elif shelf not in slots:

@@ -40,7 +40,7 @@ def check_same_law(entry: Entry) -> None:
     What needs noise that has no branches to take one by one is held by counting alone.
     """
     try:
-        error, case = worst(entry, **draft.modest(entry))
+        error, case = worst(entry, **draft.modest(entry))  # type: ignore[arg-type]
     except Continuous:
         draft.check_same_law(entry)
         return
@@ -83,7 +83,7 @@ def grown(policy: Any, kind: str, model: Model, chance: Chance, *, depth: int, g
     """The tree that the policy grows where the draft has this law."""
     tree = Tree.root(ROOT, kind)
     growth = policy.grow(tree, chance, depth=depth, greedy=greedy)
-    wanted = next(growth, [])
+    wanted: list[int] = next(growth, [])
     while wanted:
         texts = texts_of(tree)
         wanted = send(tree, growth, wanted, [model(texts[node]) for node in wanted])

@@ -51,7 +51,7 @@ class Grown:
         depths = [min(most, self.draft.reach(s)) for s, most in zip(sequences, room, strict=True)]
         growths = [self.policy.grow(tree, Likeliest() if s.law.greedy else s.dice, depth=depth, greedy=s.law.greedy)
                    for s, tree, depth in zip(sequences, trees, depths, strict=True)]
-        wanted = [next(growth, []) if depth > 0 else [] for growth, depth in zip(growths, depths, strict=True)]
+        wanted: list[list[int]] = [next(growth, []) if depth > 0 else [] for growth, depth in zip(growths, depths, strict=True)]
         while any(wanted):
             laws = self.draft.laws(sequences, trees, wanted)
             wanted = [send(*each) if each[2] else [] for each in zip(trees, growths, wanted, laws, strict=True)]
@@ -92,7 +92,8 @@ def independent(tree: Tree, chance: Chance, branches: Iterable[int]) -> Growth:
     """Level by level, children drawn independently. A token drawn m times is one node, which draws m times as many children."""
     front = Counter({0: 1})
     for many in branches:
-        laws, below = (yield list(front)), Counter()
+        laws = yield list(front)
+        below: Counter[int] = Counter()
         for (node, copies), law_V in zip(front.items(), laws, strict=True):
             for _ in range(copies * many):
                 below[tree.draw(chance.draw(law_V), node)] += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
+from collections.abc import Iterable, Sequence as Seq
 
 import torch
 
@@ -49,8 +49,11 @@ class Lanes:
             self.commit([len(piece) for piece in pieces])
 
     def run(self, ids: Seq[Seq[int]], *, mask: Mask = CAUSAL, depths: Seq[Seq[int]] | None = None, logits=LAST,
-            taps: Seq[int | str] = ()) -> Output:
-        """One pass over unequal numbers of rows, padded on the right. depths[b]: steps of each row past the cache."""
+            taps: Seq[int | str] = (), layers: Iterable | None = None, skip: Iterable[tuple[int, str]] = ()) -> Output:
+        """One pass over unequal numbers of rows, padded on the right. depths[b]: steps of each row past the cache.
+
+        layers, skip: the parts of the model that run, as `Decoder.forward` has them.
+        """
         width, furthest, device = max(map(len, ids)), self.model.config.context - 1, self.model.device
         ids_BT = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=device)
         steps = [range(width)] * len(ids) if depths is None else [[*d, *[0] * (width - len(d))] for d in depths]
@@ -59,7 +62,7 @@ class Lanes:
         self.last = [list(row) for row in ids]
         adapters_B = None if self.model.adapters is None else [s.adapter for s in self.held]
         return self.model(ids_BT, pos_BT=pos_BT, mask=mask, cache=self.cache, rows=[max(len(row), 1) for row in ids],
-                          logits=logits, taps=taps, adapters_B=adapters_B)
+                          logits=logits, taps=taps, layers=layers, skip=skip, adapters_B=adapters_B)
 
     def commit(self, rows: Seq[int | Seq[int]]) -> None:
         """Keep rows of the last pass, as `Cache.commit` does."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lithe.decode.check import check_trees, walk_checked
 from lithe.decode.plan import DecodePlan
+from lithe.decode.whole import moves
 from lithe.model.decoder import ALL
 from lithe.model.mask import CAUSAL, Tree as TreeMask
 from lithe.ops.tree import Tree, Walk
@@ -53,6 +54,8 @@ class Step:
 @torch.inference_mode()
 def step(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
     """One round for every sequence: at least one token each, exactly those that plain decoding would give."""
+    if plan.search is not None:
+        return _searched(plan, sequences)
     clock = _Clock(plan)
     plan.lanes.sync(sequences)
     plan.lanes.prefill()
@@ -66,7 +69,8 @@ def step(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
         raw_NV = logits[b, : len(tree)]
         walk = walk_checked(plan, sequence, tree, _scores(sequence, tree, raw_NV))
         rounds.append(Round(sequence, tree, walk, raw_NV, {name: tap[b, : len(tree)] for name, tap in taps.items()}))
-        steps.append(_push(sequence, tree, walk, plan.source))
+        found = [(tree.tokens[node], tree.sources.get(node, plan.source)) for node in walk.path] + [(walk.token, "")]
+        steps.append(_push(sequence, found, len(tree)))
     plan.lanes.commit([[0, *r.walk.path] for r in rounds])
     clock.mark("walk")
     if plan.draft is not None:
@@ -80,8 +84,9 @@ def step(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
 def run(plan: DecodePlan, sequences: list[Sequence]) -> Iterator[Step]:
     """Rounds until every sequence has finished. What a draft does at the start counts as drafting of the first round."""
     clock = _Clock(plan)
-    if plan.draft is not None and hasattr(plan.draft, "start"):
-        plan.draft.start(sequences)
+    method = plan.search or plan.draft
+    if method is not None and hasattr(method, "start"):
+        method.start(sequences)
     clock.mark("start")
     begun = clock.seconds["start"]
     while alive := [sequence for sequence in sequences if not sequence.finished]:
@@ -119,10 +124,23 @@ def _scores(sequence: Sequence, tree: Tree, raw_NV: Tensor) -> Tensor:
     return sequence.law(raw_NV, contexts)
 
 
-def _push(sequence: Sequence, tree: Tree, walk: Walk, source: str) -> Step:
-    """Commit the walk's tokens one by one, so that ends and stop strings cut a path exactly where plain decoding stops."""
-    found = [(tree.tokens[node], tree.sources.get(node, source)) for node in walk.path] + [(walk.token, "")]
-    step = Step(sequence, [], [], [], len(tree))
+def _searched(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
+    """A round of what replaces the loop: its tokens are committed and counted here, as any others are."""
+    clock = _Clock(plan)
+    plan.search.prefill(sequences)
+    clock.mark("prefill")
+    found = moves(plan, sequences)
+    clock.mark("verify")
+    steps = [_push(s, list(zip(m.tokens, m.sources, strict=True)), m.nodes) for s, m in zip(sequences, found, strict=True)]
+    clock.mark("walk")
+    for done in steps:
+        done.seconds = clock.seconds | {"draft": 0.0, "observe": 0.0}
+    return steps
+
+
+def _push(sequence: Sequence, found: list[tuple[int, str]], nodes: int) -> Step:
+    """Commit tokens and their sources one by one, so that ends and stop strings cut exactly where plain decoding stops."""
+    step = Step(sequence, [], [], [], nodes)
     for token, origin in found:
         step.pieces.append(sequence.push(token, origin))
         step.tokens.append(token)

@@ -13,8 +13,9 @@ from lithe.errors import UnsupportedError, UsageError
 from lithe.model.decoder import Decoder
 from lithe.sampling.sequence import Sequence
 
+SEARCH = "search"  # the shelf of what replaces the whole loop
 VERB = {"draft": "draft", "tree": "shape trees", "accept": "decide what is accepted"}
-HAS = frozenset({"tap:final", "second_model", "corpus"})  # what the decoder and this loop offer; a cache adds what it `can`
+HAS = frozenset({"tap:final", "second_model", "corpus", "target_cache"})  # of decoder and loop; a cache adds what it `can`
 
 
 @dataclass(kw_only=True)
@@ -26,6 +27,7 @@ class DecodePlan:
     greedy: Any  # the rule for greedy sequences
     sampled: Any  # the rule for sampled ones
     draft: Any = None  # None: plain decoding, a tree that is only its root
+    search: Any = None  # what replaces the whole loop, if anything does
     kinds: tuple[str, ...] = ("det",)  # of trees that the draft may propose: the rules are exact for these
     name: str = "plain"
     source: str = ""  # where accepted draft tokens come from, unless the draft says more
@@ -48,11 +50,14 @@ class DecodePlan:
 def plan(model: Decoder, *, draft: str | None = None, tree: str | None = None, accept: str | None = None) -> DecodePlan:
     """Fill a plan from specs. Raises UnsupportedError for what this model or combination cannot do.
 
-    draft: a spec of shelf `draft`, None for plain decoding. tree: a policy that shapes the draft's trees; the baseline draft
-    that it can shape where none is named. accept: the rule for sampled sequences; by default the exact rule for the kind of
-    tree that is proposed. A text may join specs of several slots, "policy + draft + rule".
+    draft: a spec of shelf `draft`, or of `search`, which replaces the loop; None for plain decoding. tree: a policy that
+    shapes the draft's trees; the baseline draft that it can shape where none is named. accept: a rule for greedy or for sampled
+    sequences; by default the exact ones for the kind of tree that is proposed. A text may join specs of several slots, "policy
+    + draft + rule".
     """
     slots = _slots(draft=draft, tree=tree, accept=accept)
+    if SEARCH in slots:
+        return _searching(model, slots)
     if "tree" in slots:
         slots.setdefault("draft", shapeable())
     lead = slots.get("tree", slots.get("draft"))
@@ -91,14 +96,14 @@ def _slots(**texts: str | None) -> dict[str, registry.Spec]:
         for part in parts:
             spec = _read(part, slot if len(parts) == 1 else None)
             shelf = spec.entry.shelf
-            if shelf not in texts:
+            if shelf not in (*texts, SEARCH):
                 raise UsageError(f"{spec.entry.address} has no slot in a plan: a plan takes {', '.join(texts)}")
-            if len(parts) == 1 and shelf != slot and (slot, shelf) != ("draft", "tree"):
+            if len(parts) == 1 and shelf != slot and (slot, shelf) not in (("draft", "tree"), ("draft", SEARCH)):
                 raise UsageError(f"{spec.entry.address} stands on shelf {shelf}: it cannot {VERB[slot]}")
             if shelf in found:
                 raise UsageError(f"slot {shelf} is filled twice, by {found[shelf]} and {spec}")
             found[shelf] = spec
-    return {slot: found[slot] for slot in ("tree", "draft", "accept") if slot in found}
+    return {slot: found[slot] for slot in ("tree", "draft", "accept", SEARCH) if slot in found}
 
 
 def _read(text: str, slot: str | None) -> registry.Spec:
@@ -106,8 +111,9 @@ def _read(text: str, slot: str | None) -> registry.Spec:
     if slot == "draft":
         names = {shelf: {said for entry in registry.entries("decode", shelf)
                          for said in (entry.name, entry.address, f"{shelf}/{entry.name}", f"{shelf}={entry.name}")}
-                 for shelf in ("draft", "tree")}
-        slot = "tree" if text.strip().partition(":")[0] in names["tree"] - names["draft"] else slot
+                 for shelf in ("draft", "tree", SEARCH)}
+        name = text.strip().partition(":")[0]
+        slot = next((shelf for shelf in ("tree", SEARCH) if name in names[shelf] - names["draft"]), slot)
     return registry.parse(text, slot)
 
 
@@ -125,8 +131,11 @@ def _fill_draft(made: DecodePlan, spec: registry.Spec, tree: registry.Spec | Non
     for card in (spec.entry.card, lead.entry.card):
         made.promises = tuple(promise for promise in made.promises if promise in card.promises)
     if tree is None:
-        made.draft = _build(spec, ("propose", "observe"), made.model)
+        shares = "target_cache" in needs
+        made.draft = _build(spec, ("propose", "observe", *(["join"] if shares else [])), made.model)
         made.parts.append(made.draft)
+        if shares:
+            made.draft.join(made.lanes)
         return
     _check_shaped(spec, tree)
     policy = _build(tree, ("grow",))  # first: to load a model takes longer than to find a setting wrong
@@ -152,6 +161,22 @@ def _check_shaped(spec: registry.Spec, tree: registry.Spec) -> None:
         raise UsageError(f"{spec.entry.name}: {', '.join(idle)} has no effect where {tree.entry.name} shapes the trees")
 
 
+def _searching(model: Decoder, slots: dict[str, registry.Spec]) -> DecodePlan:
+    """A plan without slots: the method chooses every token itself."""
+    spec = slots.pop(SEARCH)
+    if slots:
+        raise UnsupportedError(f"{spec.entry.name} neither drafts nor verifies, so {', '.join(map(str, slots.values()))} has "
+                               "nothing to do: leave it out")
+    greedy, sampled = (rule.entry.module.Method(rule.knobs) for rule in _rules(("det",), None, str(spec)))
+    made = DecodePlan(model=model, lanes=Lanes(model), greedy=greedy, sampled=sampled, name=str(spec), source=spec.entry.name)
+    made.promises = tuple(p for p in spec.entry.card.promises if p in DecodePlan.promises)  # others are not about the output
+    made.specs = {SEARCH: str(spec)}
+    made.knobs = dataclasses.asdict(spec.knobs)
+    made.search = _build(spec, ("prefill", "advance"), model)
+    made.parts = [made.search]
+    return made
+
+
 def _rules(kinds: tuple[str, ...], asked: registry.Spec | None, draft: str) -> tuple[registry.Spec, registry.Spec]:
     """The rules for greedy and for sampled sequences: what was asked for, else the exact ones for these trees."""
     greedy, sampled = exact_rule(kinds, "same_tokens"), exact_rule(kinds, "same_law")
@@ -161,7 +186,7 @@ def _rules(kinds: tuple[str, ...], asked: registry.Spec | None, draft: str) -> t
     if unfit := set(kinds) - set(card.takes):
         raise UnsupportedError(f"{asked.entry.name} is not exact for {', '.join(unfit)} trees, which {draft} proposes; "
                                f"it takes {', '.join(card.takes)}")
-    return (asked, sampled) if asked.entry.module.Method.greedy else (greedy, asked)
+    return (asked, sampled) if asked.entry.module.Method(asked.knobs).greedy else (greedy, asked)
 
 
 def exact_rule(kinds: tuple[str, ...], promise: str) -> registry.Spec:

@@ -185,6 +185,60 @@ def typical(tree: Tree, scores_NV: Tensor, *, floor: float, share: float) -> lis
     return tree.path(best)
 
 
+def relaxed(tree: Tree, scores_NV: Tensor, *, beta: int, tau: float) -> Walk:
+    """Follow the best child that is among the beta largest scores and at most tau below the largest. Not lossless."""
+
+    def decide(node: int, tokens: list[int]) -> Decision:
+        best = int(scores_NV[node].argmax())
+        top = scores_NV[node, best].item()
+        if not isfinite(top):
+            raise ValueError(EMPTY)
+        scores = scores_NV[node, tokens].tolist() if tokens else []
+        for rank in sorted(range(len(tokens)), key=lambda rank: (-scores[rank], tokens[rank])):
+            better = int((scores_NV[node] > scores[rank]).sum() + (scores_NV[node, : tokens[rank]] == scores[rank]).sum())
+            if better < beta and top - scores[rank] <= tau:  # among equals the lowest id comes first
+                return rank, tokens[rank]
+        return None, best
+
+    return descend(tree, decide)
+
+
+def walk_scores(tree: Tree, scores_NV: Tensor, rule: Callable[..., Decision], dice: torch.Generator | Chance) -> Walk:
+    """As `walk`, for rules that change the scores [V] of a node before they make a law of them."""
+    chance = Dice(dice) if isinstance(dice, torch.Generator) else dice
+    return descend(tree, lambda node, tokens: rule(scores_NV[node], tokens, tree.laws.get(node), chance))
+
+
+def shifted(scores_V: Tensor, q_V: Tensor, *, eta: float, alpha: float) -> Tensor:
+    """Scores [V] moved towards the draft's law: eta (p - q) less where q is at least alpha of its largest (RAPID)."""
+    p_V = law(scores_V)
+    return scores_V.double() - eta * torch.where(q_V >= alpha * q_V.max(), p_V - q_V, 0.0)
+
+
+def shifted_rejection(scores_V: Tensor, tokens: Sequence[int], q_V: Tensor | None, dice: Chance, *, eta: float,
+                      alpha: float) -> Decision:
+    """Test a chain's token against the shifted law; what is rejected is replaced from what either law lacks. Not lossless."""
+    p_V = law(scores_V)
+    if not tokens:
+        return None, dice.draw(p_V)
+    q_V = drafted(p_V, q_V)
+    moved_V = law(shifted(scores_V, q_V, eta=eta, alpha=alpha))
+    if dice.toss(ratio(moved_V, q_V, tokens[0])):
+        return 0, tokens[0]
+    return None, dice.draw(residual(p_V, torch.minimum(q_V, moved_V)))
+
+
+def shifted_greedy(scores_V: Tensor, tokens: Sequence[int], q_V: Tensor | None, dice: Chance, *, eta: float,
+                   alpha: float) -> Decision:
+    """Follow a chain's token where its shifted score is largest, else emit the likeliest. Not lossless."""
+    best = int(scores_V.argmax())
+    if not isfinite(scores_V[best].item()):
+        raise ValueError(EMPTY)
+    if tokens and int(shifted(scores_V, drafted(scores_V.double(), q_V), eta=eta, alpha=alpha).argmax()) == tokens[0]:
+        return 0, tokens[0]
+    return None, best
+
+
 def law(scores_V: Tensor) -> Tensor:
     """Probabilities [V] in float64. Raises ValueError where no token is left."""
     p_V = scores_V.double().softmax(-1)
