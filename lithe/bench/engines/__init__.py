@@ -1,8 +1,8 @@
 """lithe beside other engines on the same weights: transformers' generate and llama.cpp, each in a process of its own.
 
-The parts: `_suite` takes turns, `_worker` is what runs in each process, `_lithe`, `_transformers` and `_llama` are the
-engines, `_machine` measures what the hardware could do, `_rows` makes ratios of what was measured. Nothing is imported here:
-what a process does not need must not count as its memory or its start.
+`_bench` is the suite as one call, `_suite` takes turns, `_worker` is what runs in each process, `_lithe`, `_transformers` and
+`_llama` are the engines, `_machine` measures what the hardware could do, `_rows` makes ratios of what was measured. Nothing is
+imported here: what a process does not need must not count as its memory or its start.
 """
 
 LITHE, TRANSFORMERS, LLAMA, MACHINE = "lithe", "transformers", "llama.cpp", "machine"

@@ -1,4 +1,4 @@
-"""A model as a GGUF file, for llama.cpp: the Llama architecture only, and no tokenizer, since token ids are all that is compared."""
+"""A model as a GGUF file, for llama.cpp: the Llama architecture only, and no tokenizer, as only token ids are compared."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check(config: Config) -> None:
     plain = Config(vocab=config.vocab, width=config.width, layers=config.layers, heads=config.heads, kv_heads=config.kv_heads,
                    ffn=config.ffn, context=config.context, head_dim=config.head_dim, family=config.family, tied=config.tied,
                    norm_eps=config.norm_eps, rope=Rope(theta=config.rope.theta))
-    if config != plain or isinstance(config.heads, tuple) or isinstance(config.kv_heads, tuple) or isinstance(config.ffn, tuple):
+    if config != plain or any(isinstance(count, tuple) for count in (config.heads, config.kv_heads, config.ffn)):
         raise UnsupportedError("only plain Llama models are converted for llama.cpp; this one has other traits")
 
 

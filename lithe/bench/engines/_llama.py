@@ -104,7 +104,8 @@ class Engine:
 
     def decode(self, ids: list[int], count: int) -> tuple[list[int], float]:
         self.clear()
-        self.run(ids[:-1], every=False)
+        for start in range(0, len(ids) - 1, CHUNK):
+            self.run(ids[start : min(start + CHUNK, len(ids) - 1)], every=False)
         found, token, before = [], ids[-1], perf_counter()
         for _ in range(count):
             self.run([token], every=False)

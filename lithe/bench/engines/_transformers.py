@@ -17,7 +17,8 @@ class Engine:
         torch.set_num_threads(threads)
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[precision], attn_implementation="sdpa").eval()
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[precision], attn_implementation="sdpa")
+        self.model.eval()
         self.model.generation_config.eos_token_id = None
         self.model.generation_config.pad_token_id = 0
         self.cache = DynamicCache(config=self.model.config)
@@ -37,7 +38,8 @@ class Engine:
         self.out = out.logits
 
     def cut(self, length: int) -> None:
-        self.cache.crop(length)
+        if more := self.cache.get_seq_length() - length:
+            self.cache.crop(-more)
 
     def logits(self) -> Any:
         assert self.out is not None
