@@ -34,10 +34,10 @@ def bench_engines(model: str, *, engines: Seq[str] = (), precisions: Seq[str] = 
     for asked, known in ((engines, ENGINES), (precisions, PRECISIONS)):
         for name in asked:
             if name not in known:
-                raise UsageError(f"there is no {name!r} here{near(name, known)}; choose among {', '.join(known)}")
+                raise UsageError(f"there is no {name!r} here{near(name, known)}")
     threads = threads or _usable()
     torch.set_num_threads(threads)  # those on which is listened whether the machine is quiet
-    begun = datetime.now(UTC).isoformat(timespec="seconds")
+    begun = datetime.now(UTC).isoformat(timespec="milliseconds")
     with tempfile.TemporaryDirectory(prefix="lithe-engines-") as home:
         target = prepare(model, Path(home), texts, offline=offline)
         run = race(target, engines=list(dict.fromkeys(engines)) or ENGINES, tokens=tokens,

@@ -13,7 +13,7 @@ from typing import Any
 from lithe.bench import quiet
 from lithe.bench.engines import BEHIND, GGUF_TYPES, LITHE, LLAMA, LONG, MACHINE, PROMPT, ROWS, TRANSFORMERS
 from lithe.bench.engines._target import Target
-from lithe.bench.engines._turns import EngineError, Worker, missing, seconds_to_import
+from lithe.bench.engines._turns import EngineError, Worker, cost_of_import, missing
 from lithe.errors import LitheError
 
 STARTS = 3  # processes started to time a start
@@ -135,10 +135,11 @@ class _Course:
 
     def start(self) -> None:
         """Time every engine from the start of its process to a first token, and the import of torch alone."""
-        found = {"import_torch": seconds_to_import("torch")}
+        seconds, megabytes = cost_of_import("torch")
         for cell in self.alive():
             if cell.engine == MACHINE:
-                cell.add(found)
+                cell.add({"import_torch": seconds})
+                cell.facts["import_torch_mb"] = round(megabytes, 1)
                 continue
             try:
                 settings = self.settings(cell, BEHIND) | ({"flash": False} if cell.engine == LLAMA else {})

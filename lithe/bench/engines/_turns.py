@@ -83,14 +83,15 @@ class Worker:
         self.close()
 
 
-def seconds_to_import(module: str) -> float:
-    """From the start of a Python process until a module is imported."""
+def cost_of_import(module: str) -> tuple[float, float]:
+    """Seconds from the start of a Python process until a module is imported, and its peak of memory in MB."""
     begun = perf_counter()
-    words = [sys.executable, "-c", f"import {module}; print(flush=True)"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    script = f"import {module}; print(flush=True); from lithe.bench.memory import peak_mb; print(peak_mb())"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         process.stdout.readline()
         took = perf_counter() - begun
+        said = process.stdout.read()
     if process.returncode:
         raise EngineError(f"{module} cannot be imported")
-    return took
+    return took, float(said)
