@@ -103,7 +103,7 @@ def test_a_worker_answers_fails_and_dies_in_words(folder, monkeypatch):
     with _turns.Worker(LITHE, **settings) as worker:
         assert worker.open()["weights_mb"] > 0
         assert worker.turn("prefill", ids=IDS) > 0
-        times = worker.turn("curve", ids=IDS * 4, behind=32, rows=[1, 4], passes=1)
+        times = worker.turn("curve", ids=IDS, behind=9, rows=[1, 4])
         assert len(times) == 2 and min(times) > 0 and worker.peak_mb > 10
         with pytest.raises(_turns.EngineError, match="KeyError: 'nosuch'"):
             worker.ask("nosuch")
@@ -204,7 +204,7 @@ def test_a_ratio_pairs_the_rounds():
 
 def test_a_missing_engine_is_a_row(monkeypatch, folder, planted, capsys):
     monkeypatch.setattr(_turns, "find_spec", lambda name: None if name == "llama_cpp" else True)
-    words = ["bench", str(folder), "--suite", "engines", "--precision", "fp32", "--rounds", "2", "--threads", "1", "--no-ledger"]
+    words = ["bench", str(folder), "--suite", "engines", "--precision", "fp32", "--rounds", "2", "--no-ledger"]
     assert run(words) == 0
     told = capsys.readouterr().out
     line = next(line for line in told.splitlines() if line.startswith(LLAMA))
@@ -215,9 +215,9 @@ def test_a_missing_engine_is_a_row(monkeypatch, folder, planted, capsys):
 
 
 def test_options_of_the_other_suite_are_refused(capsys, folder):
-    for words, said in ((["--suite", "engines", "--temperature", "1"], "no --temperature"), (["--engine", LITHE], "no --engine"),
-                        (["--suite", "nosuch"], "no suite"), (["--suite", "engines", "--engine", "x", "--no-ledger"], "no 'x'")):
-        assert run(["bench", str(folder), *words]) == UsageError.exit_code
+    for words, said in (("--suite engines --temperature 1", "no --temperature"), ("--engine lithe", "no --engine"),
+                        ("--suite nosuch", "no suite"), ("--suite engines --engine x --no-ledger", "no 'x'")):
+        assert run(["bench", str(folder), *words.split()]) == UsageError.exit_code
         assert said in capsys.readouterr().err
     with pytest.raises(UsageError, match="no shape"):
         _target.prepare("shape:nosuch", folder, [])
@@ -228,8 +228,9 @@ def test_the_page_is_written_from_the_ledger(folder, planted, tmp_path, monkeypa
     import engines as page
 
     book = Ledger(tmp_path / "ledger.jsonl")
+    settings = {"engines": [LITHE, TRANSFORMERS], "precisions": ["fp32"], "texts": [], "rounds": 3, "threads": 1}
     for _ in range(2):  # the newer run replaces the older one
-        bench_engines(str(folder), engines=[LITHE, TRANSFORMERS], precisions=["fp32"], texts=[], rounds=3, threads=1, ledger=book)
+        bench_engines(str(folder), **settings, ledger=book)
     found = page.newest(book.read())
     assert {precision: len(records) for precision, records in found[str(folder)].items()} == {"fp32": 3}
     text = page.page(found)

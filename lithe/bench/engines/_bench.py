@@ -14,7 +14,7 @@ import torch
 from lithe import __version__
 from lithe.bench.engines import ENGINES, GGUF_TYPES, LITHE, LLAMA, PRECISIONS
 from lithe.bench.engines._rows import ratios
-from lithe.bench.engines._suite import PASSES, Cell, Progress, Run, race
+from lithe.bench.engines._suite import Cell, Progress, Run, race
 from lithe.bench.engines._target import Target, prepare
 from lithe.bench.ledger import Ledger, Record
 from lithe.bench.provenance import code_hash, commit, digest, machine
@@ -42,7 +42,7 @@ def bench_engines(model: str, *, engines: Seq[str] = (), precisions: Seq[str] = 
         target = prepare(model, Path(home), texts, offline=offline)
         run = race(target, engines=list(dict.fromkeys(engines)) or ENGINES, tokens=tokens,
                    precisions=list(dict.fromkeys(precisions)) or PRECISIONS, rounds=rounds, threads=threads, progress=progress)
-        settings = {"run": begun, "rounds": rounds, "tokens": tokens, "passes": PASSES}
+        settings = {"run": begun, "rounds": rounds, "tokens": tokens}
         for cell in run.cells:
             if ledger is not None and cell.samples:
                 ledger.append(_record(cell, run, target, settings, threads))

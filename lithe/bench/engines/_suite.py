@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterator, Sequence as Seq
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 from lithe.bench import quiet
 from lithe.bench.engines import BEHIND, GGUF_TYPES, LITHE, LLAMA, LONG, MACHINE, PROMPT, ROWS, TRANSFORMERS
 from lithe.bench.engines._target import Target
-from lithe.bench.engines._turns import EngineError, Worker, cost_of_import, missing
+from lithe.bench.engines._turns import PAUSE_S, EngineError, Worker, cost_of_import, missing
 from lithe.errors import LitheError
 
-STARTS = 3  # processes started to time a start
-PASSES = 3  # of each n in one turn
+STARTS = 3  # processes started to time a start; of random weights, which nobody loads, one
 CHECKED = 64  # rows whose logits are compared
 COLUMNS = 16  # logits of each that are
 LEAST = 3  # quiet rounds without which a run counts as disturbed
@@ -67,9 +66,10 @@ def race(target: Target, *, engines: Seq[str], precisions: Seq[str], rounds: int
     cells += [Cell(engine=MACHINE, precision=precision) for precision in precisions]
     run = Run(cells=cells, calm=quiet.listen())
     course = _Course(run, target, threads, tokens)
-    total, done = STARTS + rounds + (rounds if target.long else 0), 0
+    starts = STARTS if target.texts else 1
+    total, done = starts + rounds + (rounds if target.long else 0), 0
     try:
-        for _ in range(STARTS):
+        for _ in range(starts):
             course.start()
             progress(done := done + 1, total)
         with course.workers(course.alive(), capacity=max(PROMPT, BEHIND + max(ROWS) + tokens)) as workers:
@@ -77,7 +77,8 @@ def race(target: Target, *, engines: Seq[str], precisions: Seq[str], rounds: int
             done = course.rounds(workers, rounds, course.round, progress, done, total)
             course.score(workers)
         if target.long:
-            with course.workers(engines_of(course.alive()), capacity=LONG + max(ROWS)) as workers:
+            rivals = [cell for cell in course.alive() if cell.engine in (LITHE, LLAMA)]
+            with course.workers(rivals, capacity=LONG + max(ROWS)) as workers:
                 each(workers, lambda cell, worker: worker.ask("hold", ids=target.ids[:LONG]))
                 course.rounds(workers, rounds, course.long, progress, done, total)
     except KeyboardInterrupt:
@@ -86,11 +87,6 @@ def race(target: Target, *, engines: Seq[str], precisions: Seq[str], rounds: int
 
 
 Workers = list[tuple[Cell, Worker]]
-
-
-def engines_of(cells: list[Cell]) -> list[Cell]:
-    """Those that run a model."""
-    return [cell for cell in cells if cell.engine != MACHINE]
 
 
 def each(workers: Workers, act: Callable[[Cell, Worker], Any]) -> None:
@@ -168,11 +164,11 @@ class _Course:
         """Rounds until enough were quiet. What is measured while something else runs is left out, and counted."""
         kept: list[dict] = []
         all_of_them: list[dict] = []
-        before = quiet.listen()
+        before = _listen()
         while len(kept) < wanted and len(all_of_them) < EXTRA * wanted:
             shift = len(all_of_them) % len(workers) if workers else 0
             found = act(workers[shift:] + workers[:shift])
-            after = quiet.listen()
+            after = _listen()
             all_of_them.append(found)
             if not quiet.worse(before, after).disturbed:
                 kept.append(found)
@@ -200,7 +196,7 @@ class _Course:
         each(engines, lambda c, w: found[id(c)].update(decode=self.decode(c, w)))
         each(engines, lambda c, w: found[id(c)].update(prefill=w.turn("prefill", ids=ids[:PROMPT])))
         each(engines, lambda c, w: found[id(c)].update(zip(map(str, ROWS), w.turn(
-            "curve", ids=ids[: BEHIND + max(ROWS)], behind=BEHIND, rows=ROWS, passes=PASSES), strict=True)))
+            "curve", ids=ids[: max(ROWS)], behind=BEHIND, rows=ROWS), strict=True)))  # the prompt's beginning is still held
         return found
 
     def decode(self, cell: Cell, worker: Worker) -> float:
@@ -220,7 +216,7 @@ class _Course:
         """T(1) behind a long context."""
         found: dict[int, dict[str, float]] = {}
         each(workers, lambda c, w: found.update(
-            {id(c): {"long": w.turn("long", ids=self.target.ids[:LONG], passes=PASSES)}}))
+            {id(c): {"long": w.turn("long", ids=self.target.ids[:LONG])}}))
         return found
 
     def score(self, workers: Workers) -> None:
@@ -231,6 +227,11 @@ class _Course:
             cell.facts["loss_tokens"] = sum(map(len, nats))
         if self.target.texts:
             each([(c, w) for c, w in workers if c.engine != MACHINE], scored)
+
+
+def _listen() -> quiet.Quiet:
+    sleep(PAUSE_S)  # the threads of the last turn do not count as somebody else's
+    return quiet.listen()
 
 
 def _compared(said: dict[str, Any], best: dict[str, Any]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from lithe.bench.engines import CHUNK, LITHE, LLAMA, MACHINE, TRANSFORMERS
 from lithe.bench.memory import peak_mb
 
+PASSES, FEW = 3, 8  # passes of a turn, of which the median counts, up to so many rows; of more rows one is enough
 MODULES = {LITHE: "_lithe", TRANSFORMERS: "_transformers", LLAMA: "_llama", MACHINE: "_machine"}
 
 
@@ -57,17 +58,16 @@ def prefill(engine: Engine, ids: list[int]) -> float:
     return perf_counter() - before
 
 
-def curve(engine: Engine, ids: list[int], behind: int, rows: list[int], passes: int) -> list[float]:
-    """T(n): seconds of a pass over n rows behind a context, all their logits and the rollback included; median of passes."""
-    if behind:
-        hold(engine, ids[:behind])
+def curve(engine: Engine, ids: list[int], behind: int, rows: list[int]) -> list[float]:
+    """T(n): seconds of a pass over n rows behind the first tokens of what is held, all logits and the rollback included."""
+    engine.cut(behind)
     _pass(engine, ids, 1, behind)
-    return [median(_pass(engine, ids, n, behind) for _ in range(passes)) for n in rows]
+    return [median(_pass(engine, ids, n, behind) for _ in range(PASSES if n <= FEW else 1)) for n in rows]
 
 
-def long(engine: Engine, ids: list[int], passes: int) -> float:
-    """T(1) behind all that is held, after `hold`: what the tokens were is not asked again, as reading them takes seconds."""
-    return median(_pass(engine, ids[-1:], 1, len(ids)) for _ in range(passes))
+def long(engine: Engine, ids: list[int]) -> float:
+    """T(1) behind all that is held, which must be these tokens: reading them again would take seconds."""
+    return median(_pass(engine, ids, 1, len(ids)) for _ in range(PASSES))
 
 
 def _pass(engine: Engine, ids: list[int], n: int, behind: int) -> float:
