@@ -1,5 +1,5 @@
-"""A whole decoder layer in one call: the compiled twin of `model.decoder.Block`. Axes: B batch, T rows, C width, D head width,
-G key-value heads, S slots, R rotated entries.
+"""Whole decoder layers, one or many in a call: the compiled twin of `model.decoder.Block`. Axes: B batch, T rows, C width,
+D head width, G key-value heads, S slots, P positions, R rotated entries.
 
 It knows tensors and numbers only; `model/fast.py` says which blocks it can stand for.
 """
@@ -7,9 +7,11 @@ It knows tensors and numbers only; `model/fast.py` says which blocks it can stan
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import c_float, c_int32, c_int64, c_void_p
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,12 +32,18 @@ class LayerStruct(ctypes.Structure):
                 ("eps", c_float), ("scale", c_float))  # fmt: skip
 
 
+class PlaceStruct(ctypes.Structure):
+    """Place of layer.c."""
+
+    _fields_ = (*((name, c_void_p) for name in ("k", "v", "cos", "sin")), ("batch_stride", c_int64), ("head_stride", c_int64),
+                ("cache_kind", c_int32), ("window", c_int32))  # fmt: skip
+
+
 class PassStruct(ctypes.Structure):
     """Pass of layer.c."""
 
-    _fields_ = (*((name, c_void_p) for name in ("x", "out", "cos", "sin", "visible")), ("visible_stride", c_int64),
-                ("k", c_void_p), ("v", c_void_p), ("batch_stride", c_int64), ("head_stride", c_int64), ("lengths", c_void_p),
-                *((name, c_int32) for name in ("batch", "rows", "slots", "cache_kind", "attn", "mlp", "threads")))  # fmt: skip
+    _fields_ = (*((name, c_void_p) for name in ("x", "out", "pos", "lengths", "among")), ("among_stride", c_int64),
+                *((name, c_int32) for name in ("batch", "rows", "attn", "mlp", "threads")))  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,52 +93,95 @@ def _layer_weights(values: dict) -> LayerWeights:
     return LayerWeights(**values)
 
 
-@dataclass(kw_only=True)
+class Place(NamedTuple):
+    """What differs from layer to layer beside weights: the cache [B, G, S, D], the rotation tables [P, R], the window."""
+
+    k_BGSD: Tensor
+    v_BGSD: Tensor
+    cos_PR: Tensor
+    sin_PR: Tensor
+    window: int | None = None
+
+    def fill(self, made: PlaceStruct) -> None:
+        k, v = self.k_BGSD, self.v_BGSD
+        assert k.stride() == v.stride() and k.shape == v.shape and k.stride()[2:] == (k.shape[3], 1)
+        assert k.dtype in (torch.float32, torch.bfloat16) and v.dtype == k.dtype
+        assert all(t.dtype == torch.float32 and t.is_contiguous() for t in (self.cos_PR, self.sin_PR))
+        made.k, made.v, made.cos, made.sin = (t.data_ptr() for t in self[:4])
+        made.batch_stride, made.head_stride = k.stride(0), k.stride(1)
+        made.cache_kind, made.window = int(k.dtype == torch.bfloat16), self.window or 0
+
+
+class Stack:
+    """Layers that follow one another and their places, as the kernels take them: made once, good for many passes.
+
+    None stands for a layer that the kernels cannot run.
+    """
+
+    def __init__(self, weights: Sequence[LayerWeights | None], places: Sequence[Place | None]):
+        self.weights, self.places = list(weights), list(places)
+        self.layer_array = (c_void_p * len(self.weights))()
+        self.place_array = (PlaceStruct * len(self.weights))()
+        self.width = next(len(weight.attn_norm) for weight in self.weights if weight)
+        self.room = self.batch = self.positions = 2**31 - 1  # slots, sequences and positions that all have
+        for i, (weight, place) in enumerate(zip(self.weights, self.places, strict=True)):
+            if weight is None or place is None:
+                continue
+            self.layer_array[i] = ctypes.addressof(weight.struct)
+            place.fill(self.place_array[i])
+            B, G, S, D = place.k_BGSD.shape
+            assert (G, D) == (weight.kv_heads, weight.head_dim) and place.cos_PR.shape[1] == weight.rotated
+            self.room, self.batch, self.positions = min(self.room, S), min(self.batch, B), min(self.positions, len(place.cos_PR))
+
+
 class Rows:
-    """What all layers of one pass share. visible [B or 1, T, S] is boolean; None: a row sees all slots up to its own."""
+    """What all layers of one pass share: positions [B, T], the slot of each sequence's first row, and who sees whom.
 
-    lengths: list[int]
-    rows: int
-    visible: Tensor | None
-    cos_BTR: Tensor
-    sin_BTR: Tensor
-    threads: int
-    struct: PassStruct = field(init=False)
+    A row sees what is cached and, among the rows of the pass, those up to itself, or what `among` [B or 1, T, T] says.
+    last: no position lies past it.
+    """
 
-    def __post_init__(self) -> None:
-        B, T = len(self.lengths), self.rows
-        self.cos_BTR, self.sin_BTR = (t.float().expand(B, T, -1).contiguous() for t in (self.cos_BTR, self.sin_BTR))
-        self.slots = torch.tensor(self.lengths, dtype=torch.int32)
-        self.struct = PassStruct(cos=self.cos_BTR.data_ptr(), sin=self.sin_BTR.data_ptr(), lengths=self.slots.data_ptr(),
-                                 batch=B, rows=T, threads=self.threads)
-        if self.visible is not None:
-            self.visible = self.visible.contiguous()
-            assert self.visible.dtype == torch.bool and self.visible.shape[0] in (1, B) and self.visible.shape[1] == T
-            assert self.visible.shape[2] == max(self.lengths) + T
-            self.struct.visible, self.struct.slots = self.visible.data_ptr(), self.visible.shape[2]
-            self.struct.visible_stride = self.visible.stride(0) if self.visible.shape[0] > 1 else 0
+    def __init__(self, pos_BT: Tensor, lengths: list[int], among_BTT: Tensor | None, last: int, threads: int):
+        B, T = pos_BT.shape
+        self.last, self.slots = last, max(lengths) + T
+        self.pos_BT, self.lengths = pos_BT.contiguous(), (c_int32 * B)(*lengths)
+        assert self.pos_BT.dtype == torch.int64 and len(lengths) == B
+        self.struct = PassStruct(pos=self.pos_BT.data_ptr(), lengths=ctypes.addressof(self.lengths), batch=B, rows=T,
+                                 threads=threads)
+        if among_BTT is not None:
+            self.among_BTT = among_BTT = among_BTT.contiguous()
+            assert among_BTT.dtype == torch.bool and among_BTT.shape[0] in (1, B) and among_BTT.shape[1:] == (T, T)
+            self.struct.among, self.struct.among_stride = among_BTT.data_ptr(), T * T if among_BTT.shape[0] > 1 else 0
 
 
-def layer(weights: LayerWeights, rows: Rows, x_BTC: Tensor, k_BGSD: Tensor | None, v_BGSD: Tensor | None, *,
-          attn: bool = True, mlp: bool = True, kernels: library.Library) -> Tensor:
-    """One layer over the rows of a pass, float32 [B, T, C]; keys and values are written into the cache behind each length.
+def layers(stack: Stack, rows: Rows, x_BTC: Tensor, first: int, count: int = 1, *, attn: bool = True, mlp: bool = True,
+           kernels: library.Library) -> Tensor:
+    """`count` layers of a stack over the rows of a pass, float32 [B, T, C]; keys and values go behind each sequence's length.
 
     A row's result depends on its own input and the keys it sees, bitwise: not on other rows, the batch or threads.
     """
-    attn, mlp = attn and weights.q is not None, mlp and weights.up is not None
     x_BTC = x_BTC.detach().float().contiguous()
-    if not (attn or mlp):
-        return x_BTC
     out_BTC, run = torch.empty_like(x_BTC), rows.struct
+    assert 0 <= first < first + count <= len(stack.weights) and all(stack.layer_array[first : first + count])
+    assert x_BTC.shape[-1] == stack.width
+    assert x_BTC.shape[:2] == rows.pos_BT.shape and rows.slots <= stack.room and len(x_BTC) <= stack.batch
+    assert rows.last < stack.positions
     run.x, run.out, run.attn, run.mlp = x_BTC.data_ptr(), out_BTC.data_ptr(), attn, mlp
-    if attn:
-        assert k_BGSD is not None and v_BGSD is not None and k_BGSD.stride() == v_BGSD.stride()
-        assert k_BGSD.dtype in (torch.float32, torch.bfloat16) and k_BGSD.stride()[2:] == (weights.head_dim, 1)
-        assert k_BGSD.shape[2] >= max(rows.lengths) + rows.rows
-        run.k, run.v, run.cache_kind = k_BGSD.data_ptr(), v_BGSD.data_ptr(), int(k_BGSD.dtype == torch.bfloat16)
-        run.batch_stride, run.head_stride = k_BGSD.stride(0), k_BGSD.stride(1)
-    kernels.lib.lithe_layer(ctypes.byref(weights.struct), ctypes.byref(run))
+    kernels.lib.lithe_layers(ctypes.byref(stack.layer_array, first * ctypes.sizeof(c_void_p)),
+                             ctypes.byref(stack.place_array, first * ctypes.sizeof(PlaceStruct)), count, ctypes.byref(run))
     return out_BTC
+
+
+def gather(stores: Sequence[Tensor], start: int, rows: Sequence[int], *, kernels: library.Library) -> None:
+    """In each [G, S, D] of one sequence's cache, slots start + rows[i], rising, move to start + i. Each may have its own shape."""
+    count, moved = len(stores), (c_int64 * len(rows))(*rows)
+    assert all(a < b for a, b in zip(rows, rows[1:], strict=False)) and (not rows or rows[0] >= 0)
+    assert not rows or all(start + rows[-1] < t.shape[1] and t.stride()[1:] == (t.shape[2], 1) for t in stores)
+    data = (c_void_p * count)(*(t.data_ptr() for t in stores))
+    strides = (c_int64 * count)(*(t.stride(0) * t.element_size() for t in stores))
+    heads = (c_int32 * count)(*(t.shape[0] for t in stores))
+    sizes = (c_int64 * count)(*(t.shape[2] * t.element_size() for t in stores))
+    kernels.lib.lithe_gather(data, strides, heads, sizes, count, start, moved, len(rows))
 
 
 def norm(x: Tensor, weight_C: Tensor, eps: float, *, kernels: library.Library) -> Tensor:

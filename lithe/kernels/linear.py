@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lithe.errors import UsageError
 from lithe.kernels import library, twins
-from lithe.kernels.pack import Packed
+from lithe.kernels.pack import Packed, unpack
 
 
 def linear(packed: Packed, x_MK: Tensor, bias_N: Tensor | None = None, *, threads: int | None = None,
@@ -28,3 +28,19 @@ def linear(packed: Packed, x_MK: Tensor, bias_N: Tensor | None = None, *, thread
     found.lib.lithe_linear(packed.pointer, x.data_ptr(), x.stride(0), None if bias is None else bias.data_ptr(),
                            y.data_ptr(), packed.n, len(x), threads or library.threads())
     return y
+
+
+def rows(packed: Packed, ids: Tensor, *, kernels: library.Library | None = None) -> Tensor:
+    """Rows of packed weights as floats [len(ids), K], which is how a tied embedding is read. ids: [M].
+
+    Raises IndexError for a row that is not there.
+    """
+    found = kernels or library.load()
+    if found is None or ids.device.type != "cpu":
+        return unpack(packed, ids)
+    ids = ids.long().contiguous()
+    out = torch.empty(len(ids), packed.k)
+    wrong = found.lib.lithe_rows(packed.pointer, ids.data_ptr(), len(ids), out.data_ptr())
+    if wrong >= 0:
+        raise IndexError(f"there is no row {int(ids[wrong])} among {packed.n}")
+    return out

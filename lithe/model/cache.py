@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from lithe.errors import TooLargeError, UsageError
+from lithe.kernels import library
+from lithe.kernels.block import gather
 from lithe.model.config import Config
 from lithe.ops.attention import attention
 
@@ -22,6 +24,17 @@ class Cache(Protocol):
     def reserve(self, rows: int) -> None: ...
     def attend(self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, **see) -> Tensor: ...
     def commit(self, rows_B: Sequence[int | Sequence[int]]) -> None: ...
+    def _gather(self, b: int, start: int, rows: Sequence[int]) -> None:
+        """Move the rows of sequence b that stay behind its length, in every layer."""
+        stores = [store[b] for j in self.layers for store in (self.k[j], self.v[j]) if store is not None]
+        kernels = library.load() if self.device.type == "cpu" else None
+        if kernels is not None:
+            gather(stores, start, rows, kernels=kernels)
+            return
+        source = torch.tensor([start + row for row in rows], device=self.device)
+        for store in stores:
+            store[:, start : start + len(rows)] = store.index_select(1, source)
+
     def truncate(self, lengths: Sequence[int]) -> None: ...
     def keep(self, batch: Sequence[int]) -> None: ...
     def fork(self, batch: Sequence[int]) -> Cache: ...
@@ -86,14 +99,8 @@ class PlainCache:
             if isinstance(rows, int):
                 self.lengths[b] = start + rows
                 continue
-            moved = [i for i, row in enumerate(rows) if row != i]
-            if moved:  # rows already in place are not copied
-                i = moved[0]
-                source = torch.tensor([start + row for row in rows[i:]], device=self.device)
-                for j in self.layers:
-                    for store in (self.k[j], self.v[j]):
-                        if store is not None:
-                            store[b, :, start + i : start + len(rows)] = store[b].index_select(1, source)
+            if list(rows) != list(range(len(rows))):  # rows already in place are not copied
+                self._gather(b, start, rows)
             self.lengths[b] = start + len(rows)
 
     def truncate(self, lengths: Sequence[int]) -> None:

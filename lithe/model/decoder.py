@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lithe.errors import TooLargeError, UsageError
 from lithe.model.config import Config, Layer, Rope
-from lithe.model.mask import CAUSAL, Causal, Mask, among_rows, key_positions, over_cache
+from lithe.model.mask import CAUSAL, Mask, Pass
 from lithe.model.modules import FFN, Experts, RMSNorm
 from lithe.model.site import Site, sites
 from lithe.ops.attention import attention
@@ -44,17 +44,6 @@ class Output:
         return self.logits
 
 
-@dataclass
-class Pass:
-    """What every block of one pass shares: positions, rotations and who sees whom."""
-
-    pos_BT: Tensor
-    rotation: dict[Rope, tuple[Tensor, Tensor]]
-    visible: dict[int | None, Tensor | None]  # by window; None: plain causal, or everything
-    causal: bool
-    cache: Cache | None
-
-
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions."""
 
@@ -77,11 +66,11 @@ class Attention(nn.Module):
         q_BHTD = self._heads(self.q_proj(x_BTC), self.q_norm)
         k_BGTD = self._heads(self.k_proj(x_BTC), self.k_norm)
         v_BGTD = self._heads(self.v_proj(x_BTC), None)
-        cos, sin = run.rotation[self.shape.rope]
+        cos, sin = run.rotation(self.shape.rope)
         q_BHTD, k_BGTD = rotate(q_BHTD, cos, sin), rotate(k_BGTD, cos, sin)
         attend = attention if run.cache is None else partial(run.cache.attend, self.index)
         window, config = self.shape.window, self.config
-        out_BHTD = attend(q_BHTD, k_BGTD, v_BGTD, visible_BTS=run.visible[window], causal=run.causal and window is None,
+        out_BHTD = attend(q_BHTD, k_BGTD, v_BGTD, visible_BTS=run.visible(window), causal=run.causal and window is None,
                           scale=config.attn_scale, cap=config.attn_cap)
         out_BTC = out_BHTD.transpose(1, 2).reshape(B, T, -1)
         return self.o_proj(out_BTC if self.sub_norm is None else self.sub_norm(out_BTC))
@@ -170,17 +159,30 @@ class Decoder(nn.Module):
         else:
             raise UsageError("a pass reads either ids_BT or embeds")
         run = self._prepare(x_BTC, pos_BT, mask, docs_BT, cache)
-        blocks = self.layers if self.fast is None else self.fast.blocks(run)
         skipped, wanted = frozenset(skip), frozenset(taps)
         tapped: dict[int | str, Tensor] = {"embed": x_BTC} if "embed" in wanted else {}
-        for group in range(len(self.layers)) if layers is None else layers:
-            members = group if isinstance(group, tuple) else (group,)
-            outs = [blocks[i](x_BTC, run, (i, "attn") not in skipped, (i, "mlp") not in skipped) for i in members]
-            x_BTC = outs[0] if len(outs) == 1 else x_BTC + sum(out - x_BTC for out in outs)
-            tapped.update({i: x_BTC for i in members if i in wanted})
+        order = list(range(len(self.layers)) if layers is None else layers)
+        x_BTC = self._through(x_BTC, run, order, skipped, wanted, tapped)
         if "final" in wanted:
             tapped["final"] = self.norm(x_BTC)
         return Output(self._logits(x_BTC, logits, rows), x_BTC, tapped)
+
+    def _through(self, x_BTC: Tensor, run: Pass, order: list, skipped: frozenset, wanted: frozenset, tapped: dict) -> Tensor:
+        """The residual stream after the layers in `order`; compiled ones that follow each other go in one call."""
+        compiled = None if self.fast is None else self.fast.layers(run, x_BTC)
+        at = 0
+        while at < len(order):
+            count = 1 if compiled is None or skipped else compiled.together(order[at:], wanted)
+            members = order[at] if isinstance(order[at], tuple) else (order[at + count - 1],)
+            if compiled is not None and count > 1:
+                outs = [compiled.run(x_BTC, order[at], count)]
+            else:
+                blocks = self.layers if compiled is None else compiled
+                outs = [blocks[i](x_BTC, run, (i, "attn") not in skipped, (i, "mlp") not in skipped) for i in members]
+            x_BTC = outs[0] if len(outs) == 1 else x_BTC + sum(out - x_BTC for out in outs)
+            tapped.update({i: x_BTC for i in members if i in wanted})
+            at += count
+        return x_BTC
 
     def embed(self, ids_BT: Tensor) -> Tensor:
         """Input embeddings [B, T, C]."""
@@ -252,31 +254,24 @@ class Decoder(nn.Module):
             cache.reserve(T)
         elif self.config.context < T:
             raise TooLargeError(f"{T} tokens do not fit into this model's context of {self.config.context}")
-        if pos_BT is None:
+        last = max(lengths) + T - 1  # the furthest position: read from the tensor only where the caller chose them
+        if pos_BT is not None:
+            first, last = (int(end) for end in pos_BT.aminmax())
+            if first < 0:
+                raise UsageError(f"positions count from 0, but one is {first}")
+        else:
             steps = torch.arange(T, device=x_BTC.device)
             pos_BT = torch.stack([steps + n for n in lengths]) if cached else steps.expand(B, T)
-        plain = isinstance(mask, Causal) and docs_BT is None
-        causal = plain and not cached and T > 1
-        everything = plain and T == 1 and min(lengths) == max(lengths)
-        visible: dict[int | None, Tensor | None] = {None: None}
-        if not (causal or everything) or self.windows - {None}:
-            seen = over_cache(among_rows(mask, pos_BT, docs_BT), lengths) if cached else among_rows(mask, pos_BT, docs_BT)
-            keys = key_positions(pos_BT, lengths)
-            distance = (pos_BT.unsqueeze(2) - keys.unsqueeze(1)).abs()
-            visible = {window: seen if window is None else seen & (distance < window) for window in self.windows | {None}}
-            if causal or everything:
-                visible[None] = None
-        rotation = {rope: self._rotation(rope, pos_BT) for rope in self.ropes}
-        return Pass(pos_BT, rotation, visible, causal, cache)
+        return Pass(self, pos_BT, last, mask, docs_BT, list(lengths), cache)
 
-    def _rotation(self, rope: Rope, pos_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of every row, [B, T, rotated], from a table that grows with the positions asked for."""
+    def turns(self, rope: Rope, last: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """cos and sin by position, [positions, rotated]: a table that grows with the positions asked for."""
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
-        table, last = self._turns.get(rope), int(pos_BT.max())
-        if table is None or len(table[0]) <= last or table[0].device != pos_BT.device or table[0].dtype != self.dtype:
+        table = self._turns.get(rope)
+        if table is None or len(table[0]) <= last or table[0].device != device or table[0].dtype != self.dtype:
             settings = dataclasses.asdict(rope)
             inv_R, factor = frequencies(int(self.config.head_dim * settings.pop("part")), **settings)
             angles = torch.outer(torch.arange(max(4096, 2 * last), dtype=wide), inv_R.to(wide))
-            angles = torch.cat((angles, angles), dim=-1).to(pos_BT.device)
+            angles = torch.cat((angles, angles), dim=-1).to(device)
             table = self._turns[rope] = ((angles.cos() * factor).to(self.dtype), (angles.sin() * factor).to(self.dtype))
-        return table[0][pos_BT], table[1][pos_BT]
+        return table

@@ -6,19 +6,22 @@ or the block itself, and knows why. Both read and write the same cache, so they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
+from operator import is_
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from lithe.errors import UnsupportedError
 from lithe.kernels import block as compiled, library
-from lithe.kernels.block import LayerWeights
+from lithe.kernels.block import LayerWeights, Place, Stack
 from lithe.kernels.pack import pack
-from lithe.model.decoder import Attention, Block, Decoder, Pass
+from lithe.model.decoder import Attention, Block, Decoder
 from lithe.model.linear import PackedEmbedding, PackedLinear
+from lithe.model.mask import Pass
 from lithe.model.modules import ACTIVATIONS, FFN, RMSNorm
 
 
@@ -63,6 +66,7 @@ class Fast:
         self.model = model
         self.why: dict[int, str] = {}
         self._gathered: list[LayerWeights | None] | None = None
+        self._stacks: WeakKeyDictionary = WeakKeyDictionary()  # by cache: (what it was made from, the stack)
 
     @property
     def name(self) -> str:
@@ -77,12 +81,13 @@ class Fast:
     def forget(self) -> None:
         """A module was swapped: look again before the next pass."""
         self._gathered = None
+        self._stacks.clear()
 
-    def blocks(self, run: Pass) -> Sequence[Callable[..., Tensor]] | nn.ModuleList:
-        """What runs each layer of this pass: called as a Block is."""
-        kernels = library.load()
-        if kernels is None or run.cache is None or "slots" not in run.cache.can or run.pos_BT.device.type != "cpu":
-            return self.model.layers
+    def layers(self, run: Pass, x_BTC: Tensor) -> Layers | None:
+        """The layers of this pass, compiled where they can be; None where none can."""
+        kernels, slots = library.load(), run.cache is None or "slots" in run.cache.can
+        if kernels is None or not slots or x_BTC.device.type != "cpu" or _wants_gradients(x_BTC):
+            return None
         if self._gathered is None:
             self._gathered, self.why = [], {}
             for i, block in enumerate(self.model.layers):
@@ -90,28 +95,72 @@ class Fast:
                 self._gathered.append(None if isinstance(found, str) else found)
                 if isinstance(found, str):
                     self.why[i] = found
-        shared: dict = {}
-        return [block if weights is None else partial(_run, weights, cast(Block, block), shared, kernels)
-                for weights, block in zip(self._gathered, self.model.layers, strict=True)]
+        if all(weights is None for weights in self._gathered):
+            return None
+        return Layers(self, self._gathered, run, kernels)
+
+    def stack(self, run: Pass, gathered: list[LayerWeights | None]) -> Stack:
+        """Weights with the caches and tables of a pass."""
+        cache: Any = run.cache
+        shapes = [cast(Any, block).self_attn.shape if weights else None for block, weights in
+                  zip(self.model.layers, gathered, strict=True)]  # fmt: skip
+        tables = {s.rope: self.model.turns(s.rope, run.last, run.pos_BT.device) for s in shapes if s}
+        stores = self._own_stores(run, shapes) if cache is None else [*zip(cache.k, cache.v, strict=True)]
+        made_from = [t for pair in (*tables.values(), *stores) for t in pair]
+        held = self._stacks.get(cache, ((), None)) if cache is not None else ((), None)
+        if len(held[0]) == len(made_from) and all(map(is_, held[0], made_from)):
+            return held[1]
+        wide = {rope: [t.float().contiguous() for t in table] for rope, table in tables.items()}
+        made = Stack(gathered, [Place(*store, *wide[s.rope], s.window) if s else None for store, s in zip(stores, shapes, strict=True)])
+        if cache is not None:
+            self._stacks[cache] = made_from, made
+        return made
+
+    def _own_stores(self, run: Pass, shapes: list) -> list[tuple[Tensor, Tensor]]:
+        """Room for a pass without a cache: one that all layers of a shape use in turn."""
+        B, T = run.pos_BT.shape
+        made: dict = {}
+        for s in filter(None, shapes):
+            if (size := (B, s.kv_heads, T, s.head_dim)) not in made:
+                made[size] = torch.zeros(2, *size, dtype=self.model.dtype).unbind()
+        return [made[B, s.kv_heads, T, s.head_dim] if s else (None, None) for s in shapes]
 
     def __getstate__(self) -> dict:
         return {"model": self.model, "why": {}, "_gathered": None}  # a copy gathers its own
 
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _stacks=WeakKeyDictionary())
 
-def _run(weights: LayerWeights, block: Block, shared: dict, kernels: library.Library, x_BTC: Tensor, run: Pass,
-         attn: bool = True, mlp: bool = True) -> Tensor:
-    """A block's forward by its compiled twin. `shared` holds what layers of one pass have in common."""
-    if _wants_gradients(x_BTC):
-        return block(x_BTC, run, attn, mlp)
-    attention: Any = block.self_attn
-    cache: Any = run.cache
-    rope, window = key = attention.shape.rope, attention.shape.window
-    if key not in shared:
-        cos, sin = run.rotation[rope]
-        shared[key] = compiled.Rows(lengths=cache.lengths, rows=x_BTC.shape[1], visible=run.visible[window], cos_BTR=cos,
-                                    sin_BTR=sin, threads=library.threads())
-    k_BGSD, v_BGSD = cache.k[attention.index], cache.v[attention.index]
-    return compiled.layer(weights, shared[key], x_BTC, k_BGSD, v_BGSD, attn=attn, mlp=mlp, kernels=kernels)
+
+class Layers:
+    """The layers of one pass. An item is called as a Block is, whether compiled or not."""
+
+    def __init__(self, fast: Fast, gathered: list[LayerWeights | None], run: Pass, kernels: library.Library):
+        self.blocks, self.gathered, self.kernels = fast.model.layers, gathered, kernels
+        self.stack = fast.stack(run, gathered)
+        self.rows = compiled.Rows(run.pos_BT, run.lengths, None if run.plain else run.among(), run.last, library.threads())
+
+    def __getitem__(self, i: int) -> Callable[..., Tensor]:
+        return self.blocks[i] if self.gathered[i] is None else partial(self._one, i)
+
+    def together(self, order: list, wanted: frozenset) -> int:
+        """How many layers at the beginning of `order` one call can run; 1 where the first runs alone."""
+        count = 0
+        for group in order:
+            if isinstance(group, tuple) or group != order[0] + count or group < 0 or self.gathered[group] is None:
+                break
+            count += 1
+            if group in wanted:
+                break
+        return max(count, 1)
+
+    def run(self, x_BTC: Tensor, first: int, count: int) -> Tensor:
+        return compiled.layers(self.stack, self.rows, x_BTC, first, count, kernels=self.kernels)
+
+    def _one(self, i: int, x_BTC: Tensor, run: Pass, attn: bool = True, mlp: bool = True) -> Tensor:
+        if not (attn or mlp):
+            return x_BTC
+        return compiled.layers(self.stack, self.rows, x_BTC, i % len(self.blocks), attn=attn, mlp=mlp, kernels=self.kernels)
 
 
 def _wants_gradients(x: Tensor) -> bool:
@@ -174,4 +223,5 @@ def _linear_problem(*together: list[Any]) -> str:
 
 def _vector(norm: nn.Module) -> Tensor:
     assert isinstance(norm, RMSNorm)
-    return (norm.weight.detach().float() + norm.offset).contiguous()
+    weight = norm.weight.detach().float()
+    return (weight + norm.offset if norm.offset else weight).contiguous()

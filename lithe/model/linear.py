@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lithe.kernels.linear import linear
+from lithe.kernels.linear import linear, rows
 from lithe.kernels.pack import Packed, pack, unpack
 
 
@@ -56,8 +56,8 @@ class PackedLinear(nn.Module):
         return unpack(self.packed)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = _Product.apply(x.reshape(-1, x.shape[-1]), self.packed, self.bias)
-        return rows.view(*x.shape[:-1], self.out_features).to(x.dtype)
+        y = _Product.apply(x.reshape(-1, x.shape[-1]), self.packed, self.bias)
+        return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
     def extra_repr(self) -> str:
         group = f", group={self.group}" if self.group else ""
@@ -93,4 +93,4 @@ class PackedEmbedding(nn.Module):
         return self._head[0]
 
     def forward(self, ids: Tensor) -> Tensor:
-        return unpack(self.head.packed, ids.flatten()).view(*ids.shape, -1).to(self.dtype)
+        return rows(self.head.packed, ids.flatten()).view(*ids.shape, -1).to(self.dtype)

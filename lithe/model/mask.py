@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lithe.model.cache import Cache
+    from lithe.model.config import Rope
+    from lithe.model.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -36,13 +43,15 @@ CAUSAL, FULL = Causal(), Full()
 Mask = Causal | Full | Blocks | Tree | Tensor
 
 
-def ancestors(parents: list[int], rows: int) -> Tensor:
+def ancestors(parents: Sequence[int], rows: int) -> Tensor:
     """Boolean [rows, rows]: True at (i, j) where j is i or an ancestor of i. Rows past the tree see themselves only."""
-    seen = torch.eye(rows, dtype=torch.bool)
-    for i, parent in enumerate(parents):
-        if parent >= 0:
-            seen[i] |= seen[parent]
-    return seen
+    seen: list[bytearray] = []  # bytes, since a tensor for each of a few dozen rows would cost more than the pass's attention
+    for i in range(rows):
+        parent = parents[i] if i < len(parents) else -1
+        row = bytearray(seen[parent]) if parent >= 0 else bytearray(rows)
+        row[i] = 1
+        seen.append(row)
+    return torch.frombuffer(bytearray().join(seen), dtype=torch.bool).view(rows, rows)
 
 
 def among_rows(mask: Mask, pos_BT: Tensor, docs_BT: Tensor | None) -> Tensor:
@@ -58,7 +67,7 @@ def among_rows(mask: Mask, pos_BT: Tensor, docs_BT: Tensor | None) -> Tensor:
         block_BT = pos_BT // mask.size
         seen = block_BT.unsqueeze(1) <= block_BT.unsqueeze(2)
     else:
-        seen = torch.stack([ancestors(list(parents), T) for parents in mask.parents_B]).to(pos_BT.device)
+        seen = torch.stack([ancestors(parents, T) for parents in mask.parents_B]).to(pos_BT.device)
     if docs_BT is not None:
         seen = seen & (docs_BT.unsqueeze(1) == docs_BT.unsqueeze(2))
     return seen
@@ -89,3 +98,40 @@ def key_positions(pos_BT: Tensor, lengths: list[int]) -> Tensor:
     for b, length in enumerate(lengths):
         keys[b, length : length + T] = pos_BT[b]
     return keys
+
+
+class Pass:
+    """What every block of one pass shares: positions, rotations and who sees whom, each worked out when it is first asked for."""
+
+    def __init__(self, model: Decoder, pos_BT: Tensor, last: int, mask: Mask, docs_BT: Tensor | None, lengths: list[int],
+                 cache: Cache | None):
+        """last: no position lies past it. lengths: what is cached of each sequence."""
+        self.model, self.pos_BT, self.last, self.mask, self.docs_BT = model, pos_BT, last, mask, docs_BT
+        self.lengths, self.cache = lengths, cache
+        T, plain = pos_BT.shape[1], isinstance(mask, Causal) and docs_BT is None
+        self.plain = plain  # a row sees what is cached and the rows up to itself
+        self.causal = plain and max(lengths) == 0 and T > 1
+        self.everything = plain and T == 1 and min(lengths) == max(lengths)
+        self._visible: dict[int | None, Tensor | None] = {None: None} if self.causal or self.everything else {}
+        self._rotation: dict[Rope, tuple[Tensor, Tensor]] = {}
+
+    def among(self) -> Tensor:
+        """Who sees whom among the rows of the pass, windows aside: boolean [B or 1, T, T]."""
+        return among_rows(self.mask, self.pos_BT, self.docs_BT)
+
+    def visible(self, window: int | None) -> Tensor | None:
+        """Who sees which slot, boolean [B or 1, T, S]; None: everything, or what is plainly causal."""
+        if window not in self._visible:
+            seen = over_cache(self.among(), self.lengths)
+            if window is not None:
+                keys = key_positions(self.pos_BT, self.lengths)
+                seen = seen & ((self.pos_BT.unsqueeze(2) - keys.unsqueeze(1)).abs() < window)
+            self._visible[window] = seen
+        return self._visible[window]
+
+    def rotation(self, rope: Rope) -> tuple[Tensor, Tensor]:
+        """cos and sin of every row, [B, T, rotated]."""
+        if rope not in self._rotation:
+            cos, sin = self.model.turns(rope, self.last, self.pos_BT.device)
+            self._rotation[rope] = cos[self.pos_BT], sin[self.pos_BT]
+        return self._rotation[rope]

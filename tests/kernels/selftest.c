@@ -10,6 +10,8 @@
 void lithe_linear(const Packed *w, const float *x, int64_t x_stride, const float *bias, float *y, int64_t y_stride,
                   int32_t rows, int32_t threads);
 
+int64_t lithe_rows(const Packed *w, const int64_t *rows, int64_t count, float *out);
+
 static uint32_t dice = 1;
 static uint32_t roll(void) { return dice = dice * 1664525u + 1013904223u; }
 static float uniform(void) { return (float)(roll() >> 8) / 8388608.0f - 1.0f; }
@@ -66,6 +68,12 @@ static int check(int kind, int n, int k, int group, int rows, int threads) {
     for (int i = 0; i < rows * k; i++) x[i] = uniform();
     for (int i = 0; i < n; i++) bias[i] = uniform();
     lithe_linear(&w, x, k, bias, y, n, rows, threads);
+    int64_t some[] = {n - 1, 0, n / 2}, none[] = {0, n};
+    float *rows_out = exactly(sizeof(float) * 3 * k);
+    wrong += lithe_rows(&w, some, 3, rows_out) != -1 || lithe_rows(&w, none, 2, rows_out) != 1;
+    lithe_rows(&w, some, 3, rows_out);
+    for (int i = 0; i < 3 * k; i++) wrong += rows_out[i] != plain[some[i / k] * inputs + i % k];
+    free(rows_out);
     for (int r = 0; r < rows; r++) {
         lithe_linear(&w, x + r * k, k, bias, one, n, 1, 1);
         wrong += memcmp(one, y + r * n, sizeof(float) * n) != 0;
@@ -80,7 +88,7 @@ static int check(int kind, int n, int k, int group, int rows, int threads) {
     return wrong;
 }
 
-/* A layer over a batch whose buffers end where they should: rows together, one by one and with what they see spelled out. */
+/* Layers over a batch whose buffers end where they should: rows together, one by one and with what they see spelled out. */
 typedef struct {
     Packed q, k, v, o, gate, up, down;
     const float *attn_norm, *mlp_norm, *q_norm, *k_norm, *q_bias, *k_bias, *v_bias, *o_bias;
@@ -88,18 +96,21 @@ typedef struct {
     float eps, scale;
 } Layer;
 typedef struct {
+    void *k, *v;
+    const float *cos, *sin;
+    int64_t batch_stride, head_stride;
+    int32_t cache_kind, window;
+} Place;
+typedef struct {
     const float *x;
     float *out;
-    const float *cos, *sin;
-    const uint8_t *visible;
-    int64_t visible_stride;
-    void *k, *v;
-    int64_t batch_stride, head_stride;
+    const int64_t *pos;
     const int32_t *lengths;
-    int32_t batch, rows, slots, cache_kind, attn, mlp, threads;
+    const uint8_t *among;
+    int64_t among_stride;
+    int32_t batch, rows, attn, mlp, threads;
 } Pass;
-void lithe_layer(const Layer *layer, const Pass *pass);
-
+void lithe_layers(const Layer *const *layers, const Place *places, int32_t count, const Pass *pass);
 static float *numbers(int count) {
     float *p = exactly(sizeof(float) * count);
     for (int i = 0; i < count; i++) p[i] = uniform();
@@ -112,43 +123,53 @@ static Packed matrix(int kind, int n, int k) {
     return w;
 }
 
-static int check_layer(int kind, int cache_kind, int D, int heads, int kv_heads, int past, int rows, int threads) {
-    enum { BATCH = 2, C = 40, F = 50 };
+static int check_layers(int kind, int cache_kind, int D, int heads, int kv_heads, int past, int rows, int window, int threads) {
+    enum { BATCH = 2, C = 40, F = 50, COUNT = 2 };
     int capacity = past + rows, N = BATCH * rows, wrong = 0, size = cache_kind == FP32 ? 4 : 2;
     size_t bytes = (size_t)BATCH * kv_heads * capacity * D * size;
     Layer layer = {matrix(kind, heads * D, C), matrix(kind, kv_heads * D, C), matrix(kind, kv_heads * D, C),
                    matrix(kind, C, heads * D), matrix(kind, F, C), matrix(kind, F, C), matrix(kind, C, F),
                    numbers(C), numbers(C), numbers(D), numbers(D), NULL, NULL, NULL, NULL, C, heads, kv_heads, D, D, F, 1e-5f, 0.3f};
     float *x = numbers(N * C), *out = exactly(sizeof(float) * N * C), *one = exactly(sizeof(float) * BATCH * C);
-    float *cos = numbers(N * D), *sin = numbers(N * D), *step = exactly(sizeof(float) * BATCH * (C + 2 * D));
-    char *k = exactly(bytes), *v = exactly(bytes), *k1 = exactly(bytes), *v1 = exactly(bytes);
-    uint8_t *seen = exactly((size_t)rows * capacity);
+    float *cos = numbers(capacity * D), *sin = numbers(capacity * D), *step = exactly(sizeof(float) * BATCH * C);
+    char *store[COUNT][2], *store1[COUNT][2];
+    uint8_t *among = exactly((size_t)rows * rows);
+    int64_t *pos = exactly(sizeof(int64_t) * N), pos1[BATCH];
     int32_t lengths[BATCH] = {past, past};
-    memset(k, 0, bytes), memset(v, 0, bytes);
-    for (int i = 0; i < rows * capacity; i++) seen[i] = i % capacity <= past + i / capacity;
-    memcpy(k1, k, bytes), memcpy(v1, v, bytes);
-    Pass pass = {x, out, cos, sin, seen, 0, k, v, (int64_t)kv_heads * capacity * D, (int64_t)capacity * D, lengths, BATCH, rows,
-                 capacity, cache_kind, 1, 1, threads};
-    lithe_layer(&layer, &pass);
+    const Layer *layers[COUNT] = {&layer, &layer};
+    Place places[COUNT], places1[COUNT];
+    for (int l = 0; l < COUNT; l++) {
+        for (int i = 0; i < 2; i++) {
+            store[l][i] = exactly(bytes), store1[l][i] = exactly(bytes);
+            memset(store[l][i], 0, bytes), memset(store1[l][i], 0, bytes);
+        }
+        places[l] = (Place){store[l][0], store[l][1], cos, sin, (int64_t)kv_heads * capacity * D, (int64_t)capacity * D, cache_kind,
+                            l ? window : 0};
+        places1[l] = places[l], places1[l].k = store1[l][0], places1[l].v = store1[l][1];
+    }
+    for (int i = 0; i < rows * rows; i++) among[i] = i % rows <= i / rows;
+    for (int i = 0; i < N; i++) pos[i] = past + i % rows;
+    Pass pass = {x, out, pos, lengths, among, 0, BATCH, rows, 1, 1, threads};
+    lithe_layers(layers, places, COUNT, &pass);
     for (int t = 0; t < rows; t++) {
         for (int b = 0; b < BATCH; b++) {
             memcpy(step + b * C, x + (b * rows + t) * C, sizeof(float) * C);
-            memcpy(step + BATCH * C + b * D, cos + (b * rows + t) * D, sizeof(float) * D);
-            memcpy(step + BATCH * (C + D) + b * D, sin + (b * rows + t) * D, sizeof(float) * D);
-            lengths[b] = past + t;
+            lengths[b] = past + t, pos1[b] = past + t;
         }
-        Pass single = pass;
-        single.x = step, single.out = one, single.cos = step + BATCH * C, single.sin = step + BATCH * (C + D);
-        single.visible = NULL, single.k = k1, single.v = v1, single.rows = 1, single.threads = 1;
-        lithe_layer(&layer, &single);
+        Pass single = {step, one, pos1, lengths, NULL, 0, BATCH, 1, 1, 1, 1};
+        lithe_layers(layers, places1, COUNT, &single);
         for (int b = 0; b < BATCH; b++) wrong += memcmp(one + b * C, out + (b * rows + t) * C, sizeof(float) * C) != 0;
     }
-    wrong += memcmp(k, k1, bytes) != 0 || memcmp(v, v1, bytes) != 0;
-    if (wrong) printf("layer of kind %d, heads %d of %d, %d past, %d rows: %d wrong\n", kind, heads, D, past, rows, wrong);
+    for (int l = 0; l < COUNT; l++)
+        for (int i = 0; i < 2; i++) {
+            wrong += memcmp(store[l][i], store1[l][i], bytes) != 0;
+            free(store[l][i]), free(store1[l][i]);
+        }
+    if (wrong) printf("layers of kind %d, heads %d of %d, %d past, %d rows: %d wrong\n", kind, heads, D, past, rows, wrong);
     const Packed *matrices[] = {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down};
     for (int i = 0; i < 7; i++) free((void *)matrices[i]->data);
     free((void *)layer.attn_norm), free((void *)layer.mlp_norm), free((void *)layer.q_norm), free((void *)layer.k_norm);
-    free(x), free(out), free(one), free(cos), free(sin), free(step), free(k), free(v), free(k1), free(v1), free(seen);
+    free(x), free(out), free(one), free(cos), free(sin), free(step), free(among), free(pos);
     return wrong;
 }
 
@@ -156,8 +177,8 @@ int main(void) {
     int wrong = 0;
     for (int kind = FP32; kind <= INT4; kind++)
         for (int cache_kind = FP32; cache_kind <= BF16; cache_kind++) {
-            wrong += check_layer(kind, cache_kind, 10, 3, 1, 0, 5, 2) + check_layer(kind, cache_kind, 64, 4, 2, 250, 9, 3);
-            wrong += check_layer(kind, cache_kind, 20, 5, 1, 13, 1, 1);
+            wrong += check_layers(kind, cache_kind, 10, 3, 1, 0, 5, 3, 2) + check_layers(kind, cache_kind, 64, 4, 2, 250, 9, 100, 3);
+            wrong += check_layers(kind, cache_kind, 20, 5, 1, 13, 1, 0, 1) + check_layers(kind, cache_kind, 16, 2, 2, 520, 2, 300, 2);
         }
     const int shapes[][2] = {{1, 1}, {32, 32}, {33, 31}, {48, 130}, {95, 200}};
     for (int s = 0; s < 5; s++)

@@ -1,4 +1,4 @@
-/* A decoder layer for all rows of a pass: norm, q k v, rotary positions, cache write, attention, output, gated FFN.
+/* Decoder layers for all rows of a pass: norm, q k v, rotary positions, cache write, attention, output, gated FFN.
  *
  * The twin of model/decoder.py's Block for RMSNorm before, rotary positions, grouped queries and a SiLU-gated FFN. Rows meet
  * only in attention, and there a row's result depends on which keys it sees, in order, and on nothing else: it takes them in
@@ -9,9 +9,16 @@
 #include "simd.h"
 
 #include <math.h>
+#include <stdatomic.h>
 
-enum { CHUNK = 256 };
-#define HEADS_MAX (LANES == 16 ? 4 : 2) /* query heads that share each load of a key or value */
+enum {
+    CHUNK = 256,
+    SPAN = CHUNK + 16, /* from one query's scores to the next's: they are written in fours and read by vectors */
+    QUERIES = 12,      /* query heads of neighbouring rows that go over the keys together, */
+    TOGETHER = 8,      /* of as many rows at most */
+    PRIVATE = 2        /* rows so few that each thread norms them for itself rather than wait for another */
+};
+#define HEADS_MAX (LANES == 16 ? 4 : 2) /* queries that share each load of a key or value */
 
 typedef struct {
     Packed q, k, v, o, gate, up, down;
@@ -20,26 +27,34 @@ typedef struct {
     float eps, scale;
 } Layer;
 
+typedef struct { /* what of a pass differs from layer to layer */
+    void *k, *v;            /* [batch][kv_heads][capacity][head_dim], FP32 or BF16 */
+    const float *cos, *sin; /* [positions][rotated] */
+    int64_t batch_stride, head_stride;
+    int32_t cache_kind, window; /* window: keys this far away or farther are not seen; 0: all are */
+} Place;
+
 typedef struct {
     const float *x; /* [batch * rows][width] */
     float *out;
-    const float *cos, *sin;  /* [batch * rows][rotated] */
-    const uint8_t *visible;  /* [rows][slots] of each sequence; NULL: a row sees every slot up to its own */
-    int64_t visible_stride;  /* from one sequence to the next; 0 where all share one */
-    void *k, *v;             /* [batch][kv_heads][capacity][head_dim], FP32 or BF16 */
-    int64_t batch_stride, head_stride;
-    const int32_t *lengths;  /* [batch]: the slot of a sequence's first row */
-    int32_t batch, rows, slots, cache_kind, attn, mlp, threads;
+    const int64_t *pos;     /* [batch * rows]; a cached key's position is its slot */
+    const int32_t *lengths; /* [batch]: the slot of a sequence's first row, up to which all that is cached is seen */
+    const uint8_t *among;   /* [rows][rows] of each sequence: which rows a row sees; NULL: those up to itself */
+    int64_t among_stride;   /* from one sequence to the next; 0 where all share one */
+    int32_t batch, rows, attn, mlp, threads;
 } Pass;
 
-typedef struct {
+typedef struct { /* the layer under way, as one thread sees it */
     const Layer *layer;
+    const Place *place;
     const Pass *pass;
-    int rows, padded_head;
-    float *normed, *q, *k, *v, *mixed, *gate, *up;
-    char *room;  /* activations as a product reads them */
-    float *own;  /* each thread's room for attention */
-    int64_t own_floats;
+    const float *x; /* its input; pass->out is its output, and may be the same */
+    int rows, wide; /* wide: head_dim in whole vectors */
+    int block, blocks, chunks, units; /* attention: rows taken together, such blocks a sequence, chunks dealt out one by one */
+    float *normed, *q, *k, *v, *mixed, *gate, *up, *parts, *own;
+    char *room;       /* activations as a product reads them */
+    char *normed_room; /* the same, of what `normed` holds */
+    _Atomic int *next;
 } Job;
 
 /* x / rms(x) * weight */
@@ -58,12 +73,12 @@ static void rms_norm(const float *x, const float *weight, float *out, int width,
     for (i = 0; i < width; i++) out[i] = x[i] * by * weight[i];
 }
 
-static Rows rows_of(const Job *job, const Packed *w, const float *x) {
-    return rows_at(w->kind, x, w->k, job->rows, padded(w), w->k, job->room);
+static Rows rows_of(const Job *job, const Packed *w, const float *x, void *room) {
+    return rows_at(w->kind, x, w->k, job->rows, padded(w), w->k, room);
 }
 
 static void prepare_row(const Packed *w, const Rows *into, const float *x, int row) {
-    prepare(w->kind, x + (int64_t)row * w->k, padded(w), w->k, into, row);
+    prepare(w->kind, x + (int64_t)row * w->k, padded(w), w->k, into, row, 0, padded(w));
 }
 
 /* ---- heads: norm, rotation, cache ----------------------------------------------------------------------------------- */
@@ -76,33 +91,34 @@ static void turn(float *x, const float *cos, const float *sin, int rotated) {
     }
 }
 
-static void keep(const Pass *pass, void *store, int b, int g, int slot, const float *x, int width) {
-    int64_t at = b * pass->batch_stride + g * pass->head_stride + (int64_t)slot * width;
-    if (pass->cache_kind == FP32) memcpy((float *)store + at, x, sizeof(float) * width);
+static void keep(const Place *place, void *store, int b, int g, int slot, const float *x, int width) {
+    int64_t at = b * place->batch_stride + g * place->head_stride + (int64_t)slot * width;
+    if (place->cache_kind == FP32) memcpy((float *)store + at, x, sizeof(float) * width);
     else for (int i = 0; i < width; i++) ((uint16_t *)store)[at + i] = f32_bf16(x[i]);
 }
 
-static void finish_heads(const Job *job, int row) {
+/* A key-value head of a row and the query heads that read it. */
+static void finish_heads(const Job *job, int row, int g) {
     const Layer *layer = job->layer;
-    const Pass *pass = job->pass;
-    const int b = row / pass->rows, slot = pass->lengths[b] + row % pass->rows, D = layer->head_dim, G = layer->kv_heads;
-    const float *cos = pass->cos + (int64_t)row * layer->rotated, *sin = pass->sin + (int64_t)row * layer->rotated;
-    for (int h = 0; h < layer->heads; h++) {
+    const Place *place = job->place;
+    const int b = row / job->pass->rows, slot = job->pass->lengths[b] + row % job->pass->rows;
+    const int D = layer->head_dim, G = layer->kv_heads, R = layer->heads / G;
+    const int64_t angle = job->pass->pos[row] * layer->rotated;
+    const float *cos = place->cos + angle, *sin = place->sin + angle;
+    for (int h = g * R; h < (g + 1) * R; h++) {
         float *q = job->q + ((int64_t)row * layer->heads + h) * D;
         if (layer->q_norm) rms_norm(q, layer->q_norm, q, D, layer->eps);
         turn(q, cos, sin, layer->rotated);
         for (int i = 0; i < D; i++) q[i] *= layer->scale;
     }
-    for (int g = 0; g < G; g++) {
-        float *k = job->k + ((int64_t)row * G + g) * D;
-        if (layer->k_norm) rms_norm(k, layer->k_norm, k, D, layer->eps);
-        turn(k, cos, sin, layer->rotated);
-        keep(pass, pass->k, b, g, slot, k, D);
-        keep(pass, pass->v, b, g, slot, job->v + ((int64_t)row * G + g) * D, D);
-    }
+    float *k = job->k + ((int64_t)row * G + g) * D;
+    if (layer->k_norm) rms_norm(k, layer->k_norm, k, D, layer->eps);
+    turn(k, cos, sin, layer->rotated);
+    keep(place, place->k, b, g, slot, k, D);
+    keep(place, place->v, b, g, slot, job->v + ((int64_t)row * G + g) * D, D);
 }
 
-/* ---- attention of one row and one key-value head -------------------------------------------------------------------- */
+/* ---- attention: queries against the keys of a list of slots ------------------------------------------------------------ */
 
 INLINE vf cached(const int kind, const void *store, int64_t at) {
     return kind == FP32 ? vf_load((const float *)store + at) : vf_from_bf16((const uint16_t *)store + at);
@@ -114,46 +130,80 @@ INLINE vf cached_part(const int kind, const void *store, int64_t at, int count) 
 
 /* scores[r][j] = q[r] . key of slots[j], four slots at a time; q is padded to whole vectors with zeros. What stands in the
  * scores behind `count`, up to a multiple of four, is without meaning. */
-INLINE void scores_of(const int heads, const int kind, const void *keys, const int32_t *slots, int count, const float *q,
-                      int padded_head, int D, float *scores) {
+INLINE void scores_of(const int queries, const int kind, const void *keys, const int32_t *slots, int count, const float *q,
+                      int wide, int D, float *scores) {
     for (int j = 0; j < count; j += 4) {
         int64_t at[4];
         vf sum[HEADS_MAX][4];
         UNROLL for (int n = 0; n < 4; n++) at[n] = (int64_t)slots[j + n < count ? j + n : count - 1] * D;
-        UNROLL for (int r = 0; r < heads; r++) UNROLL for (int n = 0; n < 4; n++) sum[r][n] = vf_set1(0);
+        UNROLL for (int r = 0; r < queries; r++) UNROLL for (int n = 0; n < 4; n++) sum[r][n] = vf_set1(0);
         for (int i = 0; i < D; i += LANES) {
             vf key[4];
             UNROLL for (int n = 0; n < 4; n++)
                 key[n] = i + LANES <= D ? cached(kind, keys, at[n] + i) : cached_part(kind, keys, at[n] + i, D - i);
-            UNROLL for (int r = 0; r < heads; r++) {
-                vf query = vf_load(q + r * padded_head + i);
+            UNROLL for (int r = 0; r < queries; r++) {
+                vf query = vf_load(q + r * wide + i);
                 UNROLL for (int n = 0; n < 4; n++) sum[r][n] = vf_fma(query, key[n], sum[r][n]);
             }
         }
-        UNROLL for (int r = 0; r < heads; r++) vf_sum4(sum[r], scores + r * CHUNK + j);
+        UNROLL for (int r = 0; r < queries; r++) vf_sum4(sum[r], scores + r * SPAN + j);
     }
 }
 
-/* `vectors` vectors of out[r] from entry i on: out * old[r] + new[r] * sum over j of p[r][j] * value of slots[j] */
-INLINE void mix(const int heads, const int vectors, const int kind, const void *values, const int32_t *slots, int count,
-                const float *p, int padded_head, int D, int i, const float *old, const float *new, float *out) {
+/* `vectors` vectors of sums[r] from entry i on: + sum over j of p[r][j] * value of slots[j] */
+INLINE void mix(const int queries, const int vectors, const int kind, const void *values, const int32_t *slots, int count,
+                const float *p, int wide, int D, int i, float *sums) {
     vf sum[HEADS_MAX][4];
     const int part = D - i < LANES ? D - i : 0;
-    UNROLL for (int r = 0; r < heads; r++) UNROLL for (int n = 0; n < vectors; n++) sum[r][n] = vf_set1(0);
+    UNROLL for (int r = 0; r < queries; r++)
+        UNROLL for (int n = 0; n < vectors; n++) sum[r][n] = vf_load(sums + r * wide + i + n * LANES);
     for (int j = 0; j < count; j++) {
         int64_t at = (int64_t)slots[j] * D + i;
         vf value[4];
         UNROLL for (int n = 0; n < vectors; n++)
             value[n] = part ? cached_part(kind, values, at, part) : cached(kind, values, at + n * LANES);
-        UNROLL for (int r = 0; r < heads; r++) {
-            vf by = vf_set1(p[r * CHUNK + j]);
+        UNROLL for (int r = 0; r < queries; r++) {
+            vf by = vf_set1(p[r * SPAN + j]);
             UNROLL for (int n = 0; n < vectors; n++) sum[r][n] = vf_fma(by, value[n], sum[r][n]);
         }
     }
-    UNROLL for (int r = 0; r < heads; r++) UNROLL for (int n = 0; n < vectors; n++) {
-        float *at = out + r * padded_head + i + n * LANES;
-        vf_store(at, vf_fma(vf_load(at), vf_set1(old[r]), sum[r][n] * new[r]));
-    }
+    UNROLL for (int r = 0; r < queries; r++)
+        UNROLL for (int n = 0; n < vectors; n++) vf_store(sums + r * wide + i + n * LANES, sum[r][n]);
+}
+
+INLINE void mixes(const int queries, const int kind, const void *values, const int32_t *slots, int count, const float *p,
+                  int wide, int D, float *sums) {
+    int i = 0;
+    for (; i + 4 * LANES <= D; i += 4 * LANES) mix(queries, 4, kind, values, slots, count, p, wide, D, i, sums);
+    for (; i < D; i += LANES) mix(queries, 1, kind, values, slots, count, p, wide, D, i, sums);
+}
+
+typedef void (*Scores)(const void *, const int32_t *, int, const float *, int, int, float *);
+#define MAKE_FOR(kind, K, Q) \
+    static void scores_##kind##_##Q(const void *k, const int32_t *s, int n, const float *q, int w, int D, float *o) { \
+        scores_of(Q, K, k, s, n, q, w, D, o); } \
+    static void mix_##kind##_##Q(const void *v, const int32_t *s, int n, const float *p, int w, int D, float *o) { \
+        mixes(Q, K, v, s, n, p, w, D, o); }
+#define MAKE(Q) MAKE_FOR(fp32, FP32, Q) MAKE_FOR(bf16, BF16, Q)
+MAKE(1) MAKE(2)
+#if LANES == 16
+MAKE(3) MAKE(4)
+#define TABLE(name) {name##_1, name##_2, name##_3, name##_4}
+#else
+#define TABLE(name) {name##_1, name##_2}
+#endif
+static const Scores score_table[2][HEADS_MAX] = {TABLE(scores_fp32), TABLE(scores_bf16)};
+static const Scores mix_table[2][HEADS_MAX] = {TABLE(mix_fp32), TABLE(mix_bf16)};
+
+/* Either of them for any number of queries; `from` counts what each query has already done. */
+static void each(const Scores *table, int queries, const void *store, const int32_t *slots, int from, int count,
+                 const float *in, int in_stride, int in_from, int wide, int D, float *out, int out_stride, int out_from) {
+    if (count > from)
+        for (int r = 0; r < queries; r += HEADS_MAX) {
+            int some = queries - r < HEADS_MAX ? queries - r : HEADS_MAX;
+            table[some - 1](store, slots + from, count - from, in + r * in_stride + in_from, wide, D,
+                            out + r * out_stride + out_from);
+        }
 }
 
 /* Scores to weights e^(score - top), in place; their sum, taken lane by lane. */
@@ -172,182 +222,299 @@ static float weights_of(float *scores, int count, float *top) {
 
 static float exp1(float x) { float t[LANES]; vf_store(t, vf_exp(vf_set1(x))); return t[0]; }
 
-/* One chunk for `heads` query heads; state: their tops and sums so far. */
-INLINE void chunk(const int heads, const int kind, const void *keys, const void *values, const int32_t *slots, int count,
-                  const float *q, int padded_head, int D, float *scores, float *tops, float *sums, float *out) {
-    float old[HEADS_MAX], new[HEADS_MAX];
-    scores_of(heads, kind, keys, slots, count, q, padded_head, D, scores);
-    for (int r = 0; r < heads; r++) {
-        float top, sum = weights_of(scores + r * CHUNK, count, &top);
-        float most = top > tops[r] ? top : tops[r];
-        old[r] = sums[r] == 0 ? 0 : exp1(tops[r] - most);
-        new[r] = exp1(top - most);
-        sums[r] = sums[r] * old[r] + sum * new[r];
-        tops[r] = most;
-    }
-    int i = 0;
-    for (; i + 4 * LANES <= D; i += 4 * LANES)
-        mix(heads, 4, kind, values, slots, count, scores, padded_head, D, i, old, new, out);
-    for (; i < D; i += LANES) mix(heads, 1, kind, values, slots, count, scores, padded_head, D, i, old, new, out);
+typedef struct { float top, sum; } Soft; /* of a chunk, or of the chunks so far; sum 0: of none */
+
+/* Another chunk, `values` being its weighted values, onto those before. */
+static void merge(Soft *all, float *out, Soft one, const float *values, int wide) {
+    if (one.sum == 0) return;
+    float most = one.top > all->top ? one.top : all->top;
+    float old = all->sum == 0 ? 0 : exp1(all->top - most), new = exp1(one.top - most);
+    *all = (Soft){most, all->sum * old + one.sum * new};
+    for (int i = 0; i < wide; i += LANES)
+        vf_store(out + i, vf_fma(vf_load(out + i), vf_set1(old), vf_load(values + i) * new));
 }
 
-typedef void (*Chunk)(const void *, const void *, const int32_t *, int, const float *, int, int, float *, float *, float *,
-                      float *);
-#define MAKE(R) \
-    static void fp32_##R(const void *k, const void *v, const int32_t *s, int n, const float *q, int p, int D, float *t, \
-                         float *m, float *l, float *o) { chunk(R, FP32, k, v, s, n, q, p, D, t, m, l, o); } \
-    static void bf16_##R(const void *k, const void *v, const int32_t *s, int n, const float *q, int p, int D, float *t, \
-                         float *m, float *l, float *o) { chunk(R, BF16, k, v, s, n, q, p, D, t, m, l, o); }
-MAKE(1) MAKE(2)
-#if LANES == 16
-MAKE(3) MAKE(4)
-static const Chunk chunks[2][HEADS_MAX] = {{fp32_1, fp32_2, fp32_3, fp32_4}, {bf16_1, bf16_2, bf16_3, bf16_4}};
-#else
-static const Chunk chunks[2][HEADS_MAX] = {{fp32_1, fp32_2}, {bf16_1, bf16_2}};
-#endif
+static void finish(const Job *job, int64_t row, int h, Soft all, const float *out) { /* a row that sees nothing gives zeros */
+    const int D = job->layer->head_dim;
+    float *mixed = job->mixed + (row * job->layer->heads + h) * D, by = all.sum > 0 ? 1.0f / all.sum : 0;
+    for (int i = 0; i < D; i++) mixed[i] = out[i] * by;
+}
 
-/* The next visible slots from *at on, CHUNK at most. */
-static int next_slots(const uint8_t *seen, int end, int *at, int32_t *slots) {
-    int count = 0, i = *at;
-    while (i < end && count < CHUNK) {
-        uint64_t eight = 0;
-        if (seen && i + 8 <= end) memcpy(&eight, seen + i, 8);
-        if (count + 8 <= CHUNK && i + 8 <= end && (!seen || eight == 0x0101010101010101u)) {
-            for (int n = 0; n < 8; n++) slots[count + n] = i + n;
-            count += 8, i += 8;
-        } else {
-            if (!seen || seen[i]) slots[count++] = i;
-            i++;
-        }
+/* Which slots row t of sequence b sees, in order: those of chunk c. Returns how many. */
+static int slots_of(const Job *job, int b, int t, int c, int32_t *slots) {
+    const Pass *pass = job->pass;
+    const int64_t *pos = pass->pos + (int64_t)b * pass->rows, window = job->place->window;
+    const uint8_t *among = pass->among ? pass->among + b * pass->among_stride + (int64_t)t * pass->rows : NULL;
+    int64_t low = window && pos[t] - window + 1 > 0 ? pos[t] - window + 1 : 0, high = pass->lengths[b];
+    if (window && pos[t] + window < high) high = pos[t] + window;
+    int64_t past = high > low ? high - low : 0, skip = (int64_t)c * CHUNK - past;
+    int count = 0;
+    for (int64_t i = (int64_t)c * CHUNK; i < past && count < CHUNK; i++) slots[count++] = (int32_t)(low + i);
+    for (int j = 0, end = among ? pass->rows : t + 1; j < end && count < CHUNK; j++) {
+        int64_t away = pos[t] > pos[j] ? pos[t] - pos[j] : pos[j] - pos[t];
+        if ((among && !among[j]) || (window && away >= window)) continue;
+        if (skip > 0) skip--;
+        else slots[count++] = pass->lengths[b] + j;
     }
-    *at = i;
     return count;
 }
 
-static void attend(const Job *job, int b, int t, int g, float *own) {
+static float *part_of(const Job *job, int64_t row, int h, int c) { /* of a chunk dealt out alone: Soft, then its values */
+    return job->parts + ((row * job->layer->heads + h) * job->chunks + c) * (job->wide + 2);
+}
+
+/* Chunks [c, c_end) of rows [t, t_end) of sequence b for the query heads of key-value head g. The rows share what they all
+ * see first, which under a causal mask and in a tree is nearly everything. */
+static void attend(const Job *job, int b, int g, int t, int t_end, int c, int c_end, float *own) {
     const Layer *layer = job->layer;
-    const Pass *pass = job->pass;
-    const int D = layer->head_dim, R = layer->heads / layer->kv_heads, wide = job->padded_head;
-    const int64_t row = (int64_t)b * pass->rows + t, store = b * pass->batch_stride + g * pass->head_stride;
-    const size_t size = pass->cache_kind == FP32 ? 4 : 2;
-    const char *keys = (const char *)pass->k + store * size, *values = (const char *)pass->v + store * size;
-    const uint8_t *seen = pass->visible ? pass->visible + b * pass->visible_stride + (int64_t)t * pass->slots : NULL;
-    float *q = own, *out = q + R * wide, *tops = out + R * wide, *sums = tops + R, *scores = sums + R;
-    int32_t slots[CHUNK];
-    memset(q, 0, sizeof(float) * 2 * R * wide);
-    for (int r = 0; r < R; r++) {
-        memcpy(q + r * wide, job->q + (row * layer->heads + g * R + r) * D, sizeof(float) * D);
-        tops[r] = -INFINITY, sums[r] = 0;
+    const Place *place = job->place;
+    const int D = layer->head_dim, R = layer->heads / layer->kv_heads, wide = job->wide, rows = t_end - t, all = rows * R;
+    const int64_t store = b * place->batch_stride + g * place->head_stride, first = (int64_t)b * job->pass->rows + t;
+    const size_t size = place->cache_kind == FP32 ? 4 : 2;
+    const char *keys = (const char *)place->k + store * size, *values = (const char *)place->v + store * size;
+    const Scores *score = score_table[place->cache_kind], *mix = mix_table[place->cache_kind];
+    float *q = own, *out = q + all * wide, *sums = out + all * wide, *scores = sums + all * wide;
+    Soft *soft = (Soft *)(scores + all * SPAN), *one = soft + all;
+    int32_t slots[TOGETHER][CHUNK];
+    memset(q, 0, sizeof(float) * 2 * all * wide);
+    for (int n = 0; n < all; n++) {
+        memcpy(q + n * wide, job->q + ((first + n / R) * layer->heads + g * R + n % R) * D, sizeof(float) * D);
+        soft[n] = (Soft){-INFINITY, 0};
     }
-    int end = seen ? pass->slots : pass->lengths[b] + t + 1;
-    for (int at = 0, count; (count = next_slots(seen, end, &at, slots));)
-        for (int r = 0; r < R; r += HEADS_MAX) {
-            int heads = R - r < HEADS_MAX ? R - r : HEADS_MAX;
-            chunks[pass->cache_kind][heads - 1](keys, values, slots, count, q + r * wide, wide, D, scores, tops + r, sums + r,
-                                                out + r * wide);
+    for (int some = 1; c < c_end && some; c++) {
+        int counts[TOGETHER], shared = CHUNK;
+        some = 0;
+        for (int r = 0; r < rows; r++) {
+            counts[r] = slots_of(job, b, t + r, c, slots[r]);
+            int same = 0;
+            while (same < shared && same < counts[r] && slots[r][same] == slots[0][same]) same++;
+            shared = same, some |= counts[r];
         }
-    for (int r = 0; r < R; r++) { /* a row that sees nothing gives zeros */
-        float *mixed = job->mixed + (row * layer->heads + g * R + r) * D, by = sums[r] > 0 ? 1.0f / sums[r] : 0;
-        for (int i = 0; i < D; i++) mixed[i] = out[r * wide + i] * by;
+        memset(sums, 0, sizeof(float) * all * wide);
+        each(score, all, keys, slots[0], 0, shared, q, wide, 0, wide, D, scores, SPAN, 0);
+        for (int r = 0; r < rows; r++)
+            each(score, R, keys, slots[r], shared, counts[r], q + r * R * wide, wide, 0, wide, D, scores + r * R * SPAN, SPAN, shared);
+        for (int n = 0; n < all; n++) {
+            one[n] = (Soft){-INFINITY, 0};
+            if (counts[n / R]) one[n].sum = weights_of(scores + n * SPAN, counts[n / R], &one[n].top);
+        }
+        each(mix, all, values, slots[0], 0, shared, scores, SPAN, 0, wide, D, sums, wide, 0);
+        for (int r = 0; r < rows; r++)
+            each(mix, R, values, slots[r], shared, counts[r], scores + r * R * SPAN, SPAN, shared, wide, D, sums + r * R * wide, wide, 0);
+        for (int n = 0; n < all; n++) {
+            if (!job->chunks) {
+                merge(&soft[n], out + n * wide, one[n], sums + n * wide, wide);
+                continue;
+            }
+            float *part = part_of(job, first + n / R, g * R + n % R, c);
+            memcpy(part, &one[n], sizeof *one);
+            memcpy(part + 2, sums + n * wide, sizeof(float) * wide);
+        }
     }
+    if (!job->chunks)
+        for (int n = 0; n < all; n++) finish(job, first + n / R, g * R + n % R, soft[n], out + n * wide);
 }
 
 /* ---- the layer's halves --------------------------------------------------------------------------------------------- */
 
+/* The norm of a half's input, as its first products read it. */
+static Rows normed_rows(const Job *job, const float *x, const float *weight, const Packed *w, int thread, int threads) {
+    int from = 0, to = job->rows, width = job->layer->width;
+    if (job->rows > PRIVATE) share(job->rows, thread, threads, &from, &to);
+    Rows into = rows_of(job, w, job->normed, job->normed_room);
+    for (int r = from; r < to; r++) {
+        rms_norm(x + (int64_t)r * width, weight, job->normed + (int64_t)r * width, width, job->layer->eps);
+        prepare_row(w, &into, job->normed, r);
+    }
+    if (job->rows > PRIVATE) pool_barrier(threads);
+    return into;
+}
+
 static void attention_half(const Job *job, int thread, int threads) {
     const Layer *layer = job->layer;
     const Pass *pass = job->pass;
-    const int G = layer->kv_heads, D = layer->head_dim;
+    const int G = layer->kv_heads, D = layer->head_dim, dealt = job->chunks ? job->chunks : 1;
     int from, to;
-    share(job->rows, thread, threads, &from, &to);
-    Rows x = rows_of(job, &layer->q, job->normed);
-    for (int r = from; r < to; r++) {
-        rms_norm(pass->x + (int64_t)r * layer->width, layer->attn_norm, job->normed + (int64_t)r * layer->width, layer->width,
-                 layer->eps);
-        prepare_row(&layer->q, &x, job->normed, r);
-    }
-    pool_barrier(threads);
+    Rows x = normed_rows(job, job->x, layer->attn_norm, &layer->q, thread, threads);
     Product qkv[] = {{&layer->q, x, job->q, layer->q_bias, NULL, (int64_t)layer->heads * D},
                      {&layer->k, x, job->k, layer->k_bias, NULL, (int64_t)G * D},
                      {&layer->v, x, job->v, layer->v_bias, NULL, (int64_t)G * D}};
     products(qkv, 3, job->rows, thread, threads);
     pool_barrier(threads);
-    for (int r = from; r < to; r++) finish_heads(job, r);
+    share(job->rows * G, thread, threads, &from, &to);
+    for (int i = from; i < to; i++) finish_heads(job, i / G, i % G);
     pool_barrier(threads);
-    /* Neighbouring rows read the same keys; dealing them out in turn gives threads equal work under a causal mask. */
-    for (int unit = thread; unit < job->rows * G; unit += threads) {
-        int b = unit / (pass->rows * G), g = unit / pass->rows % G, t = unit % pass->rows;
-        attend(job, b, t, g, job->own + thread * job->own_floats);
+    for (int unit; (unit = atomic_fetch_add(job->next, 1)) < job->units;) {
+        int c = unit % dealt, t = unit / dealt % job->blocks * job->block, end = t + job->block;
+        int g = unit / dealt / job->blocks % G, b = unit / dealt / job->blocks / G;
+        attend(job, b, g, t, end < pass->rows ? end : pass->rows, c, job->chunks ? c + 1 : INT32_MAX, job->own);
     }
     pool_barrier(threads);
-    Rows mixed = rows_of(job, &layer->o, job->mixed);
-    for (int r = from; r < to; r++) prepare_row(&layer->o, &mixed, job->mixed, r);
-    pool_barrier(threads);
-    Product out = {&layer->o, mixed, pass->out, layer->o_bias, pass->x, layer->width};
+    Rows mixed = rows_of(job, &layer->o, job->mixed, job->room);
+    const int nothing = !job->chunks && mixed.x == job->mixed; /* is left to do: the product reads floats as they are */
+    share(nothing ? 0 : job->rows, thread, threads, &from, &to);
+    for (int r = from; r < to; r++) {
+        for (int h = 0; h < layer->heads && job->chunks; h++) {
+            float *out = job->own;
+            Soft all = {-INFINITY, 0}, one;
+            memset(out, 0, sizeof(float) * job->wide);
+            for (int c = 0; c < job->chunks; c++) {
+                const float *part = part_of(job, r, h, c);
+                memcpy(&one, part, sizeof one);
+                merge(&all, out, one, part + 2, job->wide);
+            }
+            finish(job, r, h, all, out);
+        }
+        prepare_row(&layer->o, &mixed, job->mixed, r);
+    }
+    if (!nothing) pool_barrier(threads);
+    Product out = {&layer->o, mixed, pass->out, layer->o_bias, job->x, layer->width};
     products(&out, 1, job->rows, thread, threads);
+}
+
+/* silu(gate) * up for some of a row's inner units, in place of the gate. */
+static void gated(float *gate, const float *up, int i, int end) {
+    for (; i + LANES <= end; i += LANES) {
+        vf g = vf_load(gate + i);
+        vf_store(gate + i, g / (vf_exp(-g) + 1.0f) * vf_load(up + i));
+    }
+    if (i < end) {
+        vf g = vf_load_part(gate + i, end - i);
+        vf_store_part(gate + i, g / (vf_exp(-g) + 1.0f) * vf_load_part(up + i, end - i), end - i);
+    }
 }
 
 static void ffn_half(const Job *job, const float *x, int thread, int threads) {
     const Layer *layer = job->layer;
-    int from, to;
-    share(job->rows, thread, threads, &from, &to);
-    Rows normed = rows_of(job, &layer->gate, job->normed);
-    for (int r = from; r < to; r++) {
-        rms_norm(x + (int64_t)r * layer->width, layer->mlp_norm, job->normed + (int64_t)r * layer->width, layer->width,
-                 layer->eps);
-        prepare_row(&layer->gate, &normed, job->normed, r);
-    }
-    pool_barrier(threads);
+    Rows normed = normed_rows(job, x, layer->mlp_norm, &layer->gate, thread, threads);
     Product both[] = {{&layer->gate, normed, job->gate, NULL, NULL, layer->ffn},
                       {&layer->up, normed, job->up, NULL, NULL, layer->ffn}};
     products(both, 2, job->rows, thread, threads);
     pool_barrier(threads);
-    Rows inner = rows_of(job, &layer->down, job->gate);
-    for (int r = from; r < to; r++) {
-        float *gate = job->gate + (int64_t)r * layer->ffn, *up = job->up + (int64_t)r * layer->ffn;
-        int i = 0;
-        for (; i + LANES <= layer->ffn; i += LANES) {
-            vf g = vf_load(gate + i);
-            vf_store(gate + i, g / (vf_exp(-g) + 1.0f) * vf_load(up + i));
-        }
-        if (i < layer->ffn) {
-            vf g = vf_load_part(gate + i, layer->ffn - i);
-            vf_store_part(gate + i, g / (vf_exp(-g) + 1.0f) * vf_load_part(up + i, layer->ffn - i), layer->ffn - i);
-        }
-        prepare_row(&layer->down, &inner, job->gate, r);
+    Rows inner = rows_of(job, &layer->down, job->gate, job->room);
+    const int64_t k = padded(&layer->down), pieces = (k + BLOCK - 1) / BLOCK;
+    int from, to;
+    share((int)(job->rows * pieces), thread, threads, &from, &to); /* pieces of rows: one row alone keeps all threads busy */
+    while (from < to) {
+        int64_t row = from / pieces, piece = from % pieces, count = to - from < pieces - piece ? to - from : pieces - piece;
+        int64_t start = piece * BLOCK, end = start + count * BLOCK;
+        float *gate = job->gate + row * layer->ffn;
+        gated(gate, job->up + row * layer->ffn, (int)start, (int)(end < layer->ffn ? end : layer->ffn));
+        prepare(layer->down.kind, gate, k, layer->ffn, &inner, (int)row, start, end < k ? end : k);
+        from += (int)count;
     }
     pool_barrier(threads);
     Product down = {&layer->down, inner, job->pass->out, NULL, x, layer->width};
     products(&down, 1, job->rows, thread, threads);
 }
 
-static void layer_job(void *with, int thread, int threads) {
-    const Job *job = with;
-    if (job->pass->attn) attention_half(job, thread, threads);
-    if (job->pass->attn && job->pass->mlp) pool_barrier(threads);
-    if (job->pass->mlp) ffn_half(job, job->pass->attn ? job->pass->out : job->pass->x, thread, threads);
+/* ---- a stack of layers ------------------------------------------------------------------------------------------------ */
+
+enum { NORMED, NORMED_ROOM, Q, K, V, MIXED, GATE, UP, PARTS, ROOM, OWN, NEXT, BUFFERS };
+
+typedef struct {
+    const Layer *const *layers;
+    const Place *places;
+    const Pass *pass;
+    int count;
+    size_t at[BUFFERS], step[BUFFERS]; /* in floats: from base, and from one thread's to the next's */
+    float *base;
+} Stack;
+
+/* How attention's work is cut. Chunks are dealt out one by one only where few rows leave threads without work otherwise. */
+static void deal(const Pass *pass, const Layer *layer, Job *job) {
+    int R = layer->heads / layer->kv_heads, longest = 0;
+    for (int b = 0; b < pass->batch; b++) longest = pass->lengths[b] > longest ? pass->lengths[b] : longest;
+    job->block = R >= QUERIES ? 1 : QUERIES / R < TOGETHER ? QUERIES / R : TOGETHER;
+    job->blocks = (pass->rows + job->block - 1) / job->block;
+    job->units = pass->batch * layer->kv_heads * job->blocks;
+    job->chunks = 0;
+    if (job->units < 4 * pass->threads && longest >= CHUNK) {
+        job->chunks = (longest + pass->rows + CHUNK - 1) / CHUNK;
+        job->units *= job->chunks;
+    }
 }
 
 static size_t most(size_t a, size_t b) { return a > b ? a : b; }
+static int has_attention(const Pass *pass, const Layer *layer) { return pass->attn && layer->q.data; }
+static int has_ffn(const Pass *pass, const Layer *layer) { return pass->mlp && layer->up.data; }
+static int whole_vectors(int n) { return (n + LANES - 1) / LANES * LANES; }
 
-/* Run one layer: the attention half, the FFN half or both, as the pass asks. */
-void lithe_layer(const Layer *layer, const Pass *pass) {
-    const int rows = pass->batch * pass->rows, wide = (layer->head_dim + LANES - 1) / LANES * LANES;
-    const int64_t D = layer->head_dim, R = pass->attn ? layer->heads / layer->kv_heads : 0;
-    if (rows < 1 || !(pass->attn || pass->mlp)) return;
-    size_t counts[] = {(size_t)rows * layer->width, (size_t)rows * layer->heads * D, (size_t)rows * layer->kv_heads * D,
-                       (size_t)rows * layer->kv_heads * D, (size_t)rows * layer->heads * D, (size_t)rows * layer->ffn,
-                       (size_t)rows * layer->ffn};
-    size_t at[8] = {0}, room = 0, own = (size_t)(R * (2 * wide + 2) + HEADS_MAX * CHUNK + 15) / 16 * 16;
-    const Packed *inputs[] = {&layer->q, &layer->o, &layer->gate, &layer->down};
-    for (int i = 0; i < 7; i++) at[i + 1] = at[i] + (counts[i] + 15) / 16 * 16;
-    for (int i = 0; i < 4; i++)
-        if (inputs[i]->data) room = most(room, rows_bytes(inputs[i]->kind, rows, padded(inputs[i])));
+/* Room for the largest of the layers; returns all of it in floats. */
+static size_t measure(Stack *stack) {
+    const Pass *pass = stack->pass;
+    const size_t rows = (size_t)pass->batch * pass->rows;
+    size_t size[BUFFERS] = {0};
+    for (int i = 0; i < stack->count; i++) {
+        const Layer *layer = stack->layers[i];
+        const int D = layer->head_dim, wide = whole_vectors(D);
+        size[NORMED] = most(size[NORMED], rows * layer->width);
+        if (has_attention(pass, layer)) {
+            Job job;
+            deal(pass, layer, &job);
+            size_t all = (size_t)job.block * (layer->heads / layer->kv_heads);
+            size[Q] = most(size[Q], rows * layer->heads * D), size[MIXED] = size[Q];
+            size[K] = most(size[K], rows * layer->kv_heads * D), size[V] = size[K];
+            size[PARTS] = most(size[PARTS], rows * layer->heads * job.chunks * (wide + 2));
+            size[OWN] = most(size[OWN], all * (3 * wide + SPAN + 4));
+            size[NORMED_ROOM] = most(size[NORMED_ROOM], rows_bytes(layer->q.kind, (int)rows, padded(&layer->q)) / 4);
+            size[ROOM] = most(size[ROOM], rows_bytes(layer->o.kind, (int)rows, padded(&layer->o)) / 4);
+        }
+        if (has_ffn(pass, layer)) {
+            size[GATE] = most(size[GATE], rows * layer->ffn), size[UP] = size[GATE];
+            size[NORMED_ROOM] = most(size[NORMED_ROOM], rows_bytes(layer->gate.kind, (int)rows, padded(&layer->gate)) / 4);
+            size[ROOM] = most(size[ROOM], rows_bytes(layer->down.kind, (int)rows, padded(&layer->down)) / 4);
+        }
+    }
+    size[NEXT] = stack->count;
+    size_t total = 0, copies = rows > PRIVATE ? 1 : (size_t)pass->threads;
+    for (int i = 0; i < BUFFERS; i++) {
+        size_t many = i == OWN ? (size_t)pass->threads : i <= NORMED_ROOM ? copies : 1;
+        size[i] = (size[i] + 31) / 16 * 16;
+        stack->at[i] = total, stack->step[i] = many > 1 ? size[i] : 0;
+        total += size[i] * many;
+    }
+    return total;
+}
+
+static void stack_job(void *with, int thread, int threads) {
+    const Stack *stack = with;
+    const Pass *pass = stack->pass;
+    float *at[BUFFERS];
+    const float *x = pass->x;
+    for (int i = 0; i < BUFFERS; i++) at[i] = stack->base + stack->at[i] + stack->step[i] * thread;
+    for (int i = 0; i < stack->count; i++) {
+        const Layer *layer = stack->layers[i];
+        const int attn = has_attention(pass, layer), ffn = has_ffn(pass, layer);
+        Job job = {.layer = layer, .place = &stack->places[i], .pass = pass, .x = x, .rows = pass->batch * pass->rows,
+                   .wide = whole_vectors(layer->head_dim), .normed = at[NORMED], .q = at[Q], .k = at[K], .v = at[V],
+                   .mixed = at[MIXED], .gate = at[GATE], .up = at[UP], .parts = at[PARTS], .own = at[OWN],
+                   .room = (char *)at[ROOM], .normed_room = (char *)at[NORMED_ROOM], .next = (_Atomic int *)at[NEXT] + i};
+        if (x == pass->out && (attn || ffn)) pool_barrier(threads); /* the layer before is whole */
+        if (attn) {
+            deal(pass, layer, &job);
+            attention_half(&job, thread, threads);
+            x = pass->out;
+        }
+        if (attn && ffn) pool_barrier(threads);
+        if (ffn) {
+            ffn_half(&job, x, thread, threads);
+            x = pass->out;
+        }
+    }
+    if (x != pass->out && thread == 0) /* nothing was to be done */
+        memcpy(pass->out, x, sizeof(float) * pass->batch * pass->rows * (stack->count ? stack->layers[0]->width : 0));
+}
+
+/* Run layers one after another: the attention half, the FFN half or both of each, as the pass asks. */
+void lithe_layers(const Layer *const *layers, const Place *places, int32_t count, const Pass *pass) {
+    if (pass->batch < 1 || pass->rows < 1 || count < 1) return;
+    Stack stack = {.layers = layers, .places = places, .pass = pass, .count = count};
+    size_t floats = measure(&stack);
     pool_lock();
-    float *base = pool_scratch(sizeof(float) * (at[7] + own * pass->threads) + room);
-    Job job = {layer, pass, rows, wide, base, base + at[1], base + at[2], base + at[3], base + at[4], base + at[5],
-               base + at[6], (char *)(base + at[7] + own * pass->threads), base + at[7], (int64_t)own};
-    pool_run(layer_job, &job, pass->threads);
+    stack.base = pool_scratch(sizeof(float) * floats);
+    for (int i = 0; i < count; i++) atomic_init((_Atomic int *)(stack.base + stack.at[NEXT]) + i, 0);
+    pool_run(stack_job, &stack, pass->threads);
     pool_unlock();
 }
 
@@ -373,4 +540,15 @@ void lithe_norm(const float *x, const float *weight, float *out, int32_t width, 
     pool_lock();
     pool_run(norm_job, &job, 1); /* one thread, but the rounding that all jobs share */
     pool_unlock();
+}
+
+/* Move what lies in rows from[0..count) behind slot `start` of every head to the slots from `start` on; `from` rises. */
+void lithe_gather(void *const *stores, const int64_t *head_strides, const int32_t *heads, const int64_t *row_bytes,
+                  int32_t stores_count, int64_t start, const int64_t *from, int64_t count) {
+    for (int s = 0; s < stores_count; s++)
+        for (int h = 0; h < heads[s]; h++) {
+            char *slot = (char *)stores[s] + h * head_strides[s] + start * row_bytes[s];
+            for (int64_t i = 0; i < count; i++)
+                if (from[i] != i) memcpy(slot + i * row_bytes[s], slot + from[i] * row_bytes[s], (size_t)row_bytes[s]);
+        }
 }

@@ -38,7 +38,7 @@ void pool_unlock(void);
 int64_t padded(const Packed *w);                        /* k as the weights are stored */
 size_t rows_bytes(int32_t kind, int rows, int64_t k);   /* room that prepare() needs */
 Rows rows_at(int32_t kind, const float *x, int64_t stride, int rows, int64_t k, int64_t real_k, void *room);
-void prepare(int32_t kind, const float *x, int64_t k, int64_t real_k, const Rows *into, int row);
+void prepare(int32_t kind, const float *x, int64_t k, int64_t real_k, const Rows *into, int row, int64_t from, int64_t to);
 /* y [rows, n] = x W^T, plus a bias [n] and what is to be added (as y lies; it may be y itself) where they are given. */
 typedef struct {
     const Packed *w;

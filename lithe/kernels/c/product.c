@@ -16,7 +16,11 @@
 #endif
 
 #define AHEAD 8192 /* bytes that weights are asked for before they are needed: enough to cover memory's delay */
-#define STRIPS (PANEL / LANES / 2) /* pairs of vectors in a panel */
+#if LANES == 8
+#define BLOCK_BYTES (3 * BLOCK) /* of a row's block of 32 whole numbers: as bytes, then as halves */
+#else
+#define BLOCK_BYTES BLOCK
+#endif
 
 int64_t padded(const Packed *w) {
     int unit = w->kind == FP32 ? 1 : w->kind == BF16 ? 2 : BLOCK;
@@ -38,54 +42,54 @@ static int block_of(int row, int64_t rows) { return (int)(((row + 1) * (int64_t)
 static int is_direct(int32_t kind, int64_t k, int64_t real_k) { return kind == FP32 && k == real_k; }
 
 size_t rows_bytes(int32_t kind, int rows, int64_t k) {
-    return (size_t)rows * (kind >= INT8 ? (size_t)k + (size_t)(k / BLOCK) * 8 : (size_t)k * 4) + 64;
+    return (size_t)rows * (kind >= INT8 ? (size_t)(k / BLOCK) * (BLOCK_BYTES + 8) : (size_t)k * 4) + 64;
 }
 
 Rows rows_at(int32_t kind, const float *x, int64_t stride, int rows, int64_t k, int64_t real_k, void *room) {
     if (is_direct(kind, k, real_k)) return (Rows){x, stride, rows, NULL, NULL};
     if (kind < INT8) return (Rows){room, k, rows, NULL, NULL};
-    const float *scale = (const float *)((const int8_t *)room + (size_t)rows * k);
+    const float *scale = (const float *)((const int8_t *)room + (size_t)rows * (k / BLOCK) * BLOCK_BYTES);
     return (Rows){room, k, rows, scale, (const int32_t *)(scale + (size_t)rows * (k / BLOCK))};
 }
 
 /* Whole numbers -127 to 127 with one scale a block of 32: scale = largest / 127, ties to even. */
-static void quantize(const float *x, int64_t k, int64_t real_k, const Rows *into, int row) {
-    int b = block_of(row, into->rows), first = block_start(b, into->rows), count = block_start(b + 1, into->rows) - first;
-    for (int64_t g = 0; g < k / BLOCK; g++) {
-        int64_t at = first * (k / BLOCK) + g * count + row - first;
-        int8_t *q = (int8_t *)into->x + at * BLOCK;
-        float t[BLOCK] = {0}, top = 0;
-        int64_t count = real_k - g * BLOCK < BLOCK ? real_k - g * BLOCK : BLOCK;
-        memcpy(t, x + g * BLOCK, sizeof(float) * count);
-        for (int i = 0; i < BLOCK; i++) {
-            float size = t[i] < 0 ? -t[i] : t[i];
-            top = size > top ? size : top;
+static void quantize(const float *x, int64_t k, int64_t real_k, const Rows *into, int row, int64_t from, int64_t to) {
+    const int block = block_of(row, into->rows), first = block_start(block, into->rows);
+    const int count = block_start(block + 1, into->rows) - first;
+    for (int64_t g = from / BLOCK, at = first * (k / BLOCK) + g * count + row - first; g < to / BLOCK; g++, at += count) {
+        int8_t *q = (int8_t *)into->x + at * BLOCK_BYTES;
+        float t[BLOCK] __attribute__((aligned(64))) = {0};
+        int64_t real = real_k - g * BLOCK < BLOCK ? real_k - g * BLOCK : BLOCK;
+        int32_t total = 0, whole[BLOCK] __attribute__((aligned(64)));
+        memcpy(t, x + g * BLOCK, sizeof(float) * real);
+        vf most = vf_set1(0);
+        UNROLL for (int i = 0; i < BLOCK; i += LANES) most = vf_max(vf_max(vf_load(t + i), -vf_load(t + i)), most);
+        float top = vf_top(most), inverse = top > 1e-30f ? 127.0f / top : 0;
+        UNROLL for (int i = 0; i < BLOCK; i += LANES) {
+            vi rounded = (vi)(vf_load(t + i) * inverse + 12582912.0f) - 0x4b400000; /* 1.5 * 2^23 rounds to a whole number */
+            memcpy(whole + i, &rounded, sizeof rounded);
         }
-        float inverse = top > 1e-30f ? 127.0f / top : 0;
-        int32_t total = 0;
-        for (int i = 0; i < BLOCK; i++) {
-            float shifted = t[i] * inverse + 12582912.0f; /* 1.5 * 2^23: rounds to a whole number */
-            uint32_t bits;
-            memcpy(&bits, &shifted, 4);
-            int8_t whole = (int8_t)(bits - 0x4b400000u);
-            q[i] = whole;
-            total += whole;
-        }
+        for (int i = 0; i < BLOCK; i++) q[i] = (int8_t)whole[i], total += q[i];
+#if BLOCK_BYTES > BLOCK /* the same again as halves, each quad's entries in the order 0 2 1 3 */
+        int16_t *wide = (int16_t *)(q + BLOCK);
+        for (int i = 0; i < BLOCK; i += 4) wide[i] = q[i], wide[i + 1] = q[i + 2], wide[i + 2] = q[i + 1], wide[i + 3] = q[i + 3];
+#endif
         ((float *)into->scale)[at] = top > 1e-30f ? top / 127.0f : 0;
         ((int32_t *)into->start)[at] = -128 * total;
     }
 }
 
-void prepare(int32_t kind, const float *x, int64_t k, int64_t real_k, const Rows *into, int row) {
+/* Inputs [from, to) of a row x; both are multiples of BLOCK or the end. */
+void prepare(int32_t kind, const float *x, int64_t k, int64_t real_k, const Rows *into, int row, int64_t from, int64_t to) {
     if (is_direct(kind, k, real_k)) return;
     if (kind >= INT8) {
-        quantize(x, k, real_k, into, row);
+        quantize(x, k, real_k, into, row, from, to);
     } else if (kind == BF16 && NATIVE_BF16) {
         uint16_t *out = (uint16_t *)into->x + row * into->stride;
-        for (int64_t i = 0; i < k; i++) out[i] = i < real_k ? f32_bf16(x[i]) : 0;
+        for (int64_t i = from; i < to; i++) out[i] = i < real_k ? f32_bf16(x[i]) : 0;
     } else {
         float *out = (float *)into->x + row * into->stride;
-        for (int64_t i = 0; i < k; i++) out[i] = i >= real_k ? 0 : kind == BF16 ? bf16_f32(f32_bf16(x[i])) : x[i];
+        for (int64_t i = from; i < to; i++) out[i] = i >= real_k ? 0 : kind == BF16 ? bf16_f32(f32_bf16(x[i])) : x[i];
     }
 }
 
@@ -96,77 +100,160 @@ INLINE void fetch(const void *p, const int bytes) {
     UNROLL for (int i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i, 0, 2);
 }
 
+/* Vectors of columns that accumulate at once: few rows alone would wait for each sum before the next. */
+INLINE int at_once(const int rows) { return LANES == 16 || rows > 2 ? 2 : 4; }
+
 INLINE void fp32_block(const int rows, const Packed *w, const Rows *x, int panel, int first, int ahead, float *out) {
     const float *x0 = (const float *)x->x + first * x->stride;
     const int64_t k = w->k, stride = x->stride;
-    for (int strip = 0; strip < STRIPS; strip++) {
-        const float *column = (const float *)w->data + panel * k * PANEL + strip * 2 * LANES;
-        vf a[ROWS_MAX], b[ROWS_MAX];
-        UNROLL for (int m = 0; m < rows; m++) a[m] = b[m] = vf_set1(0);
+    const int wide = at_once(rows);
+    for (int c = 0; c < PANEL; c += wide * LANES) {
+        const float *column = (const float *)w->data + panel * k * PANEL + c;
+        vf sum[ROWS_MAX][4];
+        UNROLL for (int m = 0; m < rows; m++) UNROLL for (int v = 0; v < wide; v++) sum[m][v] = vf_set1(0);
         for (int64_t i = 0; i < k; i++, column += PANEL) {
-            vf left = vf_load(column), right = vf_load(column + LANES);
-            if (ahead) fetch((const char *)column + ahead, 8 * LANES);
+            vf weight[4];
+            UNROLL for (int v = 0; v < wide; v++) weight[v] = vf_load(column + v * LANES);
+            if (ahead) fetch((const char *)column + ahead, 4 * wide * LANES);
             UNROLL for (int m = 0; m < rows; m++) {
                 vf s = vf_set1(x0[m * stride + i]);
-                a[m] = vf_fma(s, left, a[m]);
-                b[m] = vf_fma(s, right, b[m]);
+                UNROLL for (int v = 0; v < wide; v++) sum[m][v] = vf_fma(s, weight[v], sum[m][v]);
             }
         }
-        UNROLL for (int m = 0; m < rows; m++) {
-            vf_store(out + m * PANEL + strip * 2 * LANES, a[m]);
-            vf_store(out + m * PANEL + strip * 2 * LANES + LANES, b[m]);
-        }
+        UNROLL for (int m = 0; m < rows; m++)
+            UNROLL for (int v = 0; v < wide; v++) vf_store(out + m * PANEL + c + v * LANES, sum[m][v]);
     }
 }
 
 INLINE void bf16_block(const int rows, const Packed *w, const Rows *x, int panel, int first, int ahead, float *out) {
     const int64_t k = padded(w), stride = x->stride;
-    for (int strip = 0; strip < STRIPS; strip++) {
-        const uint16_t *column = (const uint16_t *)w->data + panel * k * PANEL + strip * 4 * LANES;
-        vf a[ROWS_MAX], b[ROWS_MAX];
-        UNROLL for (int m = 0; m < rows; m++) a[m] = b[m] = vf_set1(0);
+    const int wide = at_once(rows);
+    for (int c = 0; c < PANEL; c += wide * LANES) {
+        const uint16_t *column = (const uint16_t *)w->data + panel * k * PANEL + 2 * c;
+        vf sum[ROWS_MAX][4];
+        UNROLL for (int m = 0; m < rows; m++) UNROLL for (int v = 0; v < wide; v++) sum[m][v] = vf_set1(0);
 #if NATIVE_BF16
         const uint16_t *x0 = (const uint16_t *)x->x + first * stride;
-        for (int64_t i = 0; i < k; i += 2, column += 2 * PANEL) {
-            if (ahead) fetch((const char *)column + ahead, 8 * LANES);
-            __m512bh left = (__m512bh)vi_load(column), right = (__m512bh)vi_load(column + 2 * LANES);
-            UNROLL for (int m = 0; m < rows; m++) {
-                __m512bh s = (__m512bh)vi_set1(read_i32(x0 + m * stride + i));
-                a[m] = (vf)_mm512_dpbf16_ps((__m512)a[m], s, left);
-                b[m] = (vf)_mm512_dpbf16_ps((__m512)b[m], s, right);
-            }
-        }
 #else
         const float *x0 = (const float *)x->x + first * stride;
+#endif
         for (int64_t i = 0; i < k; i += 2, column += 2 * PANEL) {
-            if (ahead) fetch((const char *)column + ahead, 8 * LANES);
-            vi left = vi_load(column), right = vi_load(column + 2 * LANES);
-            vf l0 = (vf)(left << 16), l1 = (vf)(left & (int32_t)0xffff0000);
-            vf r0 = (vf)(right << 16), r1 = (vf)(right & (int32_t)0xffff0000);
+            vi pair[4];
+            UNROLL for (int v = 0; v < wide; v++) pair[v] = vi_load(column + 2 * v * LANES);
+            if (ahead) fetch((const char *)column + ahead, 4 * wide * LANES);
+#if NATIVE_BF16
+            UNROLL for (int m = 0; m < rows; m++) {
+                __m512bh s = (__m512bh)vi_set1(read_i32(x0 + m * stride + i));
+                UNROLL for (int v = 0; v < wide; v++)
+                    sum[m][v] = (vf)_mm512_dpbf16_ps((__m512)sum[m][v], s, (__m512bh)pair[v]);
+            }
+#else
+            vf even[4], odd[4];
+            UNROLL for (int v = 0; v < wide; v++)
+                even[v] = (vf)(pair[v] << 16), odd[v] = (vf)(pair[v] & (int32_t)0xffff0000);
             UNROLL for (int m = 0; m < rows; m++) {
                 vf s0 = vf_set1(x0[m * stride + i]), s1 = vf_set1(x0[m * stride + i + 1]);
-                a[m] = vf_fma(s1, l1, vf_fma(s0, l0, a[m]));
-                b[m] = vf_fma(s1, r1, vf_fma(s0, r0, b[m]));
+                UNROLL for (int v = 0; v < wide; v++) sum[m][v] = vf_fma(s1, odd[v], vf_fma(s0, even[v], sum[m][v]));
             }
-        }
 #endif
-        UNROLL for (int m = 0; m < rows; m++) {
-            vf_store(out + m * PANEL + strip * 2 * LANES, a[m]);
-            vf_store(out + m * PANEL + strip * 2 * LANES + LANES, b[m]);
         }
+        UNROLL for (int m = 0; m < rows; m++)
+            UNROLL for (int v = 0; v < wide; v++) vf_store(out + m * PANEL + c + v * LANES, sum[m][v]);
     }
 }
 
+#if LANES == 8
+/* The exact sums of a block of 32 inputs for the 16 columns of a tile, AVX2's way. Bytes are taken apart into halves, which
+ * multiply and add in pairs without overflow: two instructions for 32 products where bytes times bytes would take four. The
+ * products of nibbles and bytes fit sums of 16 bits for a whole block: 8 * 2 * 15 * 127 < 2^15. */
+INLINE void tile_sums(const int rows, const int bits, const uint8_t *weights, const int8_t *x, const int32_t *start, vi s[][2]) {
+    const vi low_byte = vi_set1(0x00ff00ff), low_nibble = vi_set1(0x0f0f0f0f);
+    if (bits == 8) {
+        UNROLL for (int m = 0; m < rows; m++) s[m][0] = s[m][1] = vi_set1(start[m]);
+        UNROLL_1 for (int q = 0; q < 8; q++) {
+            __m256i even[2], odd[2];
+            UNROLL for (int v = 0; v < 2; v++) {
+                vi w = vi_load(weights + q * TILE * 4 + v * 32);
+                even[v] = (__m256i)(w & low_byte), odd[v] = _mm256_srli_epi16((__m256i)w, 8);
+            }
+            UNROLL for (int m = 0; m < rows; m++) {
+                const int8_t *at = x + m * BLOCK_BYTES + BLOCK + q * 8;
+                __m256i x02 = (__m256i)vi_set1(read_i32(at)), x13 = (__m256i)vi_set1(read_i32(at + 4));
+                UNROLL for (int v = 0; v < 2; v++)
+                    s[m][v] = s[m][v] + (vi)_mm256_madd_epi16(even[v], x02) + (vi)_mm256_madd_epi16(odd[v], x13);
+            }
+        }
+    } else {
+        __m256i half[ROWS_MAX][2];
+        UNROLL for (int m = 0; m < rows; m++) half[m][0] = half[m][1] = _mm256_setzero_si256();
+        UNROLL_1 for (int q = 0; q < 4; q++) {
+            __m256i low[2], high[2];
+            UNROLL for (int v = 0; v < 2; v++) {
+                vi w = vi_load(weights + q * TILE * 4 + v * 32);
+                low[v] = (__m256i)(w & low_nibble), high[v] = (__m256i)(w >> 4 & low_nibble);
+            }
+            UNROLL for (int m = 0; m < rows; m++) {
+                const int8_t *at = x + m * BLOCK_BYTES + q * 4;
+                __m256i near = (__m256i)vi_set1(read_i32(at)), far = (__m256i)vi_set1(read_i32(at + 16));
+                UNROLL for (int v = 0; v < 2; v++) {
+                    half[m][v] = _mm256_add_epi16(half[m][v], _mm256_maddubs_epi16(low[v], near));
+                    half[m][v] = _mm256_add_epi16(half[m][v], _mm256_maddubs_epi16(high[v], far));
+                }
+            }
+        }
+        UNROLL for (int m = 0; m < rows; m++) UNROLL for (int v = 0; v < 2; v++)
+            s[m][v] = (vi)_mm256_madd_epi16(half[m][v], _mm256_set1_epi16(1)) + (start[m] >> 4); /* 128 to 8 */
+    }
+}
+
+/* Blocks add up in order under their activation scales, groups under the weights'. */
+INLINE void int_block(const int rows, const int bits, const int one, const Packed *w, const Rows *x, int panel, int first,
+                      int ahead, float *out) {
+    const int64_t k = padded(w), blocks = k / BLOCK;
+    const int64_t block_bytes = BLOCK * TILE * bits / 8, scales = scale_bytes(w, k), tile_bytes = scales + blocks * block_bytes;
+    const int64_t per_group = one ? 1 : w->group / BLOCK;
+    for (int c = 0; c < PANEL; c += TILE) {
+        const uint16_t *scale = (const uint16_t *)(w->data + (2 * panel + c / TILE) * tile_bytes);
+        const uint8_t *weights = (const uint8_t *)scale + scales;
+        const int8_t *q0 = (const int8_t *)x->x + first * blocks * BLOCK_BYTES;
+        const float *x_scale = x->scale + first * blocks;
+        const int32_t *start = x->start + first * blocks;
+        float sums[ROWS_MAX][TILE] __attribute__((aligned(64))) = {0}, inner[ROWS_MAX][TILE] __attribute__((aligned(64)));
+        for (int64_t g = 0; g < blocks; scale += TILE) {
+            const int64_t end = one ? g + 1 : g + per_group < blocks ? g + per_group : blocks;
+            vf by[2] = {vf_half(scale), vf_half(scale + LANES)};
+            if (!one) memset(inner, 0, sizeof inner);
+            for (; g < end; g++, weights += block_bytes, q0 += rows * BLOCK_BYTES, x_scale += rows, start += rows) {
+                vi s[ROWS_MAX][2];
+                if (ahead) fetch(weights + ahead, (int)(bits * TILE * BLOCK / 8));
+                tile_sums(rows, bits, weights, q0, start, s);
+                UNROLL for (int m = 0; m < rows; m++) UNROLL for (int v = 0; v < 2; v++) {
+                    vf exact = vi_to_vf(s[m][v]), mine = vf_set1(x_scale[m]);
+                    float *sum = sums[m] + v * LANES, *part = inner[m] + v * LANES;
+                    if (one) vf_store(sum, vf_fma(exact * mine, by[v], vf_load(sum)));
+                    else vf_store(part, vf_fma(exact, mine, vf_load(part)));
+                }
+            }
+            if (!one) UNROLL for (int m = 0; m < rows; m++) UNROLL for (int v = 0; v < 2; v++) {
+                float *sum = sums[m] + v * LANES;
+                vf_store(sum, vf_fma(vf_load(inner[m] + v * LANES), by[v], vf_load(sum)));
+            }
+        }
+        UNROLL for (int m = 0; m < rows; m++) memcpy(out + m * PANEL + c, sums[m], sizeof sums[m]);
+    }
+}
+
+#else
 /* The eight vectors of a block's weights: quad q holds inputs 4q to 4q + 3 of LANES columns. A nibble vector holds quad q
  * in its low halves and quad q + 4 in its high ones. */
 INLINE void block_weights(const int bits, const uint8_t *p, vi *w) {
     if (bits == 8) {
-        UNROLL for (int q = 0; q < 8; q++) w[q] = less_offset(vi_load(p + q * TILE * 4), 128);
+        UNROLL for (int q = 0; q < 8; q++) w[q] = vi_load(p + q * TILE * 4);
     } else {
         UNROLL for (int q = 0; q < 4; q++) {
             vi both = vi_load(p + q * TILE * 4);
-            w[q] = less_offset(both & 0x0f0f0f0f, 8);
-            w[q + 4] = less_offset(both >> 4 & 0x0f0f0f0f, 8);
+            w[q] = both & 0x0f0f0f0f;
+            w[q + 4] = both >> 4 & 0x0f0f0f0f;
         }
     }
 }
@@ -199,7 +286,7 @@ INLINE void int_block(const int rows, const int bits, const int one, const Packe
                     const int m1 = m0 + together < rows ? m0 + together : rows;
                     vi s[4];
                     UNROLL for (int m = m0; m < m1; m++)
-                        s[m - m0] = vi_set1(DOT_IS_SIGNED ? 0 : start[m]) >> (bits == 8 ? 0 : 4); /* 128 to 8 */
+                        s[m - m0] = vi_set1(start[m]) >> (bits == 8 ? 0 : 4); /* 128 to 8 */
                     UNROLL for (int q = 0; q < 8; q++)
                         UNROLL for (int m = m0; m < m1; m++)
                             s[m - m0] = dot(s[m - m0], v[q], q0 + m * BLOCK + q * 4);
@@ -215,6 +302,8 @@ INLINE void int_block(const int rows, const int bits, const int one, const Packe
         UNROLL for (int m = 0; m < rows; m++) vf_store(out + m * PANEL + c, sums[m]);
     }
 }
+
+#endif
 
 /* One function for each number of rows: all in one, the compiler would spill the accumulators. */
 typedef void (*Block)(const Packed *, const Rows *, int, int, int, float *);
@@ -291,7 +380,7 @@ static void linear_job(void *with, int thread, int threads) {
     const Packed *w = job->product.w;
     int from, to;
     share(job->rows, thread, threads, &from, &to);
-    for (int r = from; r < to; r++) prepare(w->kind, job->x + r * job->x_stride, padded(w), w->k, &job->product.x, r);
+    for (int r = from; r < to; r++) prepare(w->kind, job->x + r * job->x_stride, padded(w), w->k, &job->product.x, r, 0, padded(w));
     pool_barrier(threads);
     products(&job->product, 1, job->rows, thread, threads);
 }
@@ -306,4 +395,31 @@ void lithe_linear(const Packed *w, const float *x, int64_t x_stride, const float
     Linear job = {{w, prepared, y, bias, NULL, y_stride}, x, x_stride, rows};
     pool_run(linear_job, &job, threads);
     pool_unlock();
+}
+
+/* out [count, k] = the rows of W that `rows` names, as floats. Returns the first place that names none, or -1. */
+int64_t lithe_rows(const Packed *w, const int64_t *rows, int64_t count, float *out) {
+    const int64_t k = padded(w), bits = w->kind == INT8 ? 8 : 4;
+    for (int64_t i = 0; i < count; i++, out += w->k) {
+        const int64_t n = rows[i], column = n % PANEL;
+        if (n < 0 || n >= w->n) return i;
+        if (w->kind == FP32) {
+            const float *p = (const float *)w->data + n / PANEL * k * PANEL + column;
+            for (int64_t j = 0; j < w->k; j++) out[j] = p[j * PANEL];
+        } else if (w->kind == BF16) {
+            const uint16_t *p = (const uint16_t *)w->data + n / PANEL * k * PANEL + 2 * column;
+            for (int64_t j = 0; j < w->k; j++) out[j] = bf16_f32(p[j / 2 * 2 * PANEL + j % 2]);
+        } else {
+            const int64_t scales = scale_bytes(w, k), tile_bytes = scales + k * TILE * bits / 8;
+            const uint8_t *tile = w->data + n / TILE * tile_bytes, *weights = tile + scales + n % TILE * 4;
+            const uint16_t *scale = (const uint16_t *)tile + n % TILE;
+            for (int64_t j = 0; j < w->k; j++) {
+                int64_t block = j / BLOCK, quad = j % BLOCK / 4;
+                float by = half_f32(scale[j / w->group * TILE]);
+                if (bits == 8) out[j] = (float)(weights[(block * 8 + quad) * TILE * 4 + j % 4] - 128) * by;
+                else out[j] = (float)((weights[(block * 4 + quad % 4) * TILE * 4 + j % 4] >> (quad < 4 ? 0 : 4) & 15) - 8) * by;
+            }
+        }
+    }
+    return -1;
 }

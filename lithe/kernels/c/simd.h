@@ -33,6 +33,7 @@ typedef int32_t vi_any __attribute__((vector_size(4 * LANES), aligned(1), may_al
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL_1 _Pragma("GCC unroll 1")
 
 INLINE vf vf_load(const float *p) { return *(const vf_any *)p; }
 INLINE void vf_store(float *p, vf x) { *(vf_any *)p = x; }
@@ -83,10 +84,9 @@ INLINE vf vf_from_bf16_part(const uint16_t *p, int count) {
     return vf_from_bf16(t);
 }
 
-/* dot(s, w, x): lane c of s plus w[4c..4c+3] . x[0..3], exact in int32. Where DOT_IS_SIGNED the weights are signed;
- * elsewhere they are unsigned, and the caller takes their offset off. */
+/* dot(s, w, x): lane c of s plus w[4c..4c+3] . x[0..3], exact in int32. Weights are unsigned: the caller takes their offset
+ * off. AVX2 has its own way in product.c. */
 #if LANES == 16
-#define DOT_IS_SIGNED 0
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 INLINE vf vf_half(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
@@ -118,7 +118,6 @@ INLINE vi dot(vi s, vi w, const int8_t *x) {
 #endif
 
 #elif LANES == 8
-#define DOT_IS_SIGNED 1
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
 INLINE vf vf_half(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
@@ -134,15 +133,8 @@ INLINE void vf_sum4(const vf *x, float *out) {
     __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
 }
-/* The sign of x moves onto w, so that two products of at most 127 * 127 fit the 16-bit sum. */
-INLINE vi dot(vi s, vi w, const int8_t *x) {
-    __m256i b = _mm256_set1_epi32(read_i32(x));
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(b), _mm256_sign_epi8((__m256i)w, b));
-    return s + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-}
 
 #else
-#define DOT_IS_SIGNED 0
 #if defined(__ARM_NEON)
 INLINE vf vf_fma(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 #else
@@ -161,12 +153,6 @@ INLINE void vf_sum4(const vf *x, float *out) {
 INLINE vi dot(vi s, vi w, const int8_t *x) {
     return s + (w & 255) * x[0] + ((w >> 8) & 255) * x[1] + ((w >> 16) & 255) * x[2] + ((w >> 24) & 255) * x[3];
 }
-#endif
-
-#if LANES == 8
-INLINE vi less_offset(vi w, int offset) { return (vi)_mm256_sub_epi8((__m256i)w, _mm256_set1_epi8((char)offset)); }
-#else
-INLINE vi less_offset(vi w, int offset) { (void)offset; return w; }
 #endif
 
 INLINE float vf_top(vf x) {
