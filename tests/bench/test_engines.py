@@ -122,7 +122,7 @@ class Planted:
         self.count = 0
 
     def open(self):
-        return {"pass_mb": 1.0, "cache": "float32"} if self.engine == LITHE else {}
+        return {"pass_mb": 1.0, "weights_mb": 1.0, "cache_mb": 1.0, "cache": "float32"} if self.engine == LITHE else {}
 
     def ask(self, task, **words):
         if task == "decode":
