@@ -102,8 +102,8 @@ def _bounds(by: dict[str, list[Record]], config: Config) -> str:
     said = "; ".join(f"{m['precision']}: {m['GB/s']:.1f} GB/s, {m['Gop/s']:.0f} Gop/s" for m in measured if "GB/s" in m)
     if not said or not any(any(row[1:]) for row in rows):
         return ""
-    return ("A whole pass over the least time that this machine could take: the larger of bytes (packed weights, cached keys "
-            "and values) over measured bandwidth, and operations (products at the peak of their kind, attention at that of "
+    return ("A whole pass over the least time that this machine could take: the larger of bytes (packed weights, cached keys\n"
+            "and values) over measured bandwidth, and operations (products at the peak of their kind, attention at that of\n"
             f"fp32) over measured peaks. Bandwidth is that of reading as many bytes as the weights have: {said}.\n\n"
             + _table(["pass", *by], rows))
 
@@ -126,7 +126,7 @@ def _memory(by: dict[str, list[Record]]) -> str:
             continue
         alone = own.facts.get("import_torch_mb", 0.0)
         rest = facts["peak_mb"] - facts["weights_mb"] - facts["cache_mb"] - alone
-        started = speeds(each).get("start", math.nan) - speeds(own).get("import torch s", math.nan)
+        started = speeds(each).get("start s", math.nan) - speeds(own).get("import torch s", math.nan)
         parts = (facts["peak_mb"], facts["weights_mb"], facts["cache_mb"], alone, rest)
         rows.append([named(each), *(f"{part:.0f}" for part in parts),
                      f"{speeds(own).get('import torch s', math.nan):.2f}", f"{started:.2f}"])
@@ -160,7 +160,7 @@ def _marks(by: dict[str, list[Record]]) -> list[str]:
         said += [f"{each.engine} {precision}: {each.error}" for each in map(cell, records) if each.error]
     wrong = [f"{each.engine} {named(each)} {each.facts['argmax_same']:.0%}, {each.facts['logit_error']:.2g}"
              for each in _cells(by) if "argmax_same" in each.facts]
-    return [*said, "Rows of 64 with the likeliest token of lithe's most precise cell of the same run, and the largest "
+    return [*said, "Rows of 64 with the likeliest token of lithe's most precise cell of the same run, and the largest\n"
                    f"difference of logits over the largest logit: {'; '.join(wrong)}."]
 
 
