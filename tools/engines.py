@@ -160,6 +160,8 @@ def _marks(by: dict[str, list[Record]]) -> list[str]:
         said += [f"{each.engine} {precision}: {each.error}" for each in map(cell, records) if each.error]
     wrong = [f"{each.engine} {named(each)} {each.facts['argmax_same']:.0%}, {each.facts['logit_error']:.2g}"
              for each in _cells(by) if "argmax_same" in each.facts]
+    busy = max(each.facts.get("busy_waiting", 0.0) for each in _cells(by))
+    said.append(f"While they waited for their turns the engines used at most {busy:.1%} of a processor each.")
     return [*said, "Rows of 64 with the likeliest token of lithe's most precise cell of the same run, and the largest\n"
                    f"difference of logits over the largest logit: {'; '.join(wrong)}."]
 

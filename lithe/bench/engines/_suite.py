@@ -163,29 +163,33 @@ class _Course:
                progress: Progress, done: int, total: int) -> int:
         """Rounds until enough were quiet. What is measured while something else runs is left out, and counted."""
         kept: list[dict] = []
-        all_of_them: list[dict] = []
+        tried: list[dict] = []
         before = _listen()
-        while len(kept) < wanted and len(all_of_them) < EXTRA * wanted:
-            shift = len(all_of_them) % len(workers) if workers else 0
-            found = act(workers[shift:] + workers[:shift])
-            after = _listen()
-            all_of_them.append(found)
-            if not quiet.worse(before, after).disturbed:
-                kept.append(found)
-                progress(done := done + 1, total)
-            before = after
-        enough = len(kept) >= min(LEAST, wanted)
-        self.run.left_out += len(all_of_them) - len(kept)
-        self.run.disturbed |= not enough
-        self.run.calm = quiet.worse(self.run.calm, before)
-        for found in kept if enough else all_of_them:
-            for cell, _ in workers:
-                if id(cell) in found:
-                    cell.add(found[id(cell)])
-        for cell, worker in workers:
-            cell.facts.setdefault("peak_mb", round(worker.peak_mb, 1))
-            cell.facts.setdefault("busy_waiting", round(median(worker.busy), 4) if worker.busy else 0)
+        try:
+            while len(kept) < wanted and len(tried) < EXTRA * wanted:
+                shift = len(tried) % len(workers) if workers else 0
+                found = act(workers[shift:] + workers[:shift])
+                after = _listen()
+                tried.append(found)
+                if not quiet.worse(before, after).disturbed:
+                    kept.append(found)
+                    progress(done := done + 1, total)
+                before = after
+        finally:  # Ctrl-C keeps what was done
+            self.keep(workers, kept, tried, min(LEAST, wanted))
+            self.run.calm = quiet.worse(self.run.calm, before)
         return done
+
+    def keep(self, workers: Workers, kept: list[dict], tried: list[dict], least: int) -> None:
+        """Put the quiet rounds into the cells, or where these are too few, all of them under a mark."""
+        enough = len(kept) >= least
+        self.run.left_out += len(tried) - len(kept)
+        self.run.disturbed |= not enough and bool(tried)
+        for cell, worker in workers:
+            for found in kept if enough else tried:
+                cell.add(found.get(id(cell), {}))
+            cell.facts.setdefault("peak_mb", round(worker.peak_mb, 1))
+            cell.facts.setdefault("busy_waiting", round(median(worker.busy), 4) if worker.busy else 0.0)
 
     def round(self, workers: Workers) -> dict[int, dict[str, float]]:
         """One turn of every engine at each task. Numbers by cell."""
