@@ -69,8 +69,8 @@ def race(target: Target, *, engines: Seq[str], precisions: Seq[str], rounds: int
     starts = STARTS if target.texts else 1
     total, done = starts + rounds + (rounds if target.long else 0), 0
     try:
-        for _ in range(starts):
-            course.start()
+        for number in range(starts):
+            course.start([cell for cell in course.alive() if not number or cell.engine != TRANSFORMERS])  # far off: once tells
             progress(done := done + 1, total)
         with course.workers(course.alive(), capacity=max(PROMPT, BEHIND + max(ROWS) + tokens)) as workers:
             course.prove(workers)
@@ -129,10 +129,10 @@ class _Course:
                     cell.error = str(problem)
             yield workers
 
-    def start(self) -> None:
+    def start(self, cells: list[Cell]) -> None:
         """Time every engine from the start of its process to a first token, and the import of torch alone."""
         seconds, megabytes = cost_of_import("torch")
-        for cell in self.alive():
+        for cell in cells:
             if cell.engine == MACHINE:
                 cell.add({"import_torch": seconds})
                 cell.facts["import_torch_mb"] = round(megabytes, 1)
