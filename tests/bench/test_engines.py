@@ -108,7 +108,10 @@ def test_a_worker_answers_fails_and_dies_in_words(folder, monkeypatch):
         with pytest.raises(_turns.EngineError, match="KeyError: 'nosuch'"):
             worker.ask("nosuch")
         assert worker.ask("first", ids=IDS) in range(96)  # an error ends a task, not the process
-        worker.process.kill()
+        monkeypatch.setattr(_turns, "LIMIT_S", 0.0)
+        with pytest.raises(_turns.EngineError, match="no answer to 'first'"):
+            worker.ask("first", ids=IDS)
+        monkeypatch.undo()
         with pytest.raises(_turns.EngineError, match="its process ended at 'first'"):
             worker.ask("first", ids=IDS)
 

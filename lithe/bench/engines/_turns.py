@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from importlib.util import find_spec
+from threading import Timer
 from time import perf_counter, sleep
 from typing import Any
 
@@ -15,6 +16,7 @@ from lithe.bench.engines import LITHE, LLAMA, PACKAGES
 from lithe.errors import LitheError
 
 PAUSE_S = 0.03  # before a turn: threads of whoever had the last one spin for some milliseconds before they sleep
+LIMIT_S = 300.0  # without an answer, after which a process counts as stuck
 TAIL = 400  # characters of a dead process's last words
 
 
@@ -54,12 +56,19 @@ class Worker:
     def ask(self, task: str, **words: Any) -> Any:
         """The answer to a task. Raises EngineError where there is none."""
         assert self.process.stdin is not None and self.process.stdout is not None
+        guard = Timer(LIMIT_S, self.process.kill)
+        guard.start()
+        begun = perf_counter()
         try:
             self.process.stdin.write(json.dumps({"do": task, **words}) + "\n")
             self.process.stdin.flush()
             answer = json.loads(self.process.stdout.readline() or "{}")
         except BrokenPipeError:
             answer = {}
+        finally:
+            guard.cancel()
+        if not answer and perf_counter() - begun >= LIMIT_S:
+            raise EngineError(f"it gave no answer to {task!r} for {LIMIT_S:.0f} s")
         if "ok" not in answer:
             raise EngineError(answer.get("error") or f"its process ended at {task!r}: {self._last_words()}")
         self.busy.append(answer["busy"])
