@@ -51,11 +51,11 @@ class Lanes:
     def run(self, ids: Seq[Seq[int]], *, mask: Mask = CAUSAL, depths: Seq[Seq[int]] | None = None, logits=LAST,
             taps: Seq[int | str] = ()) -> Output:
         """One pass over unequal numbers of rows, padded on the right. depths[b]: steps of each row past the cache."""
-        width = max(map(len, ids))
-        ids_BT = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=self.model.device)
+        width, furthest, device = max(map(len, ids)), self.model.config.context - 1, self.model.device
+        ids_BT = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=device)
         steps = [range(width)] * len(ids) if depths is None else [[*d, *[0] * (width - len(d))] for d in depths]
-        pos_BT = torch.tensor([[n + step for step in row] for n, row in zip(self.cache.lengths, steps, strict=True)],
-                              device=self.model.device).clamp_(max=self.model.config.context - 1)  # padding only
+        pos_BT = torch.tensor([[min(n + step, furthest) for step in row]  # only padding lies that far
+                               for n, row in zip(self.cache.lengths, steps, strict=True)], device=device)
         self.last = [list(row) for row in ids]
         return self.model(ids_BT, pos_BT=pos_BT, mask=mask, cache=self.cache, rows=[max(len(row), 1) for row in ids],
                           logits=logits, taps=taps)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -130,8 +131,9 @@ class Stack:
             self.layer_array[i] = ctypes.addressof(weight.struct)
             place.fill(self.place_array[i])
             B, G, S, D = place.k_BGSD.shape
-            assert (G, D) == (weight.kv_heads, weight.head_dim) and place.cos_PR.shape[1] == weight.rotated
-            self.room, self.batch, self.positions = min(self.room, S), min(self.batch, B), min(self.positions, len(place.cos_PR))
+            assert (weight.kv_heads, weight.head_dim) == (G, D) and place.cos_PR.shape[1] == weight.rotated
+            self.room, self.batch = min(self.room, S), min(self.batch, B)
+            self.positions = min(self.positions, len(place.cos_PR))
 
 
 class Rows:
@@ -173,9 +175,9 @@ def layers(stack: Stack, rows: Rows, x_BTC: Tensor, first: int, count: int = 1, 
 
 
 def gather(stores: Sequence[Tensor], start: int, rows: Sequence[int], *, kernels: library.Library) -> None:
-    """In each [G, S, D] of one sequence's cache, slots start + rows[i], rising, move to start + i. Each may have its own shape."""
+    """In each [G, S, D] of one sequence's cache, slots start + rows[i], rising, move to start + i. Shapes may differ."""
     count, moved = len(stores), (c_int64 * len(rows))(*rows)
-    assert all(a < b for a, b in zip(rows, rows[1:], strict=False)) and (not rows or rows[0] >= 0)
+    assert all(a < b for a, b in pairwise((-1, *rows)))
     assert not rows or all(start + rows[-1] < t.shape[1] and t.stride()[1:] == (t.shape[2], 1) for t in stores)
     data = (c_void_p * count)(*(t.data_ptr() for t in stores))
     strides = (c_int64 * count)(*(t.stride(0) * t.element_size() for t in stores))
@@ -191,3 +193,13 @@ def norm(x: Tensor, weight_C: Tensor, eps: float, *, kernels: library.Library) -
     width = x.shape[-1]
     kernels.lib.lithe_norm(x.data_ptr(), weight_C.data_ptr(), out.data_ptr(), width, x.numel() // width, eps)
     return out
+
+
+def head(packed: Packed, x: Tensor, weight_C: Tensor, eps: float, bias_N: Tensor | None, *, kernels: library.Library) -> Tensor:
+    """The product of packed weights [N, C] with the norm of rows [..., C], in float32: `norm` and `linear` in one call."""
+    x = x.detach().float().contiguous()
+    assert x.shape[-1] == packed.k == len(weight_C) and (bias_N is None or bias_N.is_contiguous())
+    y, bias = torch.empty(*x.shape[:-1], packed.n), None if bias_N is None else bias_N.data_ptr()
+    kernels.lib.lithe_head(packed.pointer, x.data_ptr(), weight_C.data_ptr(), eps, bias, y.data_ptr(), x.numel() // packed.k,
+                           library.threads())
+    return y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -24,17 +25,6 @@ class Cache(Protocol):
     def reserve(self, rows: int) -> None: ...
     def attend(self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, **see) -> Tensor: ...
     def commit(self, rows_B: Sequence[int | Sequence[int]]) -> None: ...
-    def _gather(self, b: int, start: int, rows: Sequence[int]) -> None:
-        """Move the rows of sequence b that stay behind its length, in every layer."""
-        stores = [store[b] for j in self.layers for store in (self.k[j], self.v[j]) if store is not None]
-        kernels = library.load() if self.device.type == "cpu" else None
-        if kernels is not None:
-            gather(stores, start, rows, kernels=kernels)
-            return
-        source = torch.tensor([start + row for row in rows], device=self.device)
-        for store in stores:
-            store[:, start : start + len(rows)] = store.index_select(1, source)
-
     def truncate(self, lengths: Sequence[int]) -> None: ...
     def keep(self, batch: Sequence[int]) -> None: ...
     def fork(self, batch: Sequence[int]) -> Cache: ...
@@ -102,6 +92,19 @@ class PlainCache:
             if list(rows) != list(range(len(rows))):  # rows already in place are not copied
                 self._gather(b, start, rows)
             self.lengths[b] = start + len(rows)
+
+    def _gather(self, b: int, start: int, rows: Sequence[int]) -> None:
+        """Move the rows of sequence b that stay behind its length, in every layer."""
+        if any(a >= b for a, b in pairwise((-1, *rows))):
+            raise UsageError(f"commit takes rising row numbers, not {list(rows)}")
+        stores = [store[b] for j in self.layers for store in (self.k[j], self.v[j]) if store is not None]
+        kernels = library.load() if self.device.type == "cpu" else None
+        if kernels is not None:
+            gather(stores, start, rows, kernels=kernels)
+            return
+        source = torch.tensor([start + row for row in rows], device=self.device)
+        for store in stores:
+            store[:, start : start + len(rows)] = store.index_select(1, source)
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget what lies past the given lengths."""

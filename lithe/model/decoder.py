@@ -161,13 +161,14 @@ class Decoder(nn.Module):
         run = self._prepare(x_BTC, pos_BT, mask, docs_BT, cache)
         skipped, wanted = frozenset(skip), frozenset(taps)
         tapped: dict[int | str, Tensor] = {"embed": x_BTC} if "embed" in wanted else {}
-        order = list(range(len(self.layers)) if layers is None else layers)
+        order = range(self.config.layers) if layers is None else list(layers)
         x_BTC = self._through(x_BTC, run, order, skipped, wanted, tapped)
         if "final" in wanted:
             tapped["final"] = self.norm(x_BTC)
         return Output(self._logits(x_BTC, logits, rows), x_BTC, tapped)
 
-    def _through(self, x_BTC: Tensor, run: Pass, order: list, skipped: frozenset, wanted: frozenset, tapped: dict) -> Tensor:
+    def _through(self, x_BTC: Tensor, run: Pass, order: Sequence, skipped: frozenset, wanted: frozenset,
+                 tapped: dict[int | str, Tensor]) -> Tensor:
         """The residual stream after the layers in `order`; compiled ones that follow each other go in one call."""
         compiled = None if self.fast is None else self.fast.layers(run, x_BTC)
         at = 0
@@ -192,8 +193,10 @@ class Decoder(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of a residual stream [..., C]: the final norm, then the output matrix."""
-        normed = self.norm(hidden)
-        out = nn.functional.linear(normed, self.embed_tokens.weight) if self.lm_head is None else self.lm_head(normed)
+        out = None if self.fast is None else self.fast.head(hidden)
+        if out is None:
+            normed = self.norm(hidden)
+            out = nn.functional.linear(normed, self.embed_tokens.weight) if self.lm_head is None else self.lm_head(normed)
         cap = self.config.logit_cap
         return out if cap is None else torch.tanh(out / cap) * cap
 

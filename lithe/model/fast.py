@@ -6,7 +6,7 @@ or the block itself, and knows why. Both read and write the same cache, so they 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import is_
 from typing import Any, cast
@@ -19,6 +19,7 @@ from lithe.errors import UnsupportedError
 from lithe.kernels import block as compiled, library
 from lithe.kernels.block import LayerWeights, Place, Stack
 from lithe.kernels.pack import pack
+from lithe.model.config import Layer, Rope
 from lithe.model.decoder import Attention, Block, Decoder
 from lithe.model.linear import PackedEmbedding, PackedLinear
 from lithe.model.mask import Pass
@@ -66,7 +67,9 @@ class Fast:
         self.model = model
         self.why: dict[int, str] = {}
         self._gathered: list[LayerWeights | None] | None = None
-        self._stacks: WeakKeyDictionary = WeakKeyDictionary()  # by cache: (what it was made from, the stack)
+        self._shapes: list[Layer | None] = []  # of the compiled layers
+        self._ropes: list[Rope] = []
+        self._stacks: WeakKeyDictionary[Any, tuple[list, Stack]] = WeakKeyDictionary()  # by cache, with what it was made from
 
     @property
     def name(self) -> str:
@@ -95,38 +98,48 @@ class Fast:
                 self._gathered.append(None if isinstance(found, str) else found)
                 if isinstance(found, str):
                     self.why[i] = found
-        if all(weights is None for weights in self._gathered):
+            self._shapes = [cast(Any, block).self_attn.shape if weights else None
+                            for block, weights in zip(self.model.layers, self._gathered, strict=True)]
+            self._ropes = list({s.rope: s for s in self._shapes if s})
+        return Layers(self, self._gathered, run, kernels) if self._ropes else None
+
+    def head(self, hidden: Tensor) -> Tensor | None:
+        """Logits of a residual stream [..., C] by one call; None where the decoder's own two steps are to be taken."""
+        norm, out, kernels = self.model.norm, self.model.lm_head, library.load()
+        packed = type(norm) is KernelNorm and type(out) is PackedLinear and hidden.device.type == "cpu"
+        if not packed or kernels is None or _wants_gradients(hidden):
             return None
-        return Layers(self, self._gathered, run, kernels)
+        end = cast(PackedLinear, out)
+        return compiled.head(end.packed, hidden, _vector(norm), norm.eps, end.bias, kernels=kernels)
 
     def stack(self, run: Pass, gathered: list[LayerWeights | None]) -> Stack:
         """Weights with the caches and tables of a pass."""
         cache: Any = run.cache
-        shapes = [cast(Any, block).self_attn.shape if weights else None for block, weights in
-                  zip(self.model.layers, gathered, strict=True)]  # fmt: skip
-        tables = {s.rope: self.model.turns(s.rope, run.last, run.pos_BT.device) for s in shapes if s}
-        stores = self._own_stores(run, shapes) if cache is None else [*zip(cache.k, cache.v, strict=True)]
-        made_from = [t for pair in (*tables.values(), *stores) for t in pair]
-        held = self._stacks.get(cache, ((), None)) if cache is not None else ((), None)
-        if len(held[0]) == len(made_from) and all(map(is_, held[0], made_from)):
+        tables = [self.model.turns(rope, run.last, run.pos_BT.device) for rope in self._ropes]
+        stores: list[tuple[Any, Any]] = self._own_stores(run) if cache is None else [*zip(cache.k, cache.v, strict=True)]
+        made_from = [t for pair in (*tables, *stores) for t in pair]
+        held = None if cache is None else self._stacks.get(cache)
+        if held is not None and len(held[0]) == len(made_from) and all(map(is_, held[0], made_from)):
             return held[1]
-        wide = {rope: [t.float().contiguous() for t in table] for rope, table in tables.items()}
-        made = Stack(gathered, [Place(*store, *wide[s.rope], s.window) if s else None for store, s in zip(stores, shapes, strict=True)])
+        wide = {rope: (cos.float().contiguous(), sin.float().contiguous())
+                for rope, (cos, sin) in zip(self._ropes, tables, strict=True)}
+        made = Stack(gathered, [Place(k, v, *wide[s.rope], window=s.window) if s else None
+                                for (k, v), s in zip(stores, self._shapes, strict=True)])
         if cache is not None:
             self._stacks[cache] = made_from, made
         return made
 
-    def _own_stores(self, run: Pass, shapes: list) -> list[tuple[Tensor, Tensor]]:
+    def _own_stores(self, run: Pass) -> list[tuple[Any, Any]]:
         """Room for a pass without a cache: one that all layers of a shape use in turn."""
         B, T = run.pos_BT.shape
         made: dict = {}
-        for s in filter(None, shapes):
+        for s in filter(None, self._shapes):
             if (size := (B, s.kv_heads, T, s.head_dim)) not in made:
                 made[size] = torch.zeros(2, *size, dtype=self.model.dtype).unbind()
-        return [made[B, s.kv_heads, T, s.head_dim] if s else (None, None) for s in shapes]
+        return [made[B, s.kv_heads, T, s.head_dim] if s else (None, None) for s in self._shapes]
 
     def __getstate__(self) -> dict:
-        return {"model": self.model, "why": {}, "_gathered": None}  # a copy gathers its own
+        return {"model": self.model, "why": {}, "_gathered": None, "_shapes": [], "_ropes": []}  # a copy gathers its own
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state, _stacks=WeakKeyDictionary())
@@ -143,8 +156,10 @@ class Layers:
     def __getitem__(self, i: int) -> Callable[..., Tensor]:
         return self.blocks[i] if self.gathered[i] is None else partial(self._one, i)
 
-    def together(self, order: list, wanted: frozenset) -> int:
+    def together(self, order: Sequence, wanted: frozenset) -> int:
         """How many layers at the beginning of `order` one call can run; 1 where the first runs alone."""
+        if type(order) is range and not wanted and None not in self.gathered:
+            return len(order)
         count = 0
         for group in order:
             if isinstance(group, tuple) or group != order[0] + count or group < 0 or self.gathered[group] is None:

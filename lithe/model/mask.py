@@ -101,7 +101,7 @@ def key_positions(pos_BT: Tensor, lengths: list[int]) -> Tensor:
 
 
 class Pass:
-    """What every block of one pass shares: positions, rotations and who sees whom, each worked out when it is first asked for."""
+    """What every block of one pass shares: positions, rotations and who sees whom, worked out when they are first asked for."""
 
     def __init__(self, model: Decoder, pos_BT: Tensor, last: int, mask: Mask, docs_BT: Tensor | None, lengths: list[int],
                  cache: Cache | None):

@@ -5,14 +5,14 @@ import copy
 import pytest
 import torch
 
-from lithe.errors import UnsupportedError
+from lithe.errors import UnsupportedError, UsageError
 from lithe.kernels import library
 from lithe.model.cache import PlainCache
 from lithe.model.checkpoint import save
 from lithe.model.config import Config, Rope
 from lithe.model.decoder import ALL, Decoder
 from lithe.model.fast import fuse
-from lithe.model.mask import Tree
+from lithe.model.mask import FULL, Blocks, Tree
 from tests.kernels.variants import compiled, every_variant
 
 pytestmark = compiled
@@ -92,6 +92,63 @@ def test_rows_do_not_depend_on_their_company(kind, group, dtype, variant, monkey
         monkeypatch.setenv("LITHE_THREADS", str(threads))
         assert torch.equal(passes(model, text, cuts)[:, -20:], alone[:, -20:]), (threads, cuts)
         assert torch.equal(passes(model, text[1:], cuts)[:, -20:], alone[1:, -20:]), (threads, cuts)
+
+
+@every_kind
+@torch.inference_mode()
+def test_passes_without_a_cache_give_the_same_rows(kind, group, dtype):
+    """One pass over a text, a longer text, a batch of texts and a text fed token by token."""
+    model, text = fuse(decoder(window=9, windowed=(True, False, True)).to(dtype), kind, group), ids(3, ROWS)
+    whole = model(text, logits=ALL).scores
+    assert torch.equal(whole, passes(model, text, range(1, ROWS + 1)))
+    assert torch.equal(model(text[1:2, :17], logits=ALL).scores, whole[1:2, :17])
+
+
+@every_kind
+@torch.inference_mode()
+def test_one_call_for_all_layers_is_a_call_a_layer(kind, group, dtype):
+    """A long text deals its chunks out one by one where rows are few; taps cut the stack."""
+    model, text = fuse(decoder().to(dtype), kind, group), ids(1, 600)
+    for rows in (1, 3, 40):
+        outs = []
+        for taps in ((), (0, 1, 2)):
+            cache = PlainCache.like(model)
+            model(text[:, :-rows], cache=cache, taps=taps)
+            cache.commit([600 - rows])
+            outs.append(model(text[:, -rows:], cache=cache, logits=ALL, taps=taps).scores)
+        assert torch.equal(*outs)
+        assert torch.equal(outs[0][:, -1:], model(text, logits=ALL).scores[:, -1:])
+
+
+@torch.inference_mode()
+def test_masks_of_every_kind_agree_with_the_plain_path():
+    plain = decoder(window=5, windowed=(True, False, True))
+    made, dice = fuse(copy.deepcopy(plain), "fp32"), torch.Generator().manual_seed(3)
+    docs = torch.arange(ROWS).expand(2, ROWS) // 11
+    some = torch.rand(2, ROWS, ROWS, generator=dice).gt(0.5) | torch.eye(ROWS, dtype=torch.bool)
+    far = torch.arange(ROWS).expand(2, ROWS) * 2 + 7
+    for how in ({"mask": FULL}, {"mask": Blocks(4)}, {"mask": some}, {"mask": some[0]}, {"docs_BT": docs}, {"pos_BT": far}):
+        for lengths in (None, [0, 0], [5, 5], [5, 2]):
+            scores = []
+            for model in (plain, made):
+                cache = None if lengths is None else PlainCache.like(model, batch=2)
+                if lengths and max(lengths):
+                    model(ids(2, 5, seed=2), cache=cache)
+                    cache.commit(lengths)
+                scores.append(model(ids(), cache=cache, logits=ALL, **how).scores)
+            assert (scores[0] - scores[1]).abs().max() <= 1e-5 * scores[0].abs().max(), (how, lengths)
+
+
+def test_what_would_read_outside_a_buffer_is_refused():
+    made = fuse(decoder(tied=True), "int8")
+    for wrong in (lambda: made(ids(1, 2), pos_BT=torch.tensor([[0, -1]])), lambda: made.embed(torch.tensor([[50]])),
+                  lambda: made.embed(torch.tensor([[-1]]))):  # fmt: skip
+        with pytest.raises((UsageError, IndexError)):
+            wrong()
+    cache = PlainCache.like(made)
+    made(ids(1, 3), cache=cache)
+    with pytest.raises(UsageError):
+        cache.commit([[0, 2, 1]])
 
 
 @every_kind

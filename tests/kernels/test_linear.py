@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from lithe.kernels import library, twins
-from lithe.kernels.linear import linear
-from lithe.kernels.pack import pack, pack_levels
+from lithe.kernels.linear import linear, rows as rows_of
+from lithe.kernels.pack import pack, pack_levels, unpack
 from tests.kernels.variants import VARIANTS, every_variant, every_weight
 
 TOLERANCE = 1e-5
@@ -78,6 +78,15 @@ def test_zeros_subnormals_and_large_values(kernels):
     packed, x = case("int8", 32, 33, 65, 4)
     x[0], x[1], x[2] = 0, 1e-39, x[2] * 1e30
     assert close(linear(packed, x, kernels=kernels), twins.linear(packed, x))
+
+
+@every_variant
+@every_weight
+def test_rows_of_weights_are_read_back(kernels, kind, group):
+    for n, k in ((70, 75), (33, 160)):
+        packed, _ = case(kind, group, n, k, 1)
+        wanted = torch.tensor([n - 1, 0, 31, 32, 15, 0])
+        assert torch.equal(rows_of(packed, wanted, kernels=kernels), unpack(packed, wanted).float())
 
 
 def test_without_kernels_the_twin_answers(monkeypatch):

@@ -518,27 +518,48 @@ void lithe_layers(const Layer *const *layers, const Place *places, int32_t count
     pool_unlock();
 }
 
-/* ---- a norm alone, for the head -------------------------------------------------------------------------------------- */
+/* ---- the end of a decoder: the final norm, and the output matrix ------------------------------------------------------ */
 
 typedef struct {
     const float *x, *weight;
-    float *out;
-    int width, rows;
+    float *normed;
     float eps;
-} Norm;
+    int width, rows;
+    Product product; /* w is NULL where the norm is all */
+} Head;
 
-static void norm_job(void *with, int thread, int threads) {
-    const Norm *job = with;
+static void head_job(void *with, int thread, int threads) {
+    const Head *job = with;
     int from, to;
     share(job->rows, thread, threads, &from, &to);
-    for (int r = from; r < to; r++)
-        rms_norm(job->x + (int64_t)r * job->width, job->weight, job->out + (int64_t)r * job->width, job->width, job->eps);
+    for (int r = from; r < to; r++) {
+        float *normed = job->normed + (int64_t)r * job->width;
+        rms_norm(job->x + (int64_t)r * job->width, job->weight, normed, job->width, job->eps);
+        if (job->product.w) prepare_row(job->product.w, &job->product.x, job->normed, r);
+    }
+    if (!job->product.w) return;
+    pool_barrier(threads);
+    products(&job->product, 1, job->rows, thread, threads);
 }
 
+/* out [rows, width] = the norm of x */
 void lithe_norm(const float *x, const float *weight, float *out, int32_t width, int32_t rows, float eps) {
-    Norm job = {x, weight, out, width, rows, eps};
+    Head job = {.x = x, .weight = weight, .normed = out, .eps = eps, .width = width, .rows = rows};
     pool_lock();
-    pool_run(norm_job, &job, 1); /* one thread, but the rounding that all jobs share */
+    pool_run(head_job, &job, 1); /* one thread, but the rounding that all jobs share */
+    pool_unlock();
+}
+
+/* y [rows, n] = norm(x) W^T + bias, x being [rows, k] */
+void lithe_head(const Packed *w, const float *x, const float *weight, float eps, const float *bias, float *y, int32_t rows,
+                int32_t threads) {
+    if (rows < 1) return;
+    const size_t size = ((size_t)rows * w->k + 15) / 16 * 16;
+    pool_lock();
+    float *normed = pool_scratch(sizeof(float) * size + rows_bytes(w->kind, rows, padded(w)));
+    Rows prepared = rows_at(w->kind, normed, w->k, rows, padded(w), w->k, normed + size);
+    Head job = {x, weight, normed, eps, w->k, rows, {w, prepared, y, bias, NULL, w->n}};
+    pool_run(head_job, &job, threads);
     pool_unlock();
 }
 
