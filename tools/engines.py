@@ -156,7 +156,8 @@ def _marks(by: dict[str, list[Record]]) -> list[str]:
         if first.measured["disturbed"]:
             said.append(f"**{precision}: disturbed.** Too few rounds were quiet: believe no time of it.")
         elif left := first.measured["left_out"]:
-            said.append(f"{precision}: {left} disturbed rounds left out, {first.settings['rounds']} asked for.")
+            kept = len(first.measured["samples"].get("decode", ()))
+            said.append(f"{precision}: {left} disturbed rounds left out, {kept} kept of {first.settings['rounds']} asked for.")
         said += [f"{each.engine} {precision}: {each.error}" for each in map(cell, records) if each.error]
     wrong = [f"{each.engine} {named(each)} {each.facts['argmax_same']:.0%}, {each.facts['logit_error']:.2g}"
              for each in _cells(by) if "argmax_same" in each.facts]

@@ -51,8 +51,8 @@ def bench_engines(model: str, *, engines: Seq[str] = (), precisions: Seq[str] = 
 
 def measured(cell: Cell, run: Run, target: Target) -> dict[str, Any]:
     """A cell as JSON: its numbers by round, and in lithe's cells the ratios to the others of its precision."""
-    said = cell.json() | {"disturbed": run.disturbed, "left_out": run.left_out, "join_mean_us": round(run.calm.mean_us, 1),
-                          "config": target.config.to_json()}
+    said = cell.json() | {"disturbed": run.disturbed, "left_out": run.left_out, "interrupted": run.interrupted,
+                          "join_mean_us": round(run.calm.mean_us, 1), "config": target.config.to_json()}
     if cell.engine == LITHE:
         beside = [other for other in run.cells if other.precision == cell.precision]
         said["ratios"] = {name: value.json() for name, value in ratios(beside, target.config).items()}
