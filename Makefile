@@ -3,6 +3,7 @@
 # make lint         ruff and mypy
 # make check-real   MODEL=folder: parity, doctor and bench on a checkpoint of yours
 # make readme       write the README's figures from docs/ledger.jsonl
+# make engines      lithe beside transformers and llama.cpp, into docs/engines.md; some minutes, on a quiet machine
 # make zoo          train the shipped models anew; takes hours, and resumes where it was interrupted
 # make clean        remove what the above made, .lithe/ excepted
 #
@@ -18,7 +19,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo test lint check-real readme zoo clean
+.PHONY: demo test lint check-real readme engines zoo clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.lithe
@@ -40,6 +41,11 @@ zoo: $(VENV)/.lithe
 
 readme: $(VENV)/.lithe
 	$(BIN)/python tools/readme.py
+
+engines: $(VENV)/.engines
+	$(BIN)/lithe bench shape:135m --suite engines --ledger docs/ledger-engines.jsonl
+	$(BIN)/lithe bench zoo:tiny --suite engines --ledger docs/ledger-engines.jsonl
+	$(BIN)/python tools/engines.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -66,4 +72,8 @@ $(VENV)/.test: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.lithe
 	$(PIP) --quiet --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.engines: $(VENV)/.lithe
+	$(PIP) --quiet --editable ".[engines]"
 	@touch $@

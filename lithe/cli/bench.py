@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lithe.cli._common import DEVICE, DTYPE, JSON, METHODS, OFFLINE, SEED, THREADS, open_model, table
+from lithe.cli._engines import ENGINE, PRECISION, ROUNDS, SUITE, alone, compare
 from lithe.cli._measure import LEDGER, LIMIT, NO_LEDGER, PROMPTS, chosen_prompts, open_ledger, progress
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ HEADS = ("method", "tokens/pass", "tokens/s", "speedup", "95 %", "not looping", 
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="a model folder, zoo:NAME or a hub id")],
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="a model folder, zoo:NAME or a hub id; with --suite engines also shape:135m")],
     method: METHODS = None,
     prompts: PROMPTS = None,
     limit: LIMIT = None,
@@ -33,22 +35,21 @@ def command(
     min_p: Annotated[float | None, typer.Option(help="leave out what is below this share of the likeliest")] = None,
     warp: Annotated[list[str] | None, typer.Option(help="any other change of the law, as name:knob=value; repeats")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on to --max-tokens past an end of text")] = False,
-    as_json: JSON = False,
-    ledger: LEDGER = None,
-    no_ledger: NO_LEDGER = False,
-    seed: SEED = 0,
-    dtype: DTYPE = "auto",
-    device: DEVICE = "cpu",
-    threads: THREADS = None,
-    offline: OFFLINE = False,
+    suite: SUITE = "methods", engine: ENGINE = None, precision: PRECISION = None, rounds: ROUNDS = 9,
+    as_json: JSON = False, ledger: LEDGER = None, no_ledger: NO_LEDGER = False,
+    seed: SEED = 0, dtype: DTYPE = "auto", device: DEVICE = "cpu", threads: THREADS = None, offline: OFFLINE = False,
 ) -> int:
     """Run every prompt by plain decoding and by each method in turn, and compare tokens, passes and time.
 
     Reading a prompt is timed apart and is no part of the speeds. With --json each row is one JSON line; all rows go to the
     ledger. The exit code is 1 where a method failed, 130 where Ctrl-C ended the run; what was finished by then is reported.
+    --suite engines puts plain decoding beside transformers' and llama.cpp's instead, in every precision.
     """
     from lithe.bench.runner import Stopped, bench
 
+    if alone(context, suite):
+        return compare(model, engines=engine or (), precisions=precision or (), rounds=rounds, prompts=prompts, limit=limit,
+                       threads=threads, offline=offline, as_json=as_json, book=open_ledger(ledger, no_ledger))
     asked, book = chosen_prompts(prompts, limit), open_ledger(ledger, no_ledger)
     target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline)
     try:
@@ -59,13 +60,17 @@ def command(
         code = 1 if any(row.error for row in rows) else 0
     except Stopped as stop:
         rows, code = stop.rows, 130
+    _tell(rows, as_json)
+    return code
+
+
+def _tell(rows: list[Row], as_json: bool) -> None:
     if as_json:
         for row in rows:
             print(json.dumps(row.json(), ensure_ascii=False))
     else:
         _show(rows)
     _warn(rows)
-    return code
 
 
 def _show(rows: list[Row]) -> None:
