@@ -10,29 +10,23 @@ import torch
 from lithe.bench.measure import measure
 from lithe.decode.generate import request
 from lithe.decode.plan import plan
-from lithe.kernels import library
 from lithe.model.cache import PlainCache
 from lithe.model.decoder import ALL, LAST, Decoder
-from lithe.model.fast import fuse
 from lithe.model.linear import PackedLinear
 from lithe.model.load import load
 
 GROUP = 32  # inputs that share a scale, as in Q8_0 and Q4_0
 
 
-def open_model(folder: str | Path, precision: str) -> Decoder:
+def open_model(folder: str | Path, precision: str, threads: int | None = None) -> Decoder:
     """A model on the fast path of a precision."""
-    if precision in ("fp32", "bf16"):
-        return load(folder, dtype=torch.float32 if precision == "fp32" else torch.bfloat16)
-    model = fuse(load(folder, fast=False), precision, GROUP)
-    library.take_threads()
-    return model
+    return load(folder, dtype=f"{precision}:{GROUP}" if precision.startswith("int") else precision, threads=threads)
 
 
 class Engine:
     def __init__(self, *, folder: str, precision: str, threads: int, capacity: int, file: str = ""):
         torch.set_num_threads(threads)
-        self.model = open_model(folder, precision)
+        self.model = open_model(folder, precision, threads)
         self.cache = PlainCache.like(self.model, batch=1, capacity=capacity)
         self.out: torch.Tensor | None = None
         self.facts: dict[str, Any] = {
