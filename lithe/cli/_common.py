@@ -52,7 +52,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def open_model(name: str, *, dtype: str = "auto", device: str = "cpu", threads: int | None = None,
-               offline: bool = False) -> Decoder:
+               offline: bool = False, fast: bool = True) -> Decoder:
     """Load a model as the options ask. Raises UsageError for an unknown dtype or a device that is not there."""
     if dtype not in DTYPES:
         raise UsageError(f"there is no dtype {dtype!r}{near(dtype, DTYPES)}")
@@ -66,7 +66,7 @@ def open_model(name: str, *, dtype: str = "auto", device: str = "cpu", threads: 
         torch.empty(0, device=device).tolist()  # which a device without memory, as meta, cannot give
     except (RuntimeError, AssertionError) as problem:  # torch raises AssertionError where it was built without CUDA
         raise UsageError(f"device {device!r} cannot be used: {str(problem).splitlines()[0]}") from None
-    return load(name, dtype=None if dtype == "auto" else getattr(torch, dtype), device=device, offline=offline)
+    return load(name, dtype=None if dtype == "auto" else getattr(torch, dtype), device=device, offline=offline, fast=fast)
 
 
 def read_prompts(path: str | Path) -> list[str]:

@@ -55,7 +55,7 @@ def step(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
     """One round for every sequence: at least one token each, exactly those that plain decoding would give."""
     clock = _Clock(plan)
     plan.lanes.sync(sequences)
-    plan.lanes.prefill()
+    plan.lanes.prefill(plan.taps, getattr(plan.draft, "read", None))
     clock.mark("prefill")
     trees = _propose(plan, sequences)
     clock.mark("draft")

@@ -190,7 +190,10 @@ class Decoder(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of a residual stream [..., C]: the final norm, then the output matrix."""
-        normed = self.norm(hidden)
+        return self.unembed(self.norm(hidden))
+
+    def unembed(self, normed: Tensor) -> Tensor:
+        """Logits of states [..., C] that the final norm has been through, as the tap "final" gives them."""
         out = nn.functional.linear(normed, self.embed_tokens.weight) if self.lm_head is None else self.lm_head(normed)
         cap = self.config.logit_cap
         return out if cap is None else torch.tanh(out / cap) * cap
