@@ -23,7 +23,7 @@ class Ends:
     """The target's input and output embeddings, frozen: what heads look through, and no part of their own weights."""
 
     def __init__(self, model: Decoder):
-        self._model = model
+        self._model, self.vocab = model, model.config.vocab
 
     def embed(self, ids: Tensor, like: Tensor) -> Tensor:
         """Input embeddings [..., C] in the precision of `like`."""
@@ -50,6 +50,20 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + F.silu(self.linear(x))
+
+
+class Join(nn.Module):
+    """Several states side by side made one, [..., parts * C] to [..., C]; at the start it is the first of them."""
+
+    def __init__(self, width: int, parts: int):
+        super().__init__()
+        self.linear = nn.Linear(parts * width, width)
+        nn.init.zeros_(self.linear.bias)
+        with torch.no_grad():
+            self.linear.weight.zero_()[:, :width].fill_diagonal_(1.0)
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        return self.linear(torch.cat(parts, dim=-1))
 
 
 class Output(nn.Module):
@@ -138,3 +152,11 @@ def onto(tree: Tree, node: int) -> list[int]:
     return [tree.tokens[0], *(tree.tokens[i] for i in tree.path(node))]
 
 
+
+
+def best(tree: Tree, scores: Sequence[float], nodes: int) -> Tree:
+    """The root and the `nodes` best others; no child may score higher than its parent (EAGLE-2, section 4.2)."""
+    order = sorted(range(1, len(tree)), key=lambda node: (-scores[node], node))
+    kept = [0, *sorted(order[:nodes])]
+    number = {old: new for new, old in enumerate(kept)}
+    return Tree([tree.tokens[i] for i in kept], [number[tree.parents[i]] if i else -1 for i in kept])

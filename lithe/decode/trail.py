@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Sequence as Seq
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class States:
         for sequence, start in zip(sequences, froms, strict=True):
             if sequence.number in self.held:
                 first, states = self.held[sequence.number]
-                kept[sequence.number] = (max(first, start), states[max(0, start - first) :])
+                kept[sequence.number] = (max(first, start), states[max(0, start - first) :].clone())
         self.held = kept
 
     def _add(self, sequence: Sequence, start: int, states: Tensor) -> None:
@@ -108,6 +108,30 @@ class Trail:
         wanted = max(self.lengths) + rows
         if wanted > self.cache.capacity:
             self.cache.grow(max(2 * self.cache.capacity, wanted + SLACK))
+
+
+class Follower:
+    """States and a trail in step: the body reads what was committed since the last round and says how it stands now."""
+
+    def __init__(self, body: Decoder, rows: Callable[[Sequence, int, Tensor], Tensor]):
+        """rows(sequence, start, states) are the body's rows [T, C] for the true states of the tokens from place `start` on."""
+        self.states, self.trail, self.rows = States(), Trail(body), rows
+        self.read, self.observe = self.states.read, self.states.observe
+
+    def follow(self, sequences: Seq[Sequence], room: Seq[int]) -> tuple[list[int], Tensor | None]:
+        """The places in the batch of sequences that can be drafted for, and the body's state [B, C] after the last row of each."""
+        live = [b for b, s in enumerate(sequences) if room[b] > 0 and self.states.last(s) is not None]
+        self.trail.sync([sequences[b] for b in live])
+        seen = [self.states.since(sequences[b], n) for b, n in zip(live, self.trail.lengths, strict=True)]
+        live, found = [b for b, states in zip(live, seen, strict=True) if states is not None], [x for x in seen if x is not None]
+        batch = [sequences[b] for b in live]
+        self.trail.sync(batch)
+        if not live:
+            return [], None
+        rows = [self.rows(*each) for each in zip(batch, self.trail.lengths, found, strict=True)]
+        out_BC = self.trail.advance(rows)
+        self.states.keep(batch, self.trail.lengths)
+        return live, out_BC
 
 
 def _depths(parents: list[int]) -> list[int]:
