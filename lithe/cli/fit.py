@@ -17,16 +17,16 @@ GROUP = "change"
 def command(
     model: Annotated[str, typer.Argument(help="a model folder, zoo:NAME or a hub id")],
     method: Annotated[str, typer.Option(help="a method with weights, as name:knob=value,...")],
-    data: Annotated[str, typer.Option(help="what to learn from: a text, .jsonl (objects with a text) or .npy (token ids) file")],
+    data: Annotated[str, typer.Option(help="what to learn from: a text, .jsonl (objects with a text) or .npy (ids) file")],
     output: Annotated[Path, typer.Option("-o", "--output", help="the folder to make; it also holds the run while it lasts")],
     steps: Annotated[int, typer.Option(help="updates", min=1)] = 1000,
     rows: Annotated[int, typer.Option(help="rows of text a step", min=1)] = 8,
     length: Annotated[int, typer.Option(help="tokens of a row", min=8)] = 256,
     warmup: Annotated[int, typer.Option(help="updates until the learning rate, a knob of the method, is reached", min=0)] = 20,
-    written: Annotated[int, typer.Option(help="learn from so many tokens that the model itself writes, continuing pieces of the "
-                                              "data; 0: from the data", min=0)] = 0,
+    written: Annotated[int, typer.Option(help="learn from so many tokens that the model itself writes, going on from pieces "
+                                              "of the data; 0: from the data", min=0)] = 0,
     temperature: Annotated[float, typer.Option(help="at which it writes; 0 is greedy", min=0)] = 0.0,
-    keep: Annotated[bool, typer.Option("--keep", help="write the model's states to disk, so that each row is read only once")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="put the model's states on disk, so that it reads a row once")] = False,
     seed: SEED = 0,
     dtype: DTYPE = "auto",
     device: DEVICE = "cpu",

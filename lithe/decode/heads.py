@@ -6,7 +6,9 @@ Axes: B rows or sequences, T tokens, C width, N nodes, V vocabulary, R ranks.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +37,7 @@ class Ends:
 
     def matrix(self) -> Tensor:
         """A copy of the output matrix [V, C]."""
-        end = self._model.embed_tokens if self._model.lm_head is None else self._model.lm_head
+        end: Any = self._model.embed_tokens if self._model.lm_head is None else self._model.lm_head
         return end.weight.detach().clone()
 
 
@@ -95,7 +97,7 @@ def likeliest(rates: Sequence[Sequence[float]], nodes: int) -> list[Path]:
     all tokens before are right).
     """
     chosen: list[Path] = []
-    front = [(-rates[0][0], (0,))] if rates else []
+    front: list[tuple[float, Path]] = [(-rates[0][0], (0,))] if rates else []
     while front and len(chosen) < nodes:
         cost, path = heapq.heappop(front)
         chosen.append(path)
@@ -103,9 +105,7 @@ def likeliest(rates: Sequence[Sequence[float]], nodes: int) -> list[Path]:
         if depth < len(rates):
             heapq.heappush(front, (cost * rates[depth][0], (*path, 0)))
         if rank + 1 < len(rates[depth - 1]):
-            before = 1.0
-            for place, r in enumerate(path[:-1]):
-                before *= rates[place][r]
+            before = math.prod(rates[place][r] for place, r in enumerate(path[:-1]))
             heapq.heappush(front, (-before * rates[depth - 1][rank + 1], (*path[:-1], rank + 1)))
     return sorted(chosen, key=lambda path: (len(path), path))
 

@@ -43,7 +43,7 @@ class Lanes:
     def prefill(self, taps: Seq[int | str] = (), read: Callable | None = None) -> None:
         """Cache every committed token but the last of each sequence, in chunks.
 
-        read(sequences, starts, counts, taps) is told of every chunk: whose, from which place, how many rows, the taps asked for.
+        read(sequences, starts, counts, taps) is told of every chunk: whose, from which place, how many rows, the taps.
         """
         while rows := max((len(s.ids) - 1 - n for s, n in zip(self.held, self.cache.lengths, strict=True)), default=0):
             rows = min(rows, CHUNK, self.cache.capacity - max(self.cache.lengths))  # padding of the longest must fit as well

@@ -21,21 +21,24 @@ TAP = "final"
 class States:
     """For each sequence, states [T, C] of consecutive committed tokens, as passes over the target gave them."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
+        """dtype: of the weights that will read them."""
+        self.dtype = dtype
         self.held: dict[int, tuple[int, Tensor]] = {}  # by the sequence's number: place of the first, states
 
     def read(self, sequences: Seq[Sequence], starts: Seq[int], counts: Seq[int], taps: dict) -> None:
         """Rows of a prompt's pass."""
         for b, (sequence, start, count) in enumerate(zip(sequences, starts, counts, strict=True)):
             if count:
-                self._add(sequence, start, taps[TAP][b, :count].clone())  # else the whole pass would stay in memory
+                copied = taps[TAP][b, :count].to(self.dtype, copy=True)  # else the whole pass would stay in memory
+                self._add(sequence, start, copied)
 
     def observe(self, rounds: Seq) -> None:
         """Rows of what a walk accepted: the root's and the path's, the true ones in place of any that were guessed."""
         for r in rounds:
             if not r.sequence.finished:
                 rows = [0, *r.walk.path]
-                self._add(r.sequence, len(r.sequence.ids) - 1 - len(rows), r.taps[TAP][rows])
+                self._add(r.sequence, len(r.sequence.ids) - 1 - len(rows), r.taps[TAP][rows].to(self.dtype))
 
     def since(self, sequence: Sequence, start: int) -> Tensor | None:
         """States from that place up to the token before the last, which no pass has read; None unless all were seen."""
@@ -65,7 +68,7 @@ class States:
 
 
 class Trail:
-    """A body, a decoder of few layers, whose cache holds a row for each committed token it has read, kept beside the sequences."""
+    """A body, a decoder of few layers, whose cache holds a row for each committed token it has read."""
 
     def __init__(self, body: Decoder):
         self.body = body
@@ -115,15 +118,16 @@ class Follower:
 
     def __init__(self, body: Decoder, rows: Callable[[Sequence, int, Tensor], Tensor]):
         """rows(sequence, start, states) are the body's rows [T, C] for the true states of the tokens from place `start` on."""
-        self.states, self.trail, self.rows = States(), Trail(body), rows
+        self.states, self.trail, self.rows = States(body.dtype), Trail(body), rows
         self.read, self.observe = self.states.read, self.states.observe
 
     def follow(self, sequences: Seq[Sequence], room: Seq[int]) -> tuple[list[int], Tensor | None]:
-        """The places in the batch of sequences that can be drafted for, and the body's state [B, C] after the last row of each."""
+        """The places in the batch of what can be drafted for, and the body's state [B, C] after the last row of each."""
         live = [b for b, s in enumerate(sequences) if room[b] > 0 and self.states.last(s) is not None]
         self.trail.sync([sequences[b] for b in live])
         seen = [self.states.since(sequences[b], n) for b, n in zip(live, self.trail.lengths, strict=True)]
-        live, found = [b for b, states in zip(live, seen, strict=True) if states is not None], [x for x in seen if x is not None]
+        live = [b for b, states in zip(live, seen, strict=True) if states is not None]
+        found = [states for states in seen if states is not None]
         batch = [sequences[b] for b in live]
         self.trail.sync(batch)
         if not live:

@@ -18,8 +18,12 @@ GIVEN = 32  # tokens of the data that each begins with
 LONG = 224  # most tokens it goes on with
 
 
-def write(model: Decoder, ids: np.ndarray, tokens: int, *, temperature: float = 0.0, seed: int = 0, quiet: bool = False) -> np.ndarray:
-    """At least so many tokens: pieces of the data, each with what the model says after it. Raises FormatError for too short a text."""
+def write(model: Decoder, ids: np.ndarray, tokens: int, *, temperature: float = 0.0, seed: int = 0,
+          quiet: bool = False) -> np.ndarray:
+    """At least so many tokens: pieces of the data, each with what the model says after it.
+
+    Raises FormatError where the data is too short to begin from.
+    """
     prefix = [] if model.tokenizer is None else list(model.tokenizer.prefix)
     room = model.config.context - len(prefix) - 1
     given, long = min(GIVEN, max(1, room // 4)), min(LONG, room - max(1, room // 4))

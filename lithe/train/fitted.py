@@ -51,8 +51,8 @@ def load(method: str, knobs: Any, model: Decoder, build: Any) -> Fitted:
     FormatError for a folder that cannot be read, UnsupportedError for one that was fitted to another target.
     """
     if not knobs.heads:
-        raise UsageError(f"{method} needs weights fitted to its target: lithe fit MODEL --method {method} --data FILE -o DIR makes "
-                         f"them, {method}:heads=DIR takes them ({method}:heads={FRESH} takes untrained ones)")
+        raise UsageError(f"{method} needs weights fitted to its target: lithe fit MODEL --method {method} --data FILE -o DIR "
+                         f"makes them, {method}:heads=DIR takes them ({method}:heads={FRESH} takes untrained ones)")
     if knobs.heads == FRESH:
         return Fitted(_placed(fresh(build, knobs, model), model))
     folder = Path(knobs.heads).expanduser()
@@ -79,9 +79,9 @@ def save(folder: Path, method: str, knobs: Any, model: Decoder, module: nn.Modul
          training: dict | None = None) -> Path:
     """Write a folder that `load` reads; it is seen whole or not at all, except for other files that already lie there."""
     folder.mkdir(parents=True, exist_ok=True)
-    notes = {"version": VERSION, "method": method, "knobs": {key: value for key, value in dataclasses.asdict(knobs).items()
-                                                             if key != "heads"},
-             "target": identity(model), "fitted_to": model.source or "a model without a name", "rates": [list(r) for r in rates],
+    settings = {key: value for key, value in dataclasses.asdict(knobs).items() if key != "heads"}
+    notes = {"version": VERSION, "method": method, "knobs": settings, "target": identity(model),
+             "fitted_to": model.source or "a model without a name", "rates": [list(row) for row in rates],
              "training": training or {}}
     aside = Path(mkdtemp(prefix=".fitted.", dir=folder))
     try:
@@ -130,7 +130,7 @@ def _as_fitted(method: str, knobs: Any, stored: dict, shaping: Sequence[str], fo
         if type(was) is not type(default):
             raise FormatError(f"{folder / NOTES}: knob {name} must be a {type(default).__name__}, not {was!r:.80}")
         if asked not in (default, was):
-            raise UnsupportedError(f"{folder} was fitted with {name}={was}, which cannot become {asked}: leave the knob out, or fit")
+            raise UnsupportedError(f"{folder} was fitted with {name}={was}, not {asked}: leave the knob out, or fit anew")
         taken[name] = was
     made = dataclasses.replace(knobs, **taken)
     try:

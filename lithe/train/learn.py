@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lithe.errors import UsageError
 from lithe.model.decoder import Decoder
 from lithe.registry import Entry
 from lithe.train import fitted
+from lithe.train.batches import Batch
 from lithe.train.loop import Plan, fit
 from lithe.train.optim import Optimizer
 from lithe.train.schedule import Cosine
@@ -58,7 +61,8 @@ def learn(entry: Entry, knobs: Any, model: Decoder, ids: np.ndarray, lesson: Les
     if folder is not None:
         _claim(folder, entry, knobs, model, ids, lesson)
     prefix = () if model.tokenizer is None else model.tokenizer.prefix
-    windows = Windows(ids=ids, rows=lesson.rows, length=min(lesson.length, model.config.context), seed=lesson.seed, prefix=prefix)
+    length = min(lesson.length, model.config.context)
+    windows = Windows(ids=ids, rows=lesson.rows, length=length, seed=lesson.seed, prefix=prefix)
     model.requires_grad_(False)
     torch.manual_seed(lesson.seed)
     module = fitted.fresh(build, knobs, model, lesson.seed).to(model.device)
@@ -67,13 +71,20 @@ def learn(entry: Entry, knobs: Any, model: Decoder, ids: np.ndarray, lesson: Les
     teacher = Teacher(model, windows, module.signals, folder / STATES if folder is not None and lesson.keep else None)
     settings = Plan(schedule=Cosine(steps=lesson.steps, warmup=min(lesson.warmup, lesson.steps)), autocast=autocast,
                     optimizer=Optimizer(lr=knobs.rate))
-    at = fit(module, teacher, lambda part, batch: part.loss(batch), settings, folder=folder / RUN if folder else None, quiet=quiet)
+    at = fit(module, teacher, _own_loss, settings, folder=folder / RUN if folder else None, quiet=quiet)
     module.eval()
     rates = measure(module, teacher) if hasattr(module, "guesses") else ()
     if folder is not None:
         training = dataclasses.asdict(lesson) | {"tokens": at.tokens, "seconds": round(at.seconds, 1), "loss": at.loss}
         fitted.save(folder, entry.name, knobs, model, module, rates=rates, training=training)
+        (folder / RUN / "log.jsonl").replace(folder / "log.jsonl")
+        for done in (RUN, STATES):
+            shutil.rmtree(folder / done, ignore_errors=True)
     return fitted.Fitted(module, rates)
+
+
+def _own_loss(module: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    return module.loss(batch)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lithe.errors import FormatError, UsageError
-from lithe.model.decoder import ALL, NONE, Decoder
+from lithe.model.decoder import NONE, Decoder
 from lithe.train.batches import Batch, epoch_order
 
 FINAL, LOGITS = "tap:final", "logits"
@@ -39,8 +39,8 @@ class Windows:
         if self.length < 8 + len(self.prefix) or self.rows < 1:
             raise UsageError(f"rows of {self.length} tokens, {self.rows} a step, are too few to learn from")
         if self.count < 2:
-            raise FormatError(f"the text has {len(self.ids)} tokens, too few for two rows of {self.length}: give more, or shorten "
-                              "them")
+            raise FormatError(f"the text has {len(self.ids)} tokens, too few for two rows of {self.length}: give more, or "
+                              "shorten them")
 
     @property
     def count(self) -> int:
@@ -74,7 +74,7 @@ class Teacher:
         self.taps = [word.removeprefix("tap:") for word in signals if word.startswith("tap:")]
         legal = {"final", *map(str, range(model.config.layers))}
         if unknown := [word for word in signals if word != LOGITS and word.removeprefix("tap:") not in legal]:
-            raise UsageError(f"the target has no signal {unknown[0]!r}; it has logits and tap:N, N being final or a layer's number")
+            raise UsageError(f"the target has no signal {unknown[0]!r}; it has {LOGITS}, {FINAL} and tap:N of layer N")
         self.logits = LOGITS in signals
         if self.logits and "final" not in self.taps:
             self.taps.append("final")

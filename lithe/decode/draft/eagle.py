@@ -120,7 +120,7 @@ class Method:
             if not front:
                 break
             best_NR, token_NR = sprout.logits(front).double().log_softmax(-1).topk(min(self.knobs.width, sprout.vocab))
-            below = [[] for _ in trees]
+            below: list[list[tuple[float, int]]] = [[] for _ in trees]
             for (b, node), gains, tokens in zip(front, best_NR.tolist(), token_NR.tolist(), strict=True):
                 for gain, token in zip(gains, tokens, strict=True):
                     scores[b].append(scores[b][node] + gain)

@@ -8,6 +8,7 @@ of attention over the target's states of all that was committed, and the target'
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -75,7 +76,7 @@ class Heads(nn.Module):
             yield head(h_BTC[:, : -1 - i], read_BTN), ids_BT[:, 1 + i :]
 
     def loss(self, batch):
-        total = 0.0
+        total: Any = 0.0
         for i, (logits_BTV, ids_BT) in enumerate(self.guesses(batch), start=1):
             if self.teacher:  # the row that has read x_{t+i} tells the law of x_{t+1+i}
                 total = total + shared.soft_cross_entropy(logits_BTV, batch[LOGITS][:, i:-1])
@@ -92,7 +93,7 @@ class Method:
         self.net, self.device = made.module, model.device
         self.shape = Shape(shared.likeliest(made.rates or shared.usual_rates(len(self.net.heads)), knobs.nodes))
         self.follower = None if self.net.prefix is None else Follower(self.net.prefix, lambda s, start, states: states)
-        self.states = States() if self.follower is None else self.follower.states
+        self.states = States(model.dtype) if self.follower is None else self.follower.states
         self.read, self.observe = self.states.read, self.states.observe
 
     def propose(self, sequences, room):
@@ -112,5 +113,5 @@ class Method:
         if self.follower is not None:
             return self.follower.follow(sequences, room)
         self.states.keep(sequences, [len(s.ids) - 2 for s in sequences])
-        live = [b for b, s in enumerate(sequences) if room[b] > 0 and self.states.last(s) is not None]
-        return live, torch.stack([self.states.last(sequences[b]) for b in live]) if live else None
+        known = {b: h_C for b, s in enumerate(sequences) if room[b] > 0 and (h_C := self.states.last(s)) is not None}
+        return list(known), torch.stack(list(known.values())) if known else None

@@ -1,7 +1,7 @@
 """Heads on the last hidden state each guess one token further ahead; a fixed tree combines their likeliest guesses.
 
-Medusa-1 (Cai et al., 2024), sections 2.1 to 2.3.1 and 2.3.3. Head i is a residual SiLU block and an output matrix of its own; it
-reads the state h_t of the last token that was read and guesses the i-th token after the root, knowing none of those between.
+Medusa-1 (Cai et al., 2024), sections 2.1 to 2.3.1 and 2.3.3. Head i is a residual SiLU block and an output matrix of its own;
+it reads the state h_t of the last token that was read and guesses the i-th token after the root, knowing none of those between.
 The tree holds the rank paths that were right most often on text kept apart from the fit. The target stays as it is.
 """
 
@@ -65,7 +65,7 @@ class Method:
 
     def __init__(self, knobs: Knobs, model):
         made = fitted.load("medusa", knobs, model, Heads)
-        self.heads, self.states = made.module.heads, States()
+        self.heads, self.states = made.module.heads, States(model.dtype)
         self.shape = Shape(likeliest(made.rates or usual_rates(len(self.heads)), knobs.nodes))
         self.read, self.observe = self.states.read, self.states.observe
 
