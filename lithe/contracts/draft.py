@@ -14,6 +14,7 @@ from lithe.model.decoder import ALL, Decoder
 from lithe.registry import Entry
 from lithe.sampling.law import Law
 from lithe.sampling.sequence import Sequence
+from lithe.train.fitted import FRESH
 
 PROMPTS = ([1], [3, 4, 5, 3, 4], [7, 7, 7, 7], [2, 9, 2, 9, 2], list(range(20)))
 SAMPLES = 3000
@@ -76,7 +77,8 @@ def texts(made: DecodePlan, prompts: Iterable[list[int]], limit: int, ends: Iter
 def suited(entry: Entry, target: Decoder) -> str:
     """The method at its defaults; one that drafts with a second model or from a corpus is given a small one.
 
-    A tree policy is given a draft to shape, and a small tree where it has so many nodes.
+    One that has weights to fit is given untrained ones, as its promises hold whatever it guesses; a tree policy a draft to
+    shape, and a small tree where it has so many nodes.
     """
     if entry.shelf == "tree":
         own = ",".join(f"{name}={value}" for name, value in modest(entry).items())
@@ -86,6 +88,8 @@ def suited(entry: Entry, target: Decoder) -> str:
         knobs.append(f"model={small_folder(vocab, target.config.context, 7, 3.0 if vocab > 5 else 1.0)}")
     if "corpus" in entry.card.needs:
         knobs.append(f"corpus={small_corpus(vocab)}")
+    if entry.card.trains:
+        knobs.append(f"heads={FRESH}")
     return ":".join(filter(None, [entry.reference, ",".join(knobs)]))
 
 

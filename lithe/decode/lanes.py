@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence as Seq
+from collections.abc import Callable, Iterable, Sequence as Seq
 
 import torch
 
@@ -40,13 +40,19 @@ class Lanes:
             self.cache.truncate(lengths)
             self.ids = [ids[:n] for ids, n in zip(self.ids, lengths, strict=True)]
 
-    def prefill(self) -> None:
-        """Cache every committed token but the last of each sequence, in chunks."""
+    def prefill(self, taps: Seq[int | str] = (), read: Callable | None = None) -> None:
+        """Cache every committed token but the last of each sequence, in chunks.
+
+        read(sequences, starts, counts, taps) is told of every chunk: whose, from which place, how many rows, the taps.
+        """
         while rows := max((len(s.ids) - 1 - n for s, n in zip(self.held, self.cache.lengths, strict=True)), default=0):
             rows = min(rows, CHUNK, self.cache.capacity - max(self.cache.lengths))  # padding of the longest must fit as well
             pieces = [s.ids[n : min(n + rows, len(s.ids) - 1)] for s, n in zip(self.held, self.cache.lengths, strict=True)]
-            self.run(pieces, logits="none")
-            self.commit([len(piece) for piece in pieces])
+            starts, counts = list(self.cache.lengths), [len(piece) for piece in pieces]
+            out = self.run(pieces, logits="none", taps=taps if read else ())
+            if read is not None:
+                read(self.held, starts, counts, out.taps)
+            self.commit(counts)
 
     def run(self, ids: Seq[Seq[int]], *, mask: Mask = CAUSAL, depths: Seq[Seq[int]] | None = None, logits=LAST,
             taps: Seq[int | str] = (), layers: Iterable | None = None, skip: Iterable[tuple[int, str]] = ()) -> Output:

@@ -58,7 +58,7 @@ def step(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
         return _searched(plan, sequences)
     clock = _Clock(plan)
     plan.lanes.sync(sequences)
-    plan.lanes.prefill()
+    plan.lanes.prefill(plan.taps, getattr(plan.draft, "read", None))
     clock.mark("prefill")
     trees = _propose(plan, sequences)
     clock.mark("draft")

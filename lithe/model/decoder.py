@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lithe.errors import TooLargeError, UsageError
 from lithe.model.config import Config, Layer, Rope
 from lithe.model.mask import CAUSAL, Mask, Pass
-from lithe.model.modules import FFN, Experts, RMSNorm
+from lithe.model.modules import FFN, Experts, RMSNorm, draw
 from lithe.model.site import Site, sites
 from lithe.ops.attention import attention
 from lithe.ops.rope import frequencies, rotate
@@ -212,9 +212,14 @@ class Decoder(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of a residual stream [..., C]: the final norm, then the output matrix."""
         out = None if self.fast is None else self.fast.head(hidden)
-        if out is None:
-            normed = self.norm(hidden)
-            out = nn.functional.linear(normed, self.embed_tokens.weight) if self.lm_head is None else self.lm_head(normed)
+        return self.unembed(self.norm(hidden)) if out is None else self._capped(out)
+
+    def unembed(self, normed: Tensor) -> Tensor:
+        """Logits of states [..., C] that the final norm has been through, as the tap "final" gives them."""
+        out = nn.functional.linear(normed, self.embed_tokens.weight) if self.lm_head is None else self.lm_head(normed)
+        return self._capped(out)
+
+    def _capped(self, out: Tensor) -> Tensor:
         cap = self.config.logit_cap
         return out if cap is None else torch.tanh(out / cap) * cap
 
@@ -224,13 +229,7 @@ class Decoder(nn.Module):
 
     def init(self, seed: int) -> Decoder:
         """Fresh weights: normal with deviation 0.02, what writes to the residual stream scaled by 1 / sqrt(2 layers)."""
-        dice = torch.Generator().manual_seed(seed)
-        for name, weight in self.named_parameters():
-            if weight.dim() >= 2:
-                writes = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(weight, std=0.02 / (2 * self.config.layers) ** 0.5 if writes else 0.02, generator=dice)
-            elif name.endswith("bias"):
-                nn.init.zeros_(weight)
+        draw(self, seed)
         return self
 
     @property

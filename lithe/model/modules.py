@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,3 +75,14 @@ class Experts(nn.Module):
             rows, place = (chosen_NK == e).nonzero(as_tuple=True)
             out_NC.index_add_(0, rows, self.experts[e](x_NC[rows]) * weight_NK[rows, place, None].to(x_NC.dtype))
         return out_NC.view_as(x_BTC)
+
+
+def draw(model: Any, seed: int) -> None:
+    """Fresh weights of a decoder: normal with deviation 0.02, smaller where a matrix writes to the residual stream."""
+    dice = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if weight.dim() >= 2:
+            writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+            nn.init.normal_(weight, std=0.02 / (2 * model.config.layers) ** 0.5 if writes else 0.02, generator=dice)
+        elif name.endswith("bias"):
+            nn.init.zeros_(weight)

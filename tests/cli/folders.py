@@ -15,6 +15,7 @@ from lithe import registry
 from lithe.model.checkpoint import save
 from lithe.model.config import Config
 from lithe.model.decoder import Decoder
+from lithe.train.fitted import FRESH
 
 ROUND = "aé€😀 "  # one to four bytes a character, no byte twice
 END = "<end>"
@@ -22,9 +23,10 @@ TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% i
 
 
 def drafts() -> list[str]:
-    """A spec of every shipped draft that needs no second model; those that read a corpus are given a small one."""
+    """A spec of every shipped draft that needs no second model; those that read a corpus are given a small one, those that
+    have weights to fit untrained ones."""
     page = Path(__file__).parents[2] / "docs" / "architecture.md"
-    return [f"{e.name}:corpus={page}" if "corpus" in e.card.needs else e.name
+    return [f"{e.name}:corpus={page}" if "corpus" in e.card.needs else f"{e.name}:heads={FRESH}" if e.card.trains else e.name
             for e in registry.entries("decode", "draft") if "second_model" not in e.card.needs]
 
 

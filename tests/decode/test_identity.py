@@ -15,10 +15,12 @@ from lithe.decode.generate import request
 from lithe.decode.loop import run
 from lithe.decode.plan import plan
 from lithe.model.load import ZOO, load
+from lithe.train.fitted import FRESH
 
 PROMPTS = read_prompts(ZOO / "prompts" / "mixed.jsonl")
 TEXT = Path(__file__).parents[2] / "docs" / "architecture.md"
-DRAFTS = [f"{e.address}:corpus={TEXT}" if "corpus" in e.card.needs else e.address
+DRAFTS = [f"{e.address}:corpus={TEXT}" if "corpus" in e.card.needs else
+          f"{e.address}:heads={FRESH}" if e.card.trains else e.address
           for e in registry.entries("decode", "draft") if "same_tokens" in e.card.promises]
 
 
