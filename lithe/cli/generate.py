@@ -69,7 +69,7 @@ def command(
         }))
     else:
         print()
-        lossy = "" if made.promises else " (this method may change the output)"
+        lossy = "" if ("same_tokens" if law.greedy else "same_law") in made.promises else " (this method may change the output)"
         Console(stderr=True, highlight=False).print(f"{tally}{lossy}", style="dim", markup=False, soft_wrap=True)
 
 
