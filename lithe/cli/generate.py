@@ -84,7 +84,7 @@ def fill(methods: list[str], recipe: str | None) -> dict:
     if recipe is not None:
         slots |= {key: value for key, value in recipes.read(recipe, *slots).items() if key in slots}
     given: set[str] = set()
-    for text in methods:
+    for text in (part for joined in methods for part in joined.split(" + ")):
         spec = registry.parse(text)
         shelf, said = {"search": "draft"}.get(spec.entry.shelf, spec.entry.shelf), spec.exact
         if shelf == "warp":
