@@ -129,6 +129,15 @@ def test_a_file_of_ones_own_by_path_with_a_knob(told, mine):
     assert found["passes"] < 30 and found["text"] == told("--max-tokens", 30, prompt=prompt)["text"]
 
 
+def test_one_text_may_join_methods_of_several_slots(told, mine):
+    follows = f"{mine['follows']}:after=3"
+    found = [told("--max-tokens", 8, *words) for words in (["--method", f"{follows} + {GREEDY}"],
+                                                           ["--method", follows, "--method", GREEDY])]
+    for one in found:
+        one.pop("tokens_per_s")
+    assert found[0] == found[1] and "follows" in found[0]["method"]
+
+
 def test_a_method_that_promises_nothing_says_so(generate, told, mine):
     assert told("--max-tokens", 4, "--method", mine["shady"])["promises"] == []
     assert "(this method may change the output)\n" in generate("--max-tokens", 4, "--method", mine["shady"])[2]
