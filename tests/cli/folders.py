@@ -26,7 +26,8 @@ def drafts() -> list[str]:
     """A spec of every shipped draft that needs no second model; those that read a corpus are given a small one, those that
     have weights to fit untrained ones."""
     page = Path(__file__).parents[2] / "docs" / "architecture.md"
-    return [f"{e.name}:corpus={page}" if "corpus" in e.card.needs else f"{e.name}:heads={FRESH}" if e.card.trains else e.name
+    given = lambda e: f"corpus={page}" if "corpus" in e.card.needs else f"heads={FRESH}" if e.card.trains else ""
+    return [":".join(filter(None, (e.address, given(e))))
             for e in registry.entries("decode", "draft") if "second_model" not in e.card.needs]
 
 

@@ -297,7 +297,7 @@ def test_a_temperature_that_is_no_number_is_refused(capsys):
     ("class Method:", "class Methods:", USAGE, "no class Method"),
     ("class Knobs:", "class Knops:", USAGE, "no dataclass Knobs"),
     ("def propose", "def suggest", USAGE, "its Method has no propose"),
-    ("decode/draft", "decode/tree", USAGE, "does not take part in generating"),
+    ("decode/draft", "decode/route", USAGE, "does not take part in generating"),
     ('emits=("det",)', "emits=()", USAGE, "proposes no trees"),
     ('emits=("det",)', 'emits=("det",), needs=("magic",)', USAGE, "needs has unknown word 'magic'; known: tree"),
     ("return [Tree", "return []  # [Tree", 1, "mine is broken: it proposed 0 trees for 1 sequences"),

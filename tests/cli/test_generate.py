@@ -19,13 +19,13 @@ from tests.cli.folders import ROUND, drafts, spoken
 ZOO = "zoo:tiny-draft"
 ONCE = "Once upon a time"
 FIELDS = {"text", "tokens", "sources", "finished", "passes", "tokens_per_pass", "tokens_per_s", "method", "promises"}
-DRAFTS = [*drafts(), *(e.name for e in registry.entries("decode", "draft") if "second_model" in e.card.needs)]
+DRAFTS = [*drafts(), *(e.address for e in registry.entries("decode", "draft") if "second_model" in e.card.needs)]
 each_draft = pytest.mark.parametrize("draft", DRAFTS, ids=[spec.partition(":")[0] for spec in DRAFTS])
 WARPS = {e.name for e in registry.entries("sampling", "warp")}
 RULES = registry.entries("decode", "accept")
 GREEDY, SAMPLED = (next((e.name for e in RULES if promise in e.card.promises and "det" in e.card.takes), "none")
                    for promise in ("same_tokens", "same_law"))
-CHAIN = next((e.name for e in RULES if "det" not in e.card.takes), "none")
+CHAIN = next((e.address for e in RULES if "chain" in e.card.takes and "det" not in e.card.takes), "none")
 samples = pytest.mark.skipif(not WARPS.issuperset({"temperature", "top_p", "top_k"}), reason="an option's warp is not here")
 
 

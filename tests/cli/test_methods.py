@@ -16,7 +16,8 @@ from lithe.cli._common import table
 from tests.cli.own import SOURCE
 
 ENTRIES = registry.entries()
-NUMBERED = next(e for e in ENTRIES if e.card.row is not None)
+NAMES = [e.name for e in ENTRIES]
+NUMBERED = next(e for e in ENTRIES if e.card.row is not None and NAMES.count(e.name) == 1)
 PLANNED = next(p for p in papers.papers().values() if p.status == "planned" and not any(e.card.row == p.row for e in ENTRIES))
 FIELDS = {"name", "room", "shelf", "row", "promises", "needs", "trains", "summary", "status", "lossless"}
 

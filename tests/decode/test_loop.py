@@ -14,10 +14,12 @@ from lithe.decode.plan import plan
 from lithe.errors import TooLargeError, UnsupportedError, UsageError
 from lithe.sampling.law import Law
 from lithe.sampling.sequence import Sequence
+from lithe.train.fitted import FRESH
 
 ENTRIES = [e for e in registry.entries("decode", "draft") if "second_model" not in e.card.needs]
 TEXT = Path(__file__).parents[2] / "docs" / "architecture.md"
-DRAFTS = [f"{e.address}:corpus={TEXT}" if "corpus" in e.card.needs else e.address for e in ENTRIES]
+DRAFTS = [f"{e.address}:corpus={TEXT}" if "corpus" in e.card.needs else
+          f"{e.address}:heads={FRESH}" if e.card.trains else e.address for e in ENTRIES]
 LOOPY = [3, 4, 5, 3, 4, 5, 3, 4]
 
 

@@ -78,7 +78,7 @@ def test_the_control_switches_whatever_the_entropy():
 
 def test_it_promises_nothing_and_takes_no_rule_and_no_smaller_context():
     assert made().promises == ()
-    with pytest.raises(UnsupportedError, match="verifies nothing"):
+    with pytest.raises(UnsupportedError, match="neither drafts nor verifies"):
         plan(small_model(layers=4), draft=f"ead:model={small_folder()}", accept="greedy")
     with pytest.raises(UnsupportedError, match="context of 32"):
         plan(small_model(layers=4), draft=f"ead:model={small_folder(context=32)}")
