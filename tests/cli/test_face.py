@@ -33,7 +33,7 @@ def said(steps) -> str:
 def test_it_offers_what_it_says():
     assert {"load", "generate", "methods", "bench"} <= {*lithe.__all__} <= {*dir(lithe)}
     assert all(callable(getattr(lithe, name)) for name in lithe.__all__)
-    with pytest.raises(AttributeError, match="'lithe' has no attribute 'genrate'; it offers .*generate, load"):
+    with pytest.raises(AttributeError, match=r"'lithe' has no attribute 'genrate'; it offers .*generate, load"):
         _ = lithe.genrate
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from export import newest
 from kneser_ney import KneserNey
-from models import MODELS, READINGS, SOURCES
+from models import MODELS, READINGS, SOURCES, fast_bf16
 
 from lithe.model.decoder import ALL, Decoder
 from lithe.train.batches import Rows
@@ -31,7 +31,7 @@ def bits_of_model(decoder: Decoder, ids: np.ndarray) -> float:
     for start in starts:
         window = torch.from_numpy(ids[start : start + WINDOW + 1].astype(np.int64))
         scored = 0 if start == 0 else WINDOW - STRIDE  # the rest was scored in the window before
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16()):
             logits_TV = decoder(window[None, :-1], logits=ALL).logits[0, scored:]
         total += torch.nn.functional.cross_entropy(logits_TV.float(), window[1 + scored :], reduction="sum").item()
     return total / math.log(2)
