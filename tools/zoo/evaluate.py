@@ -21,7 +21,7 @@ from models import MODELS, READINGS, SOURCES, fast_bf16
 from lithe.model.decoder import ALL, Decoder
 from lithe.train.batches import Rows
 
-TOKENS = 200_000  # at most, of each source
+SPANS, SPAN = 8, 4096  # of each source: evenly spaced stretches, and their tokens
 WINDOW, STRIDE = 1024, 512  # every token but the first ones sees at least 512 before it
 
 
@@ -58,13 +58,14 @@ def mark(rows: Rows, numbers: range, seen: dict[str, np.ndarray]) -> None:
         seen[source][start : start + rows.length + 1] = True
 
 
-def heldout(zoo: Path) -> dict[str, tuple[np.ndarray, float]]:
-    """Each source's held-out ids and the bytes they stand for."""
+def heldout(zoo: Path) -> dict[str, tuple[list[np.ndarray], float]]:
+    """Stretches of each source's held-out ids, all of it where it is short, and the bytes they stand for."""
     sizes, found = json.loads((zoo / "tokens" / "tokens.json").read_text()), {}
     for source in SOURCES:
         ids, size = np.fromfile(zoo / "tokens" / f"{source}.heldout.bin", np.uint16), sizes[f"{source}.heldout"]
-        part = ids[:TOKENS]
-        found[source] = part, size["bytes"] * len(part) / len(ids)
+        starts = range(0, max(len(ids) - SPAN, 1), max((len(ids) - SPAN) // SPANS + 1, SPAN))
+        spans = [ids[start : start + SPAN] for start in starts]
+        found[source] = spans, size["bytes"] * sum(map(len, spans)) / len(ids)
     return found
 
 
@@ -73,14 +74,16 @@ def evaluate(name: str, zoo: Path, *, rival: bool) -> dict:
     texts, start = heldout(zoo), time.monotonic()
     runs = [*history.runs(zoo / name), history.entry(state)]
     result = {"step": state["step"], "runs": runs,
-              "model": {source: bits_of_model(decoder, ids) / size for source, (ids, size) in texts.items()}}
+              "model": {source: sum(bits_of_model(decoder, ids) for ids in spans) / size
+                        for source, (spans, size) in texts.items()}}
     print(f"{name}: {result['model']} in {time.monotonic() - start:.0f} s", flush=True)
     if rival:
         start = time.monotonic()
         streams = read_once(name, zoo, runs)
         kn = KneserNey(streams, vocab=MODELS[name].config.vocab)
         result["rival_tokens"] = sum(map(len, streams))
-        result["rival"] = {source: float(-np.log2(kn.stream(ids)).sum()) / size for source, (ids, size) in texts.items()}
+        result["rival"] = {source: sum(float(-np.log2(kn.stream(ids)).sum()) for ids in spans) / size
+                           for source, (spans, size) in texts.items()}
         print(f"Kneser-Ney, {result['rival_tokens']:,} distinct tokens: {result['rival']} in {time.monotonic() - start:.0f} s")
     return result
 
