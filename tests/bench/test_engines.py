@@ -109,8 +109,8 @@ def test_a_worker_answers_fails_and_dies_in_words(folder, monkeypatch):
             worker.ask("nosuch")
         assert worker.ask("first", ids=IDS) in range(96)  # an error ends a task, not the process
         monkeypatch.setattr(_turns, "LIMIT_S", 0.0)
-        with pytest.raises(_turns.EngineError, match="no answer to 'first'"):
-            worker.ask("first", ids=IDS)
+        with pytest.raises(_turns.EngineError, match="no answer to 'curve'"):
+            worker.ask("curve", ids=IDS, behind=9, rows=[1] * 5000)  # long enough to be stopped at
         monkeypatch.undo()
         with pytest.raises(_turns.EngineError, match="its process ended at 'first'"):
             worker.ask("first", ids=IDS)
