@@ -51,11 +51,14 @@ class Step:
         return "".join(self.pieces)
 
 
-@torch.inference_mode()
 def step(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
     """One round for every sequence: at least one token each, exactly those that plain decoding would give."""
-    if plan.search is not None:
-        return _searched(plan, sequences)
+    with plan.mode:
+        return (_drafted if plan.search is None else _searched)(plan, sequences)
+
+
+def _drafted(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
+    """A round as drafts and rules have it."""
     clock = _Clock(plan)
     plan.lanes.sync(sequences)
     plan.lanes.prefill(plan.taps, getattr(plan.draft, "read", None))
@@ -64,9 +67,9 @@ def step(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
     clock.mark("draft")
     logits, taps = _verify(plan, trees)
     clock.mark("verify")
-    rounds, steps = [], []
+    rounds, steps, width = [], [], max(map(len, trees))
     for b, (sequence, tree) in enumerate(zip(sequences, trees, strict=True)):
-        raw_NV = logits[b, : len(tree)]
+        raw_NV = logits[b] if len(tree) == width else logits[b, : len(tree)]
         walk = walk_checked(plan, sequence, tree, _scores(sequence, tree, raw_NV))
         rounds.append(Round(sequence, tree, walk, raw_NV, {name: tap[b, : len(tree)] for name, tap in taps.items()}))
         found = [(tree.tokens[node], tree.sources.get(node, plan.source)) for node in walk.path] + [(walk.token, "")]
@@ -111,8 +114,8 @@ def _verify(plan: DecodePlan, trees: list[Tree]) -> tuple[Tensor, dict[Any, Tens
     """Logits [B, N, V] and taps of every node of every tree, from one masked pass."""
     chains = all(tree.parents == list(range(-1, len(tree) - 1)) for tree in trees)
     mask = CAUSAL if chains else TreeMask([tree.parents for tree in trees])
-    out = plan.lanes.run([tree.tokens for tree in trees], depths=[tree.depths for tree in trees], mask=mask, logits=ALL,
-                         taps=plan.taps)
+    depths = None if chains else [tree.depths for tree in trees]
+    out = plan.lanes.run([tree.tokens for tree in trees], depths=depths, mask=mask, logits=ALL, taps=plan.taps)
     return out.scores, out.taps
 
 
@@ -154,7 +157,7 @@ class _Clock:
     """Seconds between marks."""
 
     def __init__(self, plan: DecodePlan) -> None:
-        self.on_gpu = plan.model.device.type == "cuda"
+        self.on_gpu = plan.lanes.device.type == "cuda"
         self.seconds: dict[str, float] = {}
         self.last = perf_counter()
 

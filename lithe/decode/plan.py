@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from lithe import registry
 from lithe.decode.grow import Grown
 from lithe.decode.lanes import Lanes
@@ -35,6 +37,7 @@ class DecodePlan:
     promises: tuple[str, ...] = ("same_tokens", "same_law")
     specs: dict[str, str] = field(default_factory=dict)
     asked: Any = None  # the rule the user named
+    mode: Any = field(default_factory=torch.inference_mode)  # made once: to enter it anew costs half as much
     parts: list[Any] = field(default_factory=list)  # the methods' objects, whose sources decide what comes out
     knobs: dict[str, Any] = field(default_factory=dict)  # what was set where: by name, and "slot.name" in a second slot
 
