@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence as Seq
 
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
 from lithe.model.cache import PlainCache
 from lithe.model.decoder import LAST, Decoder, Output
 from lithe.model.mask import CAUSAL, Mask, whole
@@ -30,8 +33,12 @@ class Lanes:
             self._assign(sequences)
         lengths = [_shared(ids, sequence.ids) for ids, sequence in zip(self.ids, sequences, strict=True)]
         if lengths != self.cache.lengths:
-            self.cache.truncate(lengths)
-            self.ids = [ids[:n] for ids, n in zip(self.ids, lengths, strict=True)]
+            self.cut(lengths)
+
+    def cut(self, lengths: Seq[int]) -> None:
+        """Forget what lies past these many tokens of each lane."""
+        self.cache.truncate(lengths)
+        self.ids = [ids[:n] for ids, n in zip(self.ids, lengths, strict=True)]
 
     def _assign(self, sequences: Seq[Sequence]) -> None:
         """Lanes in a new order, and room for the longest."""
@@ -59,10 +66,12 @@ class Lanes:
             self.commit(counts)
 
     def run(self, ids: Seq[Seq[int]], *, mask: Mask = CAUSAL, depths: Seq[Seq[int]] | None = None, logits=LAST,
-            taps: Seq[int | str] = (), layers: Iterable | None = None, skip: Iterable[tuple[int, str]] = ()) -> Output:
+            taps: Seq[int | str] = (), layers: Iterable | None = None, skip: Iterable[tuple[int, str]] = (),
+            states: Seq[torch.Tensor] | None = None) -> Output:
         """One pass over unequal numbers of rows, padded on the right. depths[b]: steps of each row past the cache.
 
-        layers, skip: the parts of the model that run, as `Decoder.forward` has them.
+        layers, skip: the parts of the model that run, as `Decoder.forward` has them. states[b]: what the layers before those
+        made of the rows, [T, C].
         """
         width, furthest = max(map(len, ids)), self.model.config.context - 1
         steps = [range(width)] * len(ids) if depths is None else [[*d, *[0] * (width - len(d))] for d in depths]
@@ -71,7 +80,8 @@ class Lanes:
         self.last = [list(row) for row in ids]
         ids_BT = whole([[*row, *[0] * (width - len(row))] for row in ids], self.device)
         adapters_B = None if self.model.adapters is None else [s.adapter for s in self.held]
-        return self.model(ids_BT, pos_BT=pos, mask=mask, cache=self.cache, rows=[max(len(row), 1) for row in ids],
+        given = {"ids_BT": ids_BT} if states is None else {"embeds": pad_sequence(list(states), batch_first=True)}
+        return self.model(**given, pos_BT=pos, mask=mask, cache=self.cache, rows=[max(len(row), 1) for row in ids],
                           logits=logits, taps=taps, layers=layers, skip=skip, adapters_B=adapters_B)
 
     def commit(self, rows: Seq[int | Seq[int]]) -> None:
@@ -79,7 +89,6 @@ class Lanes:
         self.cache.commit(rows)
         for ids, last, kept in zip(self.ids, self.last, rows, strict=True):
             ids.extend(last[:kept] if isinstance(kept, int) else [last[row] for row in kept])
-
 
 
 def _shared(cached: list[int], ids: list[int]) -> int:

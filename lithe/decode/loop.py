@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lithe.decode import late
 from lithe.decode.check import check_trees, walk_checked
 from lithe.decode.plan import DecodePlan
 from lithe.decode.whole import moves
@@ -67,13 +68,15 @@ def _drafted(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
     clock.mark("draft")
     logits, taps = _verify(plan, trees)
     clock.mark("verify")
-    rounds, steps, width = [], [], max(map(len, trees))
-    for b, (sequence, tree) in enumerate(zip(sequences, trees, strict=True)):
-        raw_NV = logits[b] if len(tree) == width else logits[b, : len(tree)]
-        walk = walk_checked(plan, sequence, tree, _scores(sequence, tree, raw_NV))
-        rounds.append(Round(sequence, tree, walk, raw_NV, {name: tap[b, : len(tree)] for name, tap in taps.items()}))
+    rounds, steps, sizes = [], [], list(map(len, trees))
+    late.add(plan.draft, sequences, trees)
+    for b, (sequence, tree, size) in enumerate(zip(sequences, trees, sizes, strict=True)):
+        raw_NV = logits[b] if size == max(sizes) else logits[b, :size]
+        scores_NV = late.padded(tree, _scores(sequence, tree, raw_NV))
+        walk = late.ended(tree, walk_checked(plan, sequence, tree, scores_NV), size)
+        rounds.append(Round(sequence, tree, walk, raw_NV, {name: tap[b, :size] for name, tap in taps.items()}))
         found = [(tree.tokens[node], tree.sources.get(node, plan.source)) for node in walk.path] + [(walk.token, "")]
-        steps.append(_push(sequence, found, len(tree)))
+        steps.append(_push(sequence, found, size))
     plan.lanes.commit([[0, *r.walk.path] for r in rounds])
     clock.mark("walk")
     if plan.draft is not None:
@@ -123,7 +126,7 @@ def _scores(sequence: Sequence, tree: Tree, raw_NV: Tensor) -> Tensor:
     """Each node's logits warped by the sequence's law, given the path that leads to it."""
     contexts = None
     if sequence.law.reads_context:
-        contexts = [sequence.ids + [tree.tokens[node] for node in tree.path(i)] for i in range(len(tree))]
+        contexts = [sequence.ids + [tree.tokens[node] for node in tree.path(i)] for i in range(len(raw_NV))]
     return sequence.law(raw_NV, contexts)
 
 

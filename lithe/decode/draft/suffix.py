@@ -69,8 +69,9 @@ class Method:
         if self.knobs.outputs:
             found.append(("outputs", *self._best(self.outputs, *self.outputs.match(sequence.ids[-self.knobs.depth :]), most)))
         source, _, nodes = max(found, key=lambda one: one[1])
-        for _, parent, token in nodes:
-            tree.add(token, parent + 1, source)
+        for chance, parent, token in nodes:
+            node = tree.add(token, parent + 1, source)
+            tree.sure[node] = chance / nodes[parent][0] if parent >= 0 else chance
         return tree
 
     def _read(self, sequence) -> SuffixAutomaton:

@@ -55,6 +55,14 @@ def slots(paths: list[tuple[int, ...]]) -> list[tuple[int, int, int]]:
     return [(number[path[:-1]], path[-1], len(path)) for path in paths]
 
 
+def sureness(logits_NV, ids_NK: np.ndarray) -> np.ndarray:
+    """Odds of each candidate to the likeliest; of this, how far it stands above the second."""
+    scores_NK = logits_NV.float().cpu().numpy()[np.arange(len(ids_NK))[:, None], ids_NK]
+    odds_NK = np.exp(scores_NK - scores_NK[:, :1])
+    odds_NK[:, 0] = 1 - odds_NK[:, 1] if odds_NK.shape[1] > 1 else 0.0
+    return odds_NK
+
+
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
     k: int = knob(8, "candidates kept for each token", low=1, high=64)
@@ -69,6 +77,7 @@ class Method:
     def __init__(self, knobs: Knobs, model):
         self.knobs, self.k = knobs, min(knobs.k, model.config.vocab)
         self.table = np.zeros((model.config.vocab, self.k), dtype=np.int32)  # 0: not filled yet, as in the paper
+        self.sure = np.zeros_like(self.table, dtype=np.float32)
         self.right = 0.5 ** np.arange(1, self.k + 1) * np.ones((DEPTH, 1))  # how often the candidate of each rank came true
         self.tested = np.ones((DEPTH, 1))
         self.rounds = 0
@@ -86,8 +95,9 @@ class Method:
             self._learn(r.tree, r.walk)
             rows = range(len(r.tree)) if self.knobs.update == "all" else (0, *r.walk.path)
             top_NK = top(r.logits_NV, self.k)
+            sure_NK = sureness(r.logits_NV, top_NK)
             for row in rows:  # the same token twice: the later row in tree order wins
-                self.table[r.tree.tokens[row]] = top_NK[row]
+                self.table[r.tree.tokens[row]], self.sure[r.tree.tokens[row]] = top_NK[row], sure_NK[row]
             self.rounds += 1
             if self.rounds % REBUILD == 0:
                 self.slots = slots(self._shape())
@@ -98,7 +108,8 @@ class Method:
             if above in nodes and depth <= most:
                 token = int(self.table[tree.tokens[nodes[above]], rank])
                 if token:
-                    nodes[number] = tree.add(token, nodes[above])
+                    node = nodes[number] = tree.add(token, nodes[above])
+                    tree.sure[node] = float(self.sure[tree.tokens[nodes[above]], rank])
         return tree
 
     def _learn(self, tree: Tree, walk) -> None:
