@@ -1,7 +1,8 @@
 """A last guess that no row of the pass was run for: a draft that works beside the target makes it while the pass runs.
 
 Such a draft has a verb more, `late(sequences, trees)`, called between pass and walk: it may add one leaf to a tree. The walk
-may step on it, by the law that the pass gave its parent; it then ends there, and the guess is the token that follows. Axes: N nodes, V vocabulary.
+may step on it, by the law that the pass gave its parent; it then ends there, and the guess is the token that follows.
+Axes: N nodes, V vocabulary.
 """
 
 from __future__ import annotations

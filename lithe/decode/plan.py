@@ -17,7 +17,7 @@ from lithe.sampling.sequence import Sequence
 
 SEARCH = "search"  # the shelf of what replaces the whole loop
 VERB = {"draft": "draft", "tree": "shape trees", "accept": "decide what is accepted"}
-HAS = frozenset({"tap:final", "second_model", "corpus", "target_cache", "late"})  # of decoder and loop; caches add what they `can`
+HAS = frozenset({"tap:final", "second_model", "corpus", "target_cache", "late"})  # a cache adds what it `can`
 
 
 @dataclass(kw_only=True)

@@ -16,7 +16,6 @@ class Tree:
     a node, drawn from `laws`. "iid" and "wor": several, drawn with or without replacement.
     laws[i] is the law [V] that the children of node i were drawn from (none for "det"); sources[i] is where token i came from.
     draws[i] lists the children of node i as they were drawn, where a token may have been drawn again ("iid" only).
-    sure[i] is how sure the draft is of node i once its parent is right, from 0 to 1, where it can tell; no law, only a hint.
     """
 
     tokens: list[int]
@@ -25,7 +24,6 @@ class Tree:
     laws: dict[int, Tensor] = field(default_factory=dict)
     sources: dict[int, str] = field(default_factory=dict)
     draws: dict[int, list[int]] = field(default_factory=dict)
-    sure: dict[int, float] = field(default_factory=dict)
 
     @classmethod
     def root(cls, token: int, kind: str = "det") -> Tree:

@@ -1,5 +1,7 @@
 """PEARL: who works when, what is thrown away, and that rounds overlapped cost less than rounds in turn."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -49,7 +51,7 @@ def test_with_a_draft_that_is_always_right_nothing_is_ever_thrown_away(folders):
 
 def test_a_refused_guess_costs_what_was_guessed_ahead(folders):
     found = trace(f"pearl:model={folders['far']},tokens=4", [3, 4, 5, 3, 4])
-    for (pending, emitted, _), (after, _, _) in zip(found, found[1:], strict=False):
+    for (pending, emitted, _), (after, _, _) in pairwise(found):
         assert emitted <= pending + 1
         assert after in (0, 3) and (after == 0 or emitted == pending + 1)
     assert any(pending and emitted <= pending for pending, emitted, _ in found) or max(p for p, _, _ in found) == 0

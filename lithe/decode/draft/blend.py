@@ -10,21 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 from lithe import registry
 from lithe.card import Card, knob
+from lithe.decode.budget import costs, pays
 from lithe.errors import UsageError
-from lithe.model.runtime import stored
 from lithe.ops.tree import Tree
 
 CARD = Card(paper="lithe's own", promises=("same_tokens", "same_law"), needs=("tree", "gather"), emits=("det",))
-DEEPEST, LAST_RANK, FARTHEST, SURE = 4, 3, 5, 3  # beyond these, depths, ranks and reaches share what is known of them
+DEEPEST, LAST_RANK, FARTHEST = 4, 3, 5  # beyond these, depths, ranks and reaches share what is known of them
+DEAR = 2.5  # no source is asked for more tokens than a pass of so many plain ones can verify
 FAMILY = 3  # of a kind's parts, those by which it has kin
 MEMORY = 0.985  # what a past answer counts for after the next one with the same key
 PRIOR = 3.0  # answers that the first guess of a chance counts as
-ROW = 0.05  # cost of a further row in passes of one, where no cost curve is stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,7 @@ class Union:
 
     def __init__(self, root: int):
         self.tokens, self.parents, self.depths, self.voices = [root], [-1], [0], [0]
-        self.ranks, self.reaches, self.sure = [0], [0], [0]
+        self.ranks, self.reaches = [0], [0]
         self.places: dict[tuple[int, int], int] = {}  # by parent and token
 
     def add(self, tree: Tree, voice: Callable[[str], int], name: str, most: int) -> None:
@@ -85,10 +84,10 @@ class Union:
             place[node] = here
             self.voices[here] |= voice(tree.sources.get(node, name))
             self.ranks[here] = min(self.ranks[here], rank)
-            self.sure[here] = max(self.sure[here], int(tree.sure.get(node, 0.0) * SURE))
-        reach = max(map(self.depths.__getitem__, filter(None, place)), default=0).bit_length()
-        for here in place:
-            self.reaches[here] = max(self.reaches[here], min(reach, FARTHEST))
+        kept = [here for here in place if here > 0]
+        reach = min(max((self.depths[here] for here in kept), default=0).bit_length(), FARTHEST)
+        for here in kept:
+            self.reaches[here] = max(self.reaches[here], reach)
 
     def _new(self, token: int, parent: int) -> int:
         self.tokens.append(token)
@@ -97,25 +96,21 @@ class Union:
         self.voices.append(0)
         self.ranks.append(LAST_RANK)
         self.reaches.append(0)
-        self.sure.append(0)
         return len(self.tokens) - 1
 
     def kind(self, node: int) -> tuple:
         """What nodes that are alike have in common, the family first."""
-        return self.voices[node], self.ranks[node], self.reaches[node], self.sure[node], min(self.depths[node], DEEPEST)
+        return self.voices[node], self.ranks[node], self.reaches[node], min(self.depths[node], DEEPEST)
 
 
 class Method:
     def __init__(self, knobs: Knobs, model):
-        self.knobs = knobs
-        self.sources = [Source(spec.entry.name, spec.entry.module.Method(spec.knobs, model)) for spec in _specs(knobs)]
+        self.knobs, self.costs = knobs, costs(model, knobs.nodes, knobs.row)
+        most = max(1, sum(cost <= DEAR for cost in self.costs) - 1)
+        self.sources = [Source(spec.entry.name, spec.entry.module.Method(spec.knobs, model)) for spec in _specs(knobs, most)]
         self.chances = Chances()
         self.voices: dict[str, int] = {}  # the bit of each name that a node's source was told by
         self.proposed: dict[int, Union] = {}  # by sequence, from one proposal to what came of it
-        known = None if knobs.row else stored(model)
-        curve = known.curves.get(model.threads) if known else None
-        cost = curve.ratio if curve else lambda rows: 1 + (knobs.row or ROW) * (rows - 1)  # in passes of one row
-        self.cost = [cost(rows) for rows in range(1, knobs.nodes + 2)]
 
     def start(self, sequences):
         for source in self.sources:
@@ -147,8 +142,7 @@ class Method:
             first = (1 - 0.5 ** union.voices[node].bit_count()) * 0.5 ** union.ranks[node]
             paths.append(paths[union.parents[node]] * self.chances.mean(union.kind(node), first))
         order = sorted(range(1, len(paths)), key=lambda node: -paths[node])[: self.knobs.nodes]  # stable: parents come first
-        expected = [1.0, *accumulate((paths[node] for node in order), initial=1.0)][1:]
-        size = max(range(len(expected)), key=lambda n: (expected[n] / self.cost[n], -n))
+        size = pays([paths[node] for node in order], self.costs)
         names = {bit: name for name, bit in self.voices.items()}
         tree, place = Tree.root(union.tokens[0]), {0: 0}
         for node in order[:size]:
@@ -168,8 +162,8 @@ class Method:
                     on[node] = seen + 1
 
 
-def _specs(knobs: Knobs) -> list[registry.Spec]:
-    """The sources asked for. Raises UsageError for one that cannot be blended."""
+def _specs(knobs: Knobs, most: int) -> list[registry.Spec]:
+    """The sources asked for, each to draft `most` tokens where it can be told so. Raises UsageError for one that cannot be blended."""
     if knobs.drafts:
         texts = [part.strip().replace("(", ":").replace(";", ",").removesuffix(")") for part in knobs.drafts.split("+")]
         specs = [registry.parse(text, "draft") for text in texts]
@@ -180,7 +174,7 @@ def _specs(knobs: Knobs) -> list[registry.Spec]:
         if not _blends(spec.entry):
             raise UsageError(f"{spec.entry.name} cannot be blended: it is no draft of chosen trees that learns from any tree")
         if hasattr(spec.knobs, "nodes") and "nodes" not in spec.values:
-            spec.values["nodes"] = knobs.nodes
+            spec.values["nodes"] = most
     if not specs:
         raise UsageError("there is no draft here that can be blended: name some, as drafts=one+two")
     return specs

@@ -4,7 +4,8 @@ Token Recycling (Luo et al., 2024), sections 3.1 to 3.3. A matrix holds, for eve
 when that token was last verified; a fixed tree of ranks is filled from it breadth first, and every verified row writes its own
 candidates back. The table lives on across prompts (hot start). Costs vocabulary x k x 4 bytes and no training.
 
-Our own addition: with fewer than the paper's 80 nodes, the rank paths with the largest product of measured hit rates are kept.
+Our own addition: with fewer than the paper's 80 nodes, the rank paths with the largest product of measured hit rates are kept;
+with nodes=0 so many of them as give the most tokens for the time of their pass, by the stored cost curve.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lithe.card import Card, knob
+from lithe.decode.budget import costs, pays
 from lithe.ops.rank import top
 from lithe.ops.tree import Tree
 
@@ -55,18 +57,10 @@ def slots(paths: list[tuple[int, ...]]) -> list[tuple[int, int, int]]:
     return [(number[path[:-1]], path[-1], len(path)) for path in paths]
 
 
-def sureness(logits_NV, ids_NK: np.ndarray) -> np.ndarray:
-    """Odds of each candidate to the likeliest; of this, how far it stands above the second."""
-    scores_NK = logits_NV.float().cpu().numpy()[np.arange(len(ids_NK))[:, None], ids_NK]
-    odds_NK = np.exp(scores_NK - scores_NK[:, :1])
-    odds_NK[:, 0] = 1 - odds_NK[:, 1] if odds_NK.shape[1] > 1 else 0.0
-    return odds_NK
-
-
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
     k: int = knob(8, "candidates kept for each token", low=1, high=64)
-    nodes: int = knob(80, "tree size without its root; below 80 the likeliest rank paths are kept", low=1, high=80)
+    nodes: int = knob(80, "tree size without its root; below 80 the likeliest rank paths; 0: as many as pay", low=0, high=80)
     hot: bool = knob(True, "keep the table from one prompt to the next")
     update: str = knob("all", "which verified rows write to the table", choices=("all", "accepted"))
 
@@ -77,10 +71,10 @@ class Method:
     def __init__(self, knobs: Knobs, model):
         self.knobs, self.k = knobs, min(knobs.k, model.config.vocab)
         self.table = np.zeros((model.config.vocab, self.k), dtype=np.int32)  # 0: not filled yet, as in the paper
-        self.sure = np.zeros_like(self.table, dtype=np.float32)
         self.right = 0.5 ** np.arange(1, self.k + 1) * np.ones((DEPTH, 1))  # how often the candidate of each rank came true
         self.tested = np.ones((DEPTH, 1))
         self.rounds = 0
+        self.costs = [] if knobs.nodes else costs(model, len(template()))
         self.slots = slots(self._shape())
 
     def start(self, sequences):
@@ -95,9 +89,8 @@ class Method:
             self._learn(r.tree, r.walk)
             rows = range(len(r.tree)) if self.knobs.update == "all" else (0, *r.walk.path)
             top_NK = top(r.logits_NV, self.k)
-            sure_NK = sureness(r.logits_NV, top_NK)
             for row in rows:  # the same token twice: the later row in tree order wins
-                self.table[r.tree.tokens[row]], self.sure[r.tree.tokens[row]] = top_NK[row], sure_NK[row]
+                self.table[r.tree.tokens[row]] = top_NK[row]
             self.rounds += 1
             if self.rounds % REBUILD == 0:
                 self.slots = slots(self._shape())
@@ -108,8 +101,7 @@ class Method:
             if above in nodes and depth <= most:
                 token = int(self.table[tree.tokens[nodes[above]], rank])
                 if token:
-                    node = nodes[number] = tree.add(token, nodes[above])
-                    tree.sure[node] = float(self.sure[tree.tokens[nodes[above]], rank])
+                    nodes[number] = tree.add(token, nodes[above])
         return tree
 
     def _learn(self, tree: Tree, walk) -> None:
@@ -126,15 +118,19 @@ class Method:
         """Rank paths, parents first: the paper's own tree, or the likeliest paths where fewer nodes are asked for."""
         if self.knobs.nodes == len(template()):
             return [path for path in template() if max(path) < self.k]
-        rate = self.right / self.tested
+        rate, most = self.right / self.tested, self.knobs.nodes or len(template())
         chosen: list[tuple[int, ...]] = []
+        chances: list[float] = []
         frontier: list[tuple[float, tuple[int, ...]]] = [(-rate[0, 0], (0,))]
-        while frontier and len(chosen) < self.knobs.nodes:
+        while frontier and len(chosen) < most:
             cost, path = heapq.heappop(frontier)
             chosen.append(path)
+            chances.append(-cost)
             depth, rank = len(path), path[-1]
             if depth < DEPTH:
                 heapq.heappush(frontier, (cost * rate[depth, 0], (*path, 0)))
             if rank + 1 < self.k:
                 heapq.heappush(frontier, (cost / rate[depth - 1, rank] * rate[depth - 1, rank + 1], (*path[:-1], rank + 1)))
+        if self.costs:
+            chosen = chosen[: pays(chances, self.costs)]
         return sorted(chosen, key=lambda path: (len(path), path))
