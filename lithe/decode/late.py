@@ -29,9 +29,9 @@ def add(draft: Any, sequences: list[Sequence], trees: list[Tree]) -> None:
             raise LitheError("the draft is broken: after the pass it may add one leaf to a tree, and did something else")
 
 
-def padded(tree: Tree, scores_NV: Tensor) -> Tensor:
+def padded(tree: Tree, scores_NV: Tensor, rows: int) -> Tensor:
     """Scores with a row more where the tree has a leaf more: the rule may read them there, what it makes of them is dropped."""
-    return scores_NV if len(tree) <= len(scores_NV) else torch.cat((scores_NV, scores_NV[:1]))
+    return scores_NV if len(tree) <= rows else torch.cat((scores_NV, scores_NV[:1]))
 
 
 def ended(tree: Tree, walk: Walk, rows: int) -> Walk:

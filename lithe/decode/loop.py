@@ -72,7 +72,7 @@ def _drafted(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
     late.add(plan.draft, sequences, trees)
     for b, (sequence, tree, size) in enumerate(zip(sequences, trees, sizes, strict=True)):
         raw_NV = logits[b] if size == max(sizes) else logits[b, :size]
-        scores_NV = late.padded(tree, _scores(sequence, tree, raw_NV))
+        scores_NV = late.padded(tree, _scores(sequence, tree, raw_NV), size)
         walk = late.ended(tree, walk_checked(plan, sequence, tree, scores_NV), size)
         rounds.append(Round(sequence, tree, walk, raw_NV, {name: tap[b, :size] for name, tap in taps.items()}))
         found = [(tree.tokens[node], tree.sources.get(node, plan.source)) for node in walk.path] + [(walk.token, "")]

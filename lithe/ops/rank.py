@@ -7,13 +7,16 @@ import torch
 from torch import Tensor
 
 GROUPS = 64  # columns that a row is folded to
+FEW = 12  # rows for which topk is quicker
 
 
 def top(scores_NV: Tensor, k: int) -> np.ndarray:
-    """Ids [N, K] of the k largest scores of every row, falling, the lowest id first among equals."""
-    quick = scores_NV.is_cpu and scores_NV.dtype in (torch.float32, torch.float64) and scores_NV.shape[1] >= 4 * GROUPS
-    found = _folded(scores_NV.numpy(force=scores_NV.requires_grad), k) if quick and k <= GROUPS else None
-    return scores_NV.sort(dim=-1, descending=True, stable=True).indices[:, :k].cpu().numpy() if found is None else found
+    """Ids [N, K] of the k largest scores of every row, falling."""
+    N, V = scores_NV.shape
+    plain = scores_NV.is_cpu and scores_NV.dtype in (torch.float32, torch.float64)
+    quick = plain and N >= FEW and V >= 4 * GROUPS and k <= GROUPS
+    found = _folded(scores_NV.numpy(force=scores_NV.requires_grad), k) if quick else None
+    return scores_NV.topk(k, dim=-1).indices.cpu().numpy() if found is None else found
 
 
 def _folded(table_NV: np.ndarray, k: int) -> np.ndarray | None:

@@ -163,7 +163,7 @@ class Method:
 
 
 def _specs(knobs: Knobs, most: int) -> list[registry.Spec]:
-    """The sources asked for, each to draft `most` tokens where it can be told so. Raises UsageError for one that cannot be blended."""
+    """The sources asked for, each to draft `most` tokens where it can be told so. Raises UsageError for one that cannot."""
     if knobs.drafts:
         texts = [part.strip().replace("(", ":").replace(";", ",").removesuffix(")") for part in knobs.drafts.split("+")]
         specs = [registry.parse(text, "draft") for text in texts]
