@@ -39,7 +39,7 @@ def trace(spec, prompt, tokens=40):
     while not sequence.finished:
         done = step(made, [sequence])[0]
         held = made.draft.held.get(sequence.number)
-        found.append((done.nodes - 1, len(done.tokens), 0 if held is None or held.new is None else len(held.new) - 1))
+        found.append((done.nodes - 1, len(done.tokens), 0 if held is None else len(held.new) - 1))
     return found
 
 

@@ -12,7 +12,7 @@ The draft runs on a thread of its own. Compiled kernels take one caller at a tim
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -46,8 +46,8 @@ class Ahead:
 
     text: Sequence  # the committed text and what is pending, as the draft reads it
     chain: Tree
-    new: Tree | None = None
-    tested: bool = field(default=False)  # whether the first new guess takes part in this round
+    new: Tree  # only its root where nothing may follow
+    tested: bool = False  # whether the first new guess takes part in this round
 
 
 class Method:
@@ -56,7 +56,7 @@ class Method:
         self.lanes, self.tokens = self.second.lanes, knobs.tokens or _speeds(model, self.second.model)
         self.held: dict[int, Ahead] = {}
         self.thread = ThreadPoolExecutor(1)
-        self.drafting: Future | None = None
+        self.drafting: Future = Future()
 
     def start(self, sequences):
         self.held.clear()
@@ -75,7 +75,7 @@ class Method:
         self.drafting.result()
         for s, tree in zip(sequences, trees, strict=True):
             a = self.held[s.number]
-            a.tested = a.new is not None and len(a.new) > 1 and len(tree) == len(a.chain)  # the loop may have cut it
+            a.tested = len(a.new) > 1 and len(tree) == len(a.chain)  # the loop may have cut it
             if a.tested:
                 last = len(tree) - 1
                 tree.add(a.new.tokens[1], last)
@@ -96,9 +96,9 @@ class Method:
         if a is None or a.chain.tokens[0] != sequence.ids[-1]:
             text = Sequence([0], limit=sequence.limit + sequence.prompt, context=self.lanes.model.config.context + 1)
             text.law, text.dice = sequence.law, sequence.dice
-            a = Ahead(text, Tree.root(sequence.ids[-1], "chain"))
+            a = Ahead(text, chain := Tree.root(sequence.ids[-1], "chain"), chain)
         a.text.ids = sequence.ids + a.chain.tokens[1:]
-        a.new, a.tested = None, False
+        a.new, a.tested = Tree.root(a.text.ids[-1], "chain"), False
         return a
 
     @torch.inference_mode()
@@ -110,8 +110,6 @@ class Method:
         if max(len(a.text.ids) - n for a, n in zip(live, self.lanes.cache.lengths, strict=True)) > WAITING:
             self.lanes.prefill()
         rows = [a.text.ids[n:] for a, n in zip(live, self.lanes.cache.lengths, strict=True)]
-        for a in live:
-            a.new = Tree.root(a.text.ids[-1], "chain")
         grow(self.lanes, [a.text for a in live], [a.new for a in live], [want for want in wanted if want > 0], rows,
              vocab=self.second.vocab)
 
@@ -130,7 +128,6 @@ def _copy(chain: Tree) -> Tree:
 
 def _speeds(target, draft) -> int:
     """How many passes of the draft fit into one of the target."""
-    curves = [known.curves.get(model.threads) if (known := stored(model)) else None for model in (target, draft)]
-    if None in curves:
-        return UNMEASURED
-    return max(1, min(64, round(curves[0].seconds(1) / curves[1].seconds(1))))
+    seconds = [known.curves[model.threads].seconds(1) for model in (target, draft)
+               if (known := stored(model)) and model.threads in known.curves]
+    return max(1, min(64, round(seconds[0] / seconds[1]))) if len(seconds) == 2 else UNMEASURED
