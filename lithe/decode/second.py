@@ -18,15 +18,19 @@ from lithe.model.mask import Tree as TreeMask
 from lithe.ops.tree import Tree
 from lithe.sampling.sequence import Sequence
 
+TWIN = "self"  # the name that stands for the target, loaded once more
 WAITING = 64  # committed rows that a pass over a tree takes along; where there are more they are read on their own first
 
 
 class Second:
     """The model a knob names, reading the same sequences as the target."""
 
-    def __init__(self, name: str, target: Decoder):
-        """Raises UnsupportedError where its tokens are not the target's."""
-        self.model = load(name, dtype=target.dtype, device=target.device, offline=target.offline)
+    def __init__(self, name: str, target: Decoder, dtype: str = ""):
+        """dtype: its precision, by default the target's. Raises UnsupportedError where its tokens are not the target's."""
+        if name == TWIN and not target.source:
+            raise UnsupportedError("the target was not loaded by a name, so it has no twin to draft for it: name a model")
+        self.model = load(target.source if name == TWIN else name, dtype=dtype or target.dtype, device=target.device,
+                          offline=target.offline)
         reason = vocabulary_mismatch(target, self.model)
         if reason:
             raise UnsupportedError(f"{name} cannot draft for this model: {reason}")

@@ -21,13 +21,14 @@ CARD = Card(
     promises=("same_tokens", "same_law"),
     needs=("second_model",),
     emits=("chain",),
-    laws=("model",),
+    laws=("model", "dtype"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
-    model: str = knob("zoo:tiny-draft", "the model that drafts: a folder or zoo:name, with the target's tokenizer")
+    model: str = knob("zoo:tiny-draft", "the model that drafts, of the target's tokenizer: a folder or zoo:name; self: the target")
+    dtype: str = knob("", "its precision, as in load: int8 makes a quick twin of the target; else the target's")
     tokens: int = knob(4, "tokens to draft each round; the start of an adaptive length is 5", low=1, high=64)
     adaptive: bool = knob(False, "two more tokens after a chain accepted whole, else one fewer")
     stop_below: float = knob(0.0, "stop after a token to which the draft gave less than this", low=0.0, high=1.0)
@@ -35,7 +36,7 @@ class Knobs:
 
 class Method:
     def __init__(self, knobs: Knobs, model):
-        self.knobs, self.second = knobs, Second(knobs.model, model)
+        self.knobs, self.second = knobs, Second(knobs.model, model, knobs.dtype)
         self.lanes, self.reach, self.laws = self.second.lanes, self.second.reach, self.second.laws
         self.length: dict[int, int] = {}  # adaptive length by sequence
 
