@@ -35,15 +35,14 @@ class Stopped(KeyboardInterrupt):
 
 def bench(model: Decoder, methods: Iterable[str] = (), prompts: Iterable[Prompt] = (), *, max_tokens: int = 128,
           kinds: Seq[str] = (), repeats: int = 1, accept: str | None = None, batch: int = 1, seed: int = 0,
-          ignore_eos: bool = False, warps: Seq[str] = (), ledger: Ledger | None = None, progress: Progress | None = None,
-          **settings: Any) -> list[Row]:
+          ignore_eos: bool = False, warps: Seq[str] = (), ledger: Ledger | None = None, part: str | None = None,
+          progress: Progress | None = None, **settings: Any) -> list[Row]:
     """Measure methods beside plain decoding, which is always the first row.
 
     methods: specs of drafts or tree policies. prompts: texts or token ids. kinds: of each prompt, where figures of each kind
-    are wanted too. batch: prompts decoded together.
-    accept, warps, settings: as for `generate`. ledger: where each row is kept. progress: called with groups of prompts done
-    and in all. What is not legal raises before anything runs;
-    a method that fails later has its error in its row. Raises Stopped on Ctrl-C.
+    are wanted too. batch: prompts decoded together. accept, warps, settings: as for `generate`. ledger: where each row is
+    kept; part: under which name. progress: called with groups of prompts done and in all. What is not legal raises before
+    anything runs; a method that fails later has its error in its row. Raises Stopped on Ctrl-C.
 
     Every group of prompts is run by all methods before the next one is, in an order that rotates. Each repeat starts from new
     plans, so that no method meets a prompt that it has already answered.
@@ -61,7 +60,7 @@ def bench(model: Decoder, methods: Iterable[str] = (), prompts: Iterable[Prompt]
     rows = _rows(contestants, course, quiet.worse(before, quiet.listen()), stopped)
     for c, row in zip(contestants, rows, strict=True):
         if ledger is not None and (row.prompts or row.error):
-            ledger.append(_record(c, row, course, used=rows[0].prompts))
+            ledger.append(_record(c, row, course, used=rows[0].prompts, part=part))
     if stopped:
         raise Stopped(rows)
     return rows
@@ -194,7 +193,8 @@ def _rows(contestants: list[Contestant], course: Course, calm: quiet.Quiet, stop
     return rows
 
 
-def _record(c: Contestant, row: Row, course: Course, *, used: int) -> Record:
+def _record(c: Contestant, row: Row, course: Course, *, used: int, part: str | None) -> Record:
     parts = (c.plan.draft, *c.plan.parts, *course.law.warps)
-    return record("bench", course.model, measured=row.json(), inputs=course.prompts[:used], settings=course.settings,
+    return record("bench", course.model, measured=row.json(), inputs=course.prompts[:used],
+                  settings=course.settings | ({"part": part} if part else {}),
                   seed=course.seed, method=row.method, knobs=c.plan.knobs, parts=parts)

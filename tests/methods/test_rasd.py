@@ -53,7 +53,7 @@ def test_below_the_models_tree_occurrences_count():
 
 def test_without_lookups_it_is_the_models_tree_and_without_the_model_the_lookups():
     text = [3, 4, 5, 3, 4]
-    alone, both, lookups = draft(ngram=0, nodes=99), draft(nodes=99), draft(levels=0, nodes=99)
+    alone, both, lookups = draft(ngram=0, nodes=99), draft(nodes=99, top=0), draft(levels=0, nodes=99)
     trees = [d.propose([sequence(*text)], [20])[0] for d in (alone, both, lookups)]
     paths = [{tuple(tree.tokens[i] for i in tree.path(node)) for node in range(1, len(tree))} for tree in trees]
     assert set(trees[0].sources.values()) == {"model"} and len(trees[0]) == 1 + 4 + 3 * 16

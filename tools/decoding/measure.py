@@ -64,7 +64,7 @@ def _run(part: str, model, file: str, ledger: Ledger, most: int, **settings) -> 
     asked = read_kinds(WORK / file)
     with progress(part) as tell:
         rows = bench(model, methods(part), [prompt for prompt, _ in asked], kinds=[kind for _, kind in asked], max_tokens=most,
-                     ledger=ledger, progress=tell, **settings)
+                     part=part, ledger=ledger, progress=tell, **settings)
     for row in rows:
         if row.error:
             print(f"{part}: {row.method} failed: {row.error}")

@@ -100,7 +100,7 @@ class Method:
 
     def _spread(self, guess: Guess, paths: list[Path], laws: list[Tensor]) -> Iterator[Path]:
         for path, law_V in zip(paths, laws, strict=True):
-            guess.laws[path] = law_V
+            guess.laws[path] = law_V = law_V.detach()
             chances, tokens = law_V.topk(min(self.knobs.width, len(law_V)))
             for chance, token in zip(chances.tolist(), tokens.tolist(), strict=True):
                 guess.offer((*path, token), guess.scores.get(path, 1.0) * chance, "model")
