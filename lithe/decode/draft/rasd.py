@@ -103,7 +103,7 @@ class Method:
             guess.laws[path] = law_V = law_V.detach()
             chances, tokens = law_V.topk(min(self.knobs.width, len(law_V)))
             for chance, token in zip(chances.tolist(), tokens.tolist(), strict=True):
-                guess.offer((*path, token), guess.scores.get(path, 1.0) * chance, "model")
+                guess.offer((*path, token), guess.scores.get(path, 1.0) * min(chance, 1.0), "model")
                 yield (*path, token)
 
     def _look_up(self, guess: Guess, found: Counter[Path]) -> None:
@@ -119,9 +119,9 @@ class Method:
                 continue
             law_V = guess.laws.get(parent)
             if law_V is None:
-                scores[path] = scores[parent] * below[path] / below[parent]
+                scores[path] = scores[parent] * (below[path] / below[parent])  # never more than the parent has
             elif self._allows(law_V, token):
-                scores[path] = scores[parent] * float(law_V[token])
+                scores[path] = scores[parent] * min(float(law_V[token]), 1.0)  # softmax may round past one
             if path in scores:
                 guess.offer(path, scores[path], "lookup")
 
