@@ -26,14 +26,15 @@ class Store:
         best, high = None, min(high, len(ids))
         while low <= high:  # an ending of what occurs occurs as well
             middle = (low + high) // 2
-            places = self._places(ids[-middle:])
+            places = self.places(ids[-middle:])
             if len(places):
                 best, low = (places, middle), middle + 1
             else:
                 high = middle - 1
         return best
 
-    def _places(self, tokens: list[int]) -> np.ndarray:
+    def places(self, tokens: list[int]) -> np.ndarray:
+        """Where these tokens, at most LONGEST, begin in the corpus, in the order of what follows."""
         size, text = 4 * len(tokens), self.text
         wanted = np.array(tokens, ">u4").tobytes()
         head = lambda at: text[4 * int(at) : 4 * int(at) + size].tobytes()
