@@ -28,6 +28,7 @@ NEEDS = {
     "gather": "a cache that can keep chosen rows of a pass",
     "second_model": "a second model with the same tokenizer",
     "target_cache": "the target's own cache, to draft on before a pass overwrites what was drafted",
+    "late": "a word between the target's pass and the walk: what was drafted meanwhile",
     "corpus": "a text to look things up in, which the knob of that name names",
     "tap:final": "the last hidden state of every verified row",
 }

@@ -23,6 +23,7 @@ from lithe.model.decoder import Decoder
 from lithe.model.runtime import cost_curve
 
 SIZES = {"nodes": (4, 8, 16, 32), "tokens": (2, 4, 8)}  # knobs that say how many rows a pass verifies, and what is tried
+CLOSE = 0.15  # share of a measured speedup that a prediction may be off
 WARM_UP = 8  # tokens of a method before its trial counts
 COSTLY = 0.35  # share of a round from which its drafting is what stands in the way
 
@@ -70,8 +71,19 @@ class Advised:
     best: Advice | None
     disturbed: bool = False  # something else ran beside the confirmation
 
+    @property
+    def errors(self) -> dict[str, float]:
+        """How far each prediction that was put to the test lay above the measurement, as a share of it."""
+        return {way.spec: way.speedup / way.measured - 1 for way in self.ways if way.measured and way.problem is None}
+
+    @property
+    def close(self) -> int:
+        """How many of them were off by no more than CLOSE."""
+        return sum(abs(error) <= CLOSE for error in self.errors.values())
+
     def json(self) -> dict[str, Any]:
-        return {"best": self.best.method if self.best else None, "disturbed": self.disturbed,
+        return {"errors": self.errors, "close": self.close,
+                "best": self.best.method if self.best else None, "disturbed": self.disturbed,
                 "curve": dict(zip(self.curve.rows, self.curve.medians, strict=True)),
                 "ways": [dataclasses.asdict(way) for way in [self.plain, *self.ways]]}
 
@@ -109,17 +121,29 @@ def advise(model: Decoder, prompts: Iterable[str | Seq[int]], methods: Iterable[
 
 
 def candidates(second: str | None = None) -> list[str]:
-    """Specs of every draft on the shelf, in the sizes that its knobs offer; those with weights of their own are left out."""
-    found = []
-    for entry in registry.entries("decode", "draft"):
-        if entry.card.trains or not entry.card.emits:
-            continue
-        model = [f"model={second}"] if second and "second_model" in entry.card.needs else []
-        known = {knob.name: knob for knob in dataclasses.fields(entry.module.Knobs)}
-        size = next((name for name in SIZES if name in known), None)
-        knobs = [[f"{size}={n}"] for n in SIZES[size]] if size else [[]]
-        found += [":".join(filter(None, [entry.reference, ",".join(model + knob)])) for knob in knobs]
+    """Specs of every draft on the shelf, and of every policy that shapes the trees of one, in the sizes that knobs offer.
+
+    Those with weights of their own are left out: they must be fitted before they can be asked.
+    """
+    drafts = [entry for entry in registry.entries("decode", "draft") if entry.card.emits and not entry.card.trains]
+    found = [spec for entry in drafts for spec in _sizes(entry, second)]
+    shaped = [_spec(entry, second) for entry in drafts if entry.card.laws and entry.card.row is None]
+    for entry in registry.entries("decode", "tree"):
+        if not entry.card.trains:
+            found += [f"{spec} + {draft}" for draft in shaped for spec in _sizes(entry)]
     return found
+
+
+def _sizes(entry: registry.Entry, second: str | None = None) -> list[str]:
+    """One spec a size, or one where no knob says how large its trees are."""
+    known = {knob.name: knob for knob in dataclasses.fields(entry.module.Knobs)}
+    size = next((name for name in SIZES if name in known), None)
+    return [_spec(entry, second, f"{size}={n}") for n in SIZES[size]] if size else [_spec(entry, second)]
+
+
+def _spec(entry: registry.Entry, second: str | None, *knobs: str) -> str:
+    model = [f"model={second}"] if second and "second_model" in entry.card.needs else []
+    return ":".join(filter(None, [entry.reference, ",".join([*model, *knobs])]))
 
 
 def reason(way: Advice, curve: CostCurve) -> str:

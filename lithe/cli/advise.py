@@ -70,9 +70,13 @@ def recipe(found: Advised, model: str) -> str:
 
 
 def _show(found: Advised, model: str) -> None:
+    from lithe.bench.advise import CLOSE
+
     costs = ", ".join(f"T({n}) {found.curve.ratio(n):.2f}" for n in (2, 4, 8, 16, 32) if n <= found.curve.rows[-1])
     print(f"A pass of one row takes {found.curve.seconds(1) * 1e3:.2f} ms here; more rows in plain passes: {costs}")
     table(HEADS, [_cells(way) for way in [found.plain, *found.ways]])
+    if found.errors:
+        print(f"{found.close} of {len(found.errors)} predictions that were put to the test are within {CLOSE:.0%} of it")
     if found.disturbed:
         print("disturbed: something else ran on this machine, so believe no time above")
     best = found.best

@@ -27,17 +27,19 @@ def _fault(plan: DecodePlan, root: int, tree: Any) -> str | None:
     if not isinstance(tree, Tree):
         return f"a {type(tree).__name__} instead of a tree"
     try:
-        tree.tokens = [index(token) for token in tree.tokens]  # numbers of other libraries become plain ones
+        tree.tokens = list(map(index, tree.tokens))  # numbers of other libraries become plain ones
     except TypeError:
         return f"tokens that are no whole numbers: {tree.tokens!r:.80}"
-    vocab, kinds = plan.model.config.vocab, plan.kinds
+    vocab, kinds, size = plan.model.config.vocab, plan.kinds, len(tree.tokens)
     if tree.kind not in kinds:
         return f"a tree of kind {tree.kind!r}, while its card says {', '.join(kinds)}"
     if tree.tokens[:1] != [root]:
         return f"a tree that does not begin with the last token, {root}: {tree.tokens[:8]}"
-    if wrong := [token for token in tree.tokens if not 0 <= token < vocab]:
-        return f"token {wrong[0]}, which is outside the vocabulary of {vocab}"
-    if len(tree.parents) != len(tree) or any(not (0 <= p < i or p == i - 1 == -1) for i, p in enumerate(tree.parents)):
+    if min(tree.tokens) < 0 or max(tree.tokens) >= vocab:
+        wrong = next(token for token in tree.tokens if not 0 <= token < vocab)
+        return f"token {wrong}, which is outside the vocabulary of {vocab}"
+    if tree.parents != list(range(-1, size - 1)) and (
+            len(tree.parents) != size or any(not (0 <= p < i or p == i - 1 == -1) for i, p in enumerate(tree.parents))):
         return f"a tree where parents do not precede their children: {tree.parents[:16]}"
     return None
 

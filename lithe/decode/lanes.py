@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence as Seq
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from lithe.model.cache import PlainCache
 from lithe.model.decoder import LAST, Decoder, Output
-from lithe.model.mask import CAUSAL, Mask
+from lithe.model.mask import CAUSAL, Mask, whole
 from lithe.sampling.sequence import Sequence
 
 CHUNK = 512  # rows of a prefill pass: bounds the memory of scores and hidden states
@@ -22,11 +23,25 @@ class Lanes:
         """slack: slots beyond the longest text, for draft rows that will never be committed."""
         self.model, self.slack = model, slack
         self.cache = PlainCache.like(model, batch=0, capacity=slack)
+        self.device = model.device
         self.held: list[Sequence] = []
         self.ids: list[list[int]] = []  # what each lane's committed slots hold
 
     def sync(self, sequences: Seq[Sequence]) -> None:
         """Give every sequence its lane, in this order; forget the others; roll back what is no longer in the text."""
+        if self.held != sequences:
+            self._assign(sequences)
+        lengths = [_shared(ids, sequence.ids) for ids, sequence in zip(self.ids, sequences, strict=True)]
+        if lengths != self.cache.lengths:
+            self.cut(lengths)
+
+    def cut(self, lengths: Seq[int]) -> None:
+        """Forget what lies past these many tokens of each lane."""
+        self.cache.truncate(lengths)
+        self.ids = [ids[:n] for ids, n in zip(self.ids, lengths, strict=True)]
+
+    def _assign(self, sequences: Seq[Sequence]) -> None:
+        """Lanes in a new order, and room for the longest."""
         longest = max((min(s.prompt + s.limit, self.model.config.context) for s in sequences), default=0)
         if longest + self.slack > self.cache.capacity:  # as long as asked for: a whole context may be far larger
             self.cache.grow(-(-longest // STEP) * STEP + self.slack)
@@ -35,10 +50,6 @@ class Lanes:
         self.cache.keep(order)
         self.ids = [self.ids[lane] if lane >= 0 else [] for lane in order]
         self.held = list(sequences)
-        lengths = [_shared(ids, sequence.ids[:-1]) for ids, sequence in zip(self.ids, sequences, strict=True)]
-        if lengths != self.cache.lengths:
-            self.cache.truncate(lengths)
-            self.ids = [ids[:n] for ids, n in zip(self.ids, lengths, strict=True)]
 
     def prefill(self, taps: Seq[int | str] = (), read: Callable | None = None) -> None:
         """Cache every committed token but the last of each sequence, in chunks.
@@ -55,19 +66,22 @@ class Lanes:
             self.commit(counts)
 
     def run(self, ids: Seq[Seq[int]], *, mask: Mask = CAUSAL, depths: Seq[Seq[int]] | None = None, logits=LAST,
-            taps: Seq[int | str] = (), layers: Iterable | None = None, skip: Iterable[tuple[int, str]] = ()) -> Output:
+            taps: Seq[int | str] = (), layers: Iterable | None = None, skip: Iterable[tuple[int, str]] = (),
+            states: Seq[torch.Tensor] | None = None) -> Output:
         """One pass over unequal numbers of rows, padded on the right. depths[b]: steps of each row past the cache.
 
-        layers, skip: the parts of the model that run, as `Decoder.forward` has them.
+        layers, skip: the parts of the model that run, as `Decoder.forward` has them. states[b]: what the layers before those
+        made of the rows, [T, C].
         """
-        width, furthest, device = max(map(len, ids)), self.model.config.context - 1, self.model.device
-        ids_BT = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=device)
+        width, furthest = max(map(len, ids)), self.model.config.context - 1
         steps = [range(width)] * len(ids) if depths is None else [[*d, *[0] * (width - len(d))] for d in depths]
-        pos_BT = torch.tensor([[min(n + step, furthest) for step in row]  # only padding lies that far
-                               for n, row in zip(self.cache.lengths, steps, strict=True)], device=device)
+        pos = [[min(n + step, furthest) for step in row]  # only padding lies that far
+               for n, row in zip(self.cache.lengths, steps, strict=True)]
         self.last = [list(row) for row in ids]
+        ids_BT = whole([[*row, *[0] * (width - len(row))] for row in ids], self.device)
         adapters_B = None if self.model.adapters is None else [s.adapter for s in self.held]
-        return self.model(ids_BT, pos_BT=pos_BT, mask=mask, cache=self.cache, rows=[max(len(row), 1) for row in ids],
+        given = {"ids_BT": ids_BT} if states is None else {"embeds": pad_sequence(list(states), batch_first=True)}
+        return self.model(**given, pos_BT=pos, mask=mask, cache=self.cache, rows=[max(len(row), 1) for row in ids],
                           logits=logits, taps=taps, layers=layers, skip=skip, adapters_B=adapters_B)
 
     def commit(self, rows: Seq[int | Seq[int]]) -> None:
@@ -77,9 +91,9 @@ class Lanes:
             ids.extend(last[:kept] if isinstance(kept, int) else [last[row] for row in kept])
 
 
-def _shared(a: Seq[int], b: Seq[int]) -> int:
-    """Length of the common beginning; what was long committed is compared in one stroke."""
-    n = min(len(a), len(b))
-    if a[:n] == b[:n]:
+def _shared(cached: list[int], ids: list[int]) -> int:
+    """Length of the common beginning, the last id left out; what was long committed is compared in one stroke."""
+    n = min(len(cached), len(ids) - 1)
+    if (cached if len(cached) == n else cached[:n]) == ids[:n]:
         return n
-    return next(i for i in range(n) if a[i] != b[i])
+    return next(i for i in range(n) if cached[i] != ids[i])

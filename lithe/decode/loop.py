@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lithe.decode import late
 from lithe.decode.check import check_trees, walk_checked
 from lithe.decode.plan import DecodePlan
 from lithe.decode.whole import moves
@@ -51,11 +52,14 @@ class Step:
         return "".join(self.pieces)
 
 
-@torch.inference_mode()
 def step(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
     """One round for every sequence: at least one token each, exactly those that plain decoding would give."""
-    if plan.search is not None:
-        return _searched(plan, sequences)
+    with plan.mode:
+        return (_drafted if plan.search is None else _searched)(plan, sequences)
+
+
+def _drafted(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
+    """A round as drafts and rules have it."""
     clock = _Clock(plan)
     plan.lanes.sync(sequences)
     plan.lanes.prefill(plan.taps, getattr(plan.draft, "read", None))
@@ -64,13 +68,15 @@ def step(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
     clock.mark("draft")
     logits, taps = _verify(plan, trees)
     clock.mark("verify")
-    rounds, steps = [], []
-    for b, (sequence, tree) in enumerate(zip(sequences, trees, strict=True)):
-        raw_NV = logits[b, : len(tree)]
-        walk = walk_checked(plan, sequence, tree, _scores(sequence, tree, raw_NV))
-        rounds.append(Round(sequence, tree, walk, raw_NV, {name: tap[b, : len(tree)] for name, tap in taps.items()}))
+    rounds, steps, sizes = [], [], list(map(len, trees))
+    late.add(plan.draft, sequences, trees)
+    for b, (sequence, tree, size) in enumerate(zip(sequences, trees, sizes, strict=True)):
+        raw_NV = logits[b] if size == max(sizes) else logits[b, :size]
+        scores_NV = late.padded(tree, _scores(sequence, tree, raw_NV), size)
+        walk = late.ended(tree, walk_checked(plan, sequence, tree, scores_NV), size)
+        rounds.append(Round(sequence, tree, walk, raw_NV, {name: tap[b, :size] for name, tap in taps.items()}))
         found = [(tree.tokens[node], tree.sources.get(node, plan.source)) for node in walk.path] + [(walk.token, "")]
-        steps.append(_push(sequence, found, len(tree)))
+        steps.append(_push(sequence, found, size))
     plan.lanes.commit([[0, *r.walk.path] for r in rounds])
     clock.mark("walk")
     if plan.draft is not None:
@@ -111,8 +117,8 @@ def _verify(plan: DecodePlan, trees: list[Tree]) -> tuple[Tensor, dict[Any, Tens
     """Logits [B, N, V] and taps of every node of every tree, from one masked pass."""
     chains = all(tree.parents == list(range(-1, len(tree) - 1)) for tree in trees)
     mask = CAUSAL if chains else TreeMask([tree.parents for tree in trees])
-    out = plan.lanes.run([tree.tokens for tree in trees], depths=[tree.depths for tree in trees], mask=mask, logits=ALL,
-                         taps=plan.taps)
+    depths = None if chains else [tree.depths for tree in trees]
+    out = plan.lanes.run([tree.tokens for tree in trees], depths=depths, mask=mask, logits=ALL, taps=plan.taps)
     return out.scores, out.taps
 
 
@@ -120,7 +126,7 @@ def _scores(sequence: Sequence, tree: Tree, raw_NV: Tensor) -> Tensor:
     """Each node's logits warped by the sequence's law, given the path that leads to it."""
     contexts = None
     if sequence.law.reads_context:
-        contexts = [sequence.ids + [tree.tokens[node] for node in tree.path(i)] for i in range(len(tree))]
+        contexts = [sequence.ids + [tree.tokens[node] for node in tree.path(i)] for i in range(len(raw_NV))]
     return sequence.law(raw_NV, contexts)
 
 
@@ -154,7 +160,7 @@ class _Clock:
     """Seconds between marks."""
 
     def __init__(self, plan: DecodePlan) -> None:
-        self.on_gpu = plan.model.device.type == "cuda"
+        self.on_gpu = plan.lanes.device.type == "cuda"
         self.seconds: dict[str, float] = {}
         self.last = perf_counter()
 

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from lithe import registry
 from lithe.decode.grow import Grown
 from lithe.decode.lanes import Lanes
@@ -15,7 +17,7 @@ from lithe.sampling.sequence import Sequence
 
 SEARCH = "search"  # the shelf of what replaces the whole loop
 VERB = {"draft": "draft", "tree": "shape trees", "accept": "decide what is accepted"}
-HAS = frozenset({"tap:final", "second_model", "corpus", "target_cache"})  # of decoder and loop; a cache adds what it `can`
+HAS = frozenset({"tap:final", "second_model", "corpus", "target_cache", "late"})  # a cache adds what it `can`
 
 
 @dataclass(kw_only=True)
@@ -35,6 +37,7 @@ class DecodePlan:
     promises: tuple[str, ...] = ("same_tokens", "same_law")
     specs: dict[str, str] = field(default_factory=dict)
     asked: Any = None  # the rule the user named
+    mode: Any = field(default_factory=torch.inference_mode)  # made once: to enter it anew costs half as much
     parts: list[Any] = field(default_factory=list)  # the methods' objects, whose sources decide what comes out
     knobs: dict[str, Any] = field(default_factory=dict)  # what was set where: by name, and "slot.name" in a second slot
 

@@ -174,16 +174,24 @@ def layers(stack: Stack, rows: Rows, x_BTC: Tensor, first: int, count: int = 1, 
     return out_BTC
 
 
-def gather(stores: Sequence[Tensor], start: int, rows: Sequence[int], *, kernels: library.Library) -> None:
-    """In each [G, S, D] of one sequence's cache, slots start + rows[i], rising, move to start + i. Shapes may differ."""
-    count, moved = len(stores), (c_int64 * len(rows))(*rows)
-    assert all(a < b for a, b in pairwise((-1, *rows)))
-    assert not rows or all(start + rows[-1] < t.shape[1] and t.stride()[1:] == (t.shape[2], 1) for t in stores)
-    data = (c_void_p * count)(*(t.data_ptr() for t in stores))
-    strides = (c_int64 * count)(*(t.stride(0) * t.element_size() for t in stores))
-    heads = (c_int32 * count)(*(t.shape[0] for t in stores))
-    sizes = (c_int64 * count)(*(t.shape[2] * t.element_size() for t in stores))
-    kernels.lib.lithe_gather(data, strides, heads, sizes, count, start, moved, len(rows))
+class Stores:
+    """Each [G, S, D] of one sequence's cache, as the kernels take them: made once, good for many moves. Shapes may differ."""
+
+    def __init__(self, stores: Sequence[Tensor]):
+        count = self.count = len(stores)
+        assert all(t.stride()[1:] == (t.shape[2], 1) for t in stores)
+        self.stores, self.room = list(stores), min((t.shape[1] for t in stores), default=0)
+        self.data = (c_void_p * count)(*(t.data_ptr() for t in stores))
+        self.strides = (c_int64 * count)(*(t.stride(0) * t.element_size() for t in stores))
+        self.heads = (c_int32 * count)(*(t.shape[0] for t in stores))
+        self.sizes = (c_int64 * count)(*(t.shape[2] * t.element_size() for t in stores))
+
+    def gather(self, start: int, rows: Sequence[int], *, kernels: library.Library) -> None:
+        """Slots start + rows[i], rising, move to start + i."""
+        assert all(a < b for a, b in pairwise((-1, *rows)))
+        assert not rows or start + rows[-1] < self.room
+        kernels.lib.lithe_gather(self.data, self.strides, self.heads, self.sizes, self.count, start,
+                                 (c_int64 * len(rows))(*rows), len(rows))
 
 
 def norm(x: Tensor, weight_C: Tensor, eps: float, *, kernels: library.Library) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lithe.errors import TooLargeError, UsageError
 from lithe.kernels import library
-from lithe.kernels.block import gather
+from lithe.kernels.block import Stores
 from lithe.model.config import Config
 from lithe.ops.attention import attention
 
@@ -45,6 +45,7 @@ class PlainCache:
         self.k = [new(layer) if layer.heads else None for layer in shapes]
         self.v = [new(layer) if layer.heads else None for layer in shapes]
         self.layers: Iterable[int] = range(config.layers)
+        self._moves: dict[int, tuple[Tensor, Stores]] = {}  # by sequence, with a tensor that tells when they are others
 
     @classmethod
     def like(cls, model, *, batch: int = 1, capacity: int | None = None) -> PlainCache:
@@ -97,14 +98,20 @@ class PlainCache:
         """Move the rows of sequence b that stay behind its length, in every layer."""
         if any(a >= b for a, b in pairwise((-1, *rows))):
             raise UsageError(f"commit takes rising row numbers, not {list(rows)}")
-        stores = [store[b] for j in self.layers for store in (self.k[j], self.v[j]) if store is not None]
         kernels = library.load() if self.device.type == "cpu" else None
         if kernels is not None:
-            gather(stores, start, rows, kernels=kernels)
+            first = next(k for k in self.k if k is not None)
+            if b not in self._moves or self._moves[b][0] is not first:
+                self._moves[b] = first, Stores(self._stores(b))
+            self._moves[b][1].gather(start, rows, kernels=kernels)
             return
         source = torch.tensor([start + row for row in rows], device=self.device)
-        for store in stores:
+        for store in self._stores(b):
             store[:, start : start + len(rows)] = store.index_select(1, source)
+
+    def _stores(self, b: int) -> list[Tensor]:
+        """All that is kept of a sequence, [G, S, D] each."""
+        return [store[b] for j in self.layers for store in (self.k[j], self.v[j]) if store is not None]
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget what lies past the given lengths."""
@@ -140,7 +147,7 @@ class PlainCache:
         """The same storage seen by a pass over some of the layers, with lengths of its own."""
         twin = object.__new__(PlainCache)
         twin.config, twin.capacity, twin.layers = self.config, self.capacity, layers
-        twin.k, twin.v, twin.lengths = self.k, self.v, list(self.lengths)
+        twin.k, twin.v, twin.lengths, twin._moves = self.k, self.v, list(self.lengths), {}
         return twin
 
     @property

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lithe.errors import TooLargeError, UsageError
 from lithe.model.config import Config, Layer, Rope
-from lithe.model.mask import CAUSAL, Mask, Pass
+from lithe.model.mask import CAUSAL, Mask, Pass, positions
 from lithe.model.modules import FFN, Experts, RMSNorm, draw
 from lithe.model.site import Site, sites
 from lithe.ops.attention import attention
@@ -144,7 +144,8 @@ class Decoder(nn.Module):
         self.settings: dict = {}  # what generation_config.json asks for
         self.token_ids: dict = {}  # bos_token_id and the like, as config.json gives them
 
-    def forward(self, ids_BT: Tensor | None = None, *, embeds: Tensor | None = None, pos_BT: Tensor | None = None,
+    def forward(self, ids_BT: Tensor | None = None, *, embeds: Tensor | None = None,
+                pos_BT: Tensor | list[list[int]] | None = None,
                 mask: Mask = CAUSAL, docs_BT: Tensor | None = None, cache: Cache | None = None,
                 rows: Sequence[int] | None = None, layers: Iterable | None = None,
                 skip: Iterable[tuple[int, str]] = (), taps: Iterable[int | str] = (),
@@ -264,24 +265,17 @@ class Decoder(nn.Module):
             return self.head(x_BTC[torch.arange(len(rows), device=x_BTC.device), last].unsqueeze(1))
         return self.head(x_BTC[:, torch.as_tensor(which, device=x_BTC.device)])
 
-    def _prepare(self, x_BTC: Tensor, pos_BT: Tensor | None, mask: Mask, docs_BT: Tensor | None, cache: Cache | None) -> Pass:
+    def _prepare(self, x_BTC: Tensor, pos_BT: Tensor | list[list[int]] | None, mask: Mask, docs_BT: Tensor | None,
+                 cache: Cache | None) -> Pass:
         B, T, _ = x_BTC.shape
         lengths = cache.lengths if cache is not None else [0] * B
         if len(lengths) != B:
             raise UsageError(f"a batch of {B} sequences was given to a cache of {len(lengths)}")
-        cached = max(lengths) > 0
         if cache is not None:
             cache.reserve(T)
         elif self.config.context < T:
             raise TooLargeError(f"{T} tokens do not fit into this model's context of {self.config.context}")
-        last = max(lengths) + T - 1  # the furthest position: read from the tensor only where the caller chose them
-        if pos_BT is not None:
-            first, last = (int(end) for end in pos_BT.aminmax())
-            if first < 0:
-                raise UsageError(f"positions count from 0, but one is {first}")
-        else:
-            steps = torch.arange(T, device=x_BTC.device)
-            pos_BT = torch.stack([steps + n for n in lengths]) if cached else steps.expand(B, T)
+        pos_BT, last = positions(pos_BT, lengths, T, x_BTC.device)
         return Pass(self, pos_BT, last, mask, docs_BT, list(lengths), cache)
 
     def turns(self, rope: Rope, last: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,11 @@ from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from lithe.errors import UsageError
 
 if TYPE_CHECKING:
     from lithe.model.adapted import Groups
@@ -100,6 +103,32 @@ def key_positions(pos_BT: Tensor, lengths: list[int]) -> Tensor:
     for b, length in enumerate(lengths):
         keys[b, length : length + T] = pos_BT[b]
     return keys
+
+
+def whole(rows: list[list[int]], device: torch.device) -> Tensor:
+    """Whole numbers [B, T], by way of an array: a tensor made from lists takes several times as long."""
+    made = torch.from_numpy(np.array(rows, dtype=np.int64))
+    return made if device.type == "cpu" else made.to(device)
+
+
+def positions(chosen: Tensor | list[list[int]] | None, lengths: list[int], rows: int,
+              device: torch.device) -> tuple[Tensor, int]:
+    """The positions [B, T] of a pass, and the furthest one. chosen: None has the rows follow what is cached.
+
+    Lists are looked through before they become a tensor, which is quicker. Raises UsageError for a position below 0.
+    """
+    if chosen is None:
+        steps = torch.arange(rows, device=device)
+        if max(lengths) == 0:
+            return steps.expand(len(lengths), rows), rows - 1
+        return torch.stack([steps + n for n in lengths]), max(lengths) + rows - 1
+    if isinstance(chosen, Tensor):
+        pos_BT, (first, last) = chosen, (int(end) for end in chosen.aminmax())
+    else:
+        pos_BT, first, last = whole(chosen, device), min(map(min, chosen)), max(map(max, chosen))
+    if first < 0:
+        raise UsageError(f"positions count from 0, but one is {first}")
+    return pos_BT, last
 
 
 class Pass:

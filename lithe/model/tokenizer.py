@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tokenizers
+from tokenizers import decoders
 
 from lithe import registry
 from lithe.errors import FormatError, UnsupportedError, UsageError
@@ -61,6 +62,7 @@ class Tokenizer:
         named = read_json(folder, "special_tokens_map.json", optional=True) | config
         self.special = {name: text for name in NAMES if (text := _content(named.get(name))) is not None}
         self.vocab_size = max(self.vocabulary.values(), default=-1) + 1
+        self._pieces: dict[int, str] | None = {} if isinstance(self.backend.decoder, decoders.ByteLevel) else None
         if embedding is not None and self.vocab_size > embedding:
             raise FormatError(f"{folder}: the tokenizer has {self.vocab_size} tokens, the embedding only {embedding} rows; "
                               "these files do not belong together")
@@ -88,6 +90,19 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """The text of token ids, special tokens left out unless asked for."""
         return self.backend.decode(list(ids), skip_special_tokens=not special)
+
+    def piece(self, token: int) -> str:
+        """The text this token adds whatever surrounds it, looked up from the second time on; "" where that cannot be told.
+
+        It can where tokens are bytes and these end no character midway.
+        """
+        if self._pieces is None:
+            return ""
+        found = self._pieces.get(token)
+        if found is None:
+            text = self.decode([token])
+            found = self._pieces[token] = "" if "\ufffd" in text else text
+        return found
 
     def chat(self, messages: list[dict], add_generation_prompt: bool = True, **extra) -> str:
         """The prompt for a conversation in this model's format; encode it with bos=False, as transformers does."""
@@ -131,7 +146,7 @@ class Stream:
     LONGEST = 8  # tokens to wait for a character to end; one has at most four bytes, so what still waits is no character
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()):
-        self.decode = tokenizer.decode
+        self.decode, self.piece = tokenizer.decode, tokenizer.piece
         self.before: list[int] = list(prompt[-self.LONGEST :])  # tokens already shown, as context for the decoder
         self.waiting: list[int] = []
         while len(self.before) > self.LONGEST - 4 and "\ufffd" in self.decode(self.before):
@@ -139,6 +154,9 @@ class Stream:
 
     def push(self, token: int) -> str:
         """The text this token completes, "" while a character is unfinished."""
+        if not self.waiting and (piece := self.piece(token)):
+            self.before = [token]
+            return piece
         self.waiting.append(token)
         text = self.decode(self.before + self.waiting)
         return "" if text.endswith("\ufffd") and len(self.waiting) < self.LONGEST else self._show(text)

@@ -70,15 +70,29 @@ def chance_of(dice: torch.Generator | Chance) -> Chance:
 
 def greedy(tree: Tree, scores_NV: Tensor) -> Walk:
     """Follow the largest score of every node, the lowest id among equals. Raises ValueError where none is left."""
-    top_N = scores_NV.max(-1)
-    scores, best = top_N.values.tolist(), top_N.indices.tolist()
+    best_of = _best_of(scores_NV)
 
     def decide(node: int, tokens: list[int]) -> Decision:
-        if not isfinite(scores[node]):  # asked of visited nodes only: a constraint may leave nothing below a wrong guess
+        score, best = best_of(node)
+        if not isfinite(score):  # asked of visited nodes only: a constraint may leave nothing below a wrong guess
             raise ValueError(EMPTY)
-        return match(tokens, best[node])
+        return match(tokens, best)
 
     return descend(tree, decide)
+
+
+def _best_of(scores_NV: Tensor) -> Callable[[int], tuple[float, int]]:
+    """For a row its largest score and the lowest id that has it: row by row where that is cheap, else all at once."""
+    if scores_NV.is_cpu and scores_NV.dtype in (torch.float32, torch.float64):
+        table = scores_NV.numpy(force=scores_NV.requires_grad)  # whose argmax is some ten times as quick as a tensor's
+
+        def look(node: int) -> tuple[float, int]:
+            best = int(table[node].argmax())
+            return float(table[node, best]), best
+
+        return look
+    top_N = scores_NV.max(-1)
+    return list(zip(top_N.values.tolist(), top_N.indices.tolist(), strict=True)).__getitem__
 
 
 def descend(tree: Tree, decide: Callable[[int, list[int]], Decision]) -> Walk:

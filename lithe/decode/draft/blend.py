@@ -8,22 +8,22 @@ of their whole path, as many as give the most tokens for the time a pass of so m
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lithe import registry
 from lithe.card import Card, knob
+from lithe.decode.budget import costs, pays
 from lithe.errors import UsageError
-from lithe.model.runtime import stored
 from lithe.ops.tree import Tree
 
 CARD = Card(paper="lithe's own", promises=("same_tokens", "same_law"), needs=("tree", "gather"), emits=("det",))
-DEEPEST, LAST_RANK, FARTHEST = 8, 3, 4  # beyond these, depths, ranks and reaches share what is known of them
+DEEPEST, LAST_RANK, FARTHEST = 4, 3, 5  # beyond these, depths, ranks and reaches share what is known of them
+DEAR = 2.5  # no source is asked for more tokens than a pass of so many plain ones can verify
+FAMILY = 3  # of a kind's parts, those by which it has kin
 MEMORY = 0.985  # what a past answer counts for after the next one with the same key
 PRIOR = 3.0  # answers that the first guess of a chance counts as
-ROW = 0.05  # cost of a further row in passes of one, where no cost curve is stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,78 +42,75 @@ class Source:
     draft: Any
 
 
-@dataclass
-class Chance:
-    """A forgetful average of yes and no."""
+class Chances:
+    """How often nodes of a kind came true, learnt online: forgetful averages. A kind begins where its family stands."""
 
-    right: float
-    asked: float = PRIOR
+    def __init__(self) -> None:
+        self.kinds: dict[tuple, list[float]] = {}  # of each kind and family: right, asked
 
-    @property
-    def mean(self) -> float:
-        return self.right / self.asked
+    def mean(self, kind: tuple, first: float) -> float:
+        """The chance of a kind; `first` where neither it nor its family was ever met."""
+        right, asked = self.kinds.get(kind) or (0.0, 0.0)
+        kin, many = self.kinds.get(kind[:FAMILY]) or (0.0, 0.0)
+        return (right + PRIOR * (kin + first) / (many + 1)) / (asked + PRIOR)
 
-    def learn(self, yes: bool) -> None:
-        self.right, self.asked = MEMORY * self.right + yes, MEMORY * self.asked + 1
+    def learn(self, kind: tuple, yes: bool) -> None:
+        for known in (kind, kind[:FAMILY]):
+            entry = self.kinds.setdefault(known, [0.0, 0.0])
+            entry[0], entry[1] = MEMORY * entry[0] + yes, MEMORY * entry[1] + 1
 
 
-@dataclass
 class Union:
-    """The merged trees of one sequence. Nodes as in Tree; who proposes each, at which rank at best, and from how far."""
+    """The merged trees of one sequence. Nodes as in Tree; of each the bits of who proposes it, and what it is like."""
 
-    tokens: list[int]
-    parents: list[int] = field(default_factory=lambda: [-1])
-    depths: list[int] = field(default_factory=lambda: [0])
-    voices: list[list[str]] = field(default_factory=lambda: [[]])
-    ranks: list[int] = field(default_factory=lambda: [0])
-    reaches: list[int] = field(default_factory=lambda: [0])
-    children: list[dict[int, int]] = field(default_factory=lambda: [{}])
+    def __init__(self, root: int):
+        self.tokens, self.parents, self.depths, self.voices = [root], [-1], [0], [0]
+        self.ranks, self.reaches = [0], [0]
+        self.places: dict[tuple[int, int], int] = {}  # by parent and token
 
-    def add(self, tree: Tree, name: str, most: int) -> None:
+    def add(self, tree: Tree, voice: Callable[[str], int], name: str, most: int) -> None:
         """Merge a source's tree down to `most` tokens deep."""
-        place, seen, depths = [0] * len(tree), [0] * len(tree), tree.depths
-        reach = min(max(depths).bit_length(), FARTHEST)
+        place, seen = [0] * len(tree), [0] * len(tree)
         for node in range(1, len(tree)):
-            parent = tree.parents[node]
-            rank, seen[parent] = seen[parent], seen[parent] + 1
-            if depths[node] > most:
+            above = tree.parents[node]
+            rank, seen[above] = seen[above], seen[above] + 1
+            parent, token = place[above], tree.tokens[node]
+            if parent < 0 or self.depths[parent] >= most:
+                place[node] = -1
                 continue
-            here = place[node] = self._node(place[parent], tree.tokens[node])
-            voice = tree.sources.get(node, name)
-            if voice not in self.voices[here]:
-                self.voices[here].append(voice)
+            here = self.places.get((parent, token))
+            if here is None:
+                here = self.places[parent, token] = self._new(token, parent)
+            place[node] = here
+            self.voices[here] |= voice(tree.sources.get(node, name))
             self.ranks[here] = min(self.ranks[here], rank)
+        kept = [here for here in place if here > 0]
+        reach = min(max((self.depths[here] for here in kept), default=0).bit_length(), FARTHEST)
+        for here in kept:
             self.reaches[here] = max(self.reaches[here], reach)
 
-    def _node(self, parent: int, token: int) -> int:
-        found = self.children[parent].get(token)
-        if found is not None:
-            return found
+    def _new(self, token: int, parent: int) -> int:
         self.tokens.append(token)
         self.parents.append(parent)
         self.depths.append(self.depths[parent] + 1)
-        self.voices.append([])
+        self.voices.append(0)
         self.ranks.append(LAST_RANK)
         self.reaches.append(0)
-        self.children.append({})
-        node = self.children[parent][token] = len(self.tokens) - 1
-        return node
+        return len(self.tokens) - 1
 
-    def key(self, node: int) -> tuple:
-        """What nodes that are alike have in common."""
-        depth, rank = min(self.depths[node], DEEPEST), min(self.ranks[node], LAST_RANK)
-        return (*sorted(self.voices[node]), depth, rank, self.reaches[node])
+    def kind(self, node: int) -> tuple:
+        """What nodes that are alike have in common, the family first."""
+        return self.voices[node], self.ranks[node], self.reaches[node], min(self.depths[node], DEEPEST)
 
 
 class Method:
     def __init__(self, knobs: Knobs, model):
-        self.knobs = knobs
-        self.sources = [Source(spec.entry.name, spec.entry.module.Method(spec.knobs, model)) for spec in _specs(knobs)]
-        self.chances: dict[tuple, Chance] = {}
+        self.knobs, self.costs = knobs, costs(model, knobs.nodes, knobs.row)
+        most = max(1, sum(cost <= DEAR for cost in self.costs) - 1)
+        self.sources = [Source(spec.entry.name, spec.entry.module.Method(spec.knobs, model)) for spec in _specs(knobs, most)]
+        self.chances = Chances()
+        self.voices: dict[str, int] = {}  # the bit of each name that a node's source was told by
         self.proposed: dict[int, Union] = {}  # by sequence, from one proposal to what came of it
-        known = None if knobs.row else stored(model)
-        curve = known.curves.get(model.threads) if known else None
-        self.cost = curve.ratio if curve else lambda rows: 1 + (knobs.row or ROW) * (rows - 1)  # in passes of one row
 
     def start(self, sequences):
         for source in self.sources:
@@ -121,10 +118,10 @@ class Method:
                 source.draft.start(sequences)
 
     def propose(self, sequences, room):
-        unions = [Union([s.ids[-1]]) for s in sequences]
+        unions = [Union(s.ids[-1]) for s in sequences]
         for source in self.sources:
             for union, tree, most in zip(unions, source.draft.propose(sequences, room), room, strict=True):
-                union.add(tree, source.name, most)
+                union.add(tree, self._voice, source.name, most)
         self.proposed = {s.number: union for s, union in zip(sequences, unions, strict=True)}
         return [self._best(union) for union in unions]
 
@@ -135,52 +132,38 @@ class Method:
         for source in self.sources:
             source.draft.observe(rounds)
 
+    def _voice(self, name: str) -> int:
+        return self.voices.setdefault(name, 1 << len(self.voices))
+
     def _best(self, union: Union) -> Tree:
         """The likeliest nodes, as many as give the most tokens for their time."""
-        chosen, expected, best, size = [], 1.0, 1.0, 0
-        for chance, node in self._likeliest(union):
-            chosen.append(node)
-            expected += chance
-            pays = expected / self.cost(len(chosen) + 1)
-            if pays > best:
-                best, size = pays, len(chosen)
+        paths = [1.0]
+        for node in range(1, len(union.tokens)):
+            first = (1 - 0.5 ** union.voices[node].bit_count()) * 0.5 ** union.ranks[node]
+            paths.append(paths[union.parents[node]] * self.chances.mean(union.kind(node), first))
+        order = sorted(range(1, len(paths)), key=lambda node: -paths[node])[: self.knobs.nodes]  # stable: parents come first
+        size = pays([paths[node] for node in order], self.costs)
+        names = {bit: name for name, bit in self.voices.items()}
         tree, place = Tree.root(union.tokens[0]), {0: 0}
-        for node in chosen[:size]:
-            place[node] = tree.add(union.tokens[node], place[union.parents[node]], "+".join(sorted(union.voices[node])))
+        for node in order[:size]:
+            said = "+".join(sorted(name for bit, name in names.items() if bit & union.voices[node]))
+            place[node] = tree.add(union.tokens[node], place[union.parents[node]], said)
         return tree
 
-    def _likeliest(self, union: Union) -> Iterator[tuple[float, int]]:
-        """Nodes and the chances of their paths, falling, so that parents come first."""
-        front = [(-1.0, 0)]
-        for taken in range(self.knobs.nodes + 1):
-            if not front:
-                return
-            minus, node = heapq.heappop(front)
-            if taken:
-                yield -minus, node
-            for child in union.children[node].values():
-                heapq.heappush(front, (minus * self._chance(union, child).mean, child))
-
-    def _chance(self, union: Union, node: int) -> Chance:
-        key = union.key(node)
-        if key not in self.chances:
-            first = 1 - 0.5 ** len(union.voices[node])  # each voice alone is as often right as not, and half as often a rank on
-            self.chances[key] = Chance(PRIOR * first * 0.5 ** min(union.ranks[node], LAST_RANK))
-        return self.chances[key]
-
-    def _learn(self, union: Union, truth: Iterable[int]) -> None:
+    def _learn(self, union: Union, truth: Sequence[int]) -> None:
         """Down the text as it came to be: the children of every node on it were right or wrong."""
-        node = 0
-        for token in truth:
-            for child in union.children[node].values():
-                self._chance(union, child).learn(union.tokens[child] == token)
-            if token not in union.children[node]:
-                return
-            node = union.children[node][token]
+        on = {0: 0}  # nodes that came true, and how much of the text they have seen
+        for node in range(1, len(union.tokens)):
+            seen = on.get(union.parents[node])
+            if seen is not None and seen < len(truth):
+                right = union.tokens[node] == truth[seen]
+                self.chances.learn(union.kind(node), right)
+                if right:
+                    on[node] = seen + 1
 
 
-def _specs(knobs: Knobs) -> list[registry.Spec]:
-    """The sources asked for. Raises UsageError for one that cannot be blended."""
+def _specs(knobs: Knobs, most: int) -> list[registry.Spec]:
+    """The sources asked for, each to draft `most` tokens where it can be told so. Raises UsageError for one that cannot."""
     if knobs.drafts:
         texts = [part.strip().replace("(", ":").replace(";", ",").removesuffix(")") for part in knobs.drafts.split("+")]
         specs = [registry.parse(text, "draft") for text in texts]
@@ -191,7 +174,7 @@ def _specs(knobs: Knobs) -> list[registry.Spec]:
         if not _blends(spec.entry):
             raise UsageError(f"{spec.entry.name} cannot be blended: it is no draft of chosen trees that learns from any tree")
         if hasattr(spec.knobs, "nodes") and "nodes" not in spec.values:
-            spec.values["nodes"] = knobs.nodes
+            spec.values["nodes"] = most
     if not specs:
         raise UsageError("there is no draft here that can be blended: name some, as drafts=one+two")
     return specs

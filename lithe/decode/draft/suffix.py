@@ -14,6 +14,7 @@ import heapq
 from dataclasses import dataclass
 
 from lithe.card import Card, knob
+from lithe.decode.budget import costs, pays
 from lithe.ops.suffix import SuffixAutomaton
 from lithe.ops.tree import Tree
 
@@ -30,13 +31,14 @@ class Knobs:
     depth: int = knob(64, "longest suffix to match", low=1, high=1024)
     alpha: float = knob(1.0, "tokens to draft for each token matched", low=0.0, high=16.0)
     offset: float = knob(0.0, "tokens to draft beyond that", low=0.0, high=64.0)
-    nodes: int = knob(64, "most tokens to draft", low=1, high=1024)
+    nodes: int = knob(64, "most tokens to draft; 0: as many as pay, by the stored cost curve", low=0, high=1024)
     floor: float = knob(0.1, "least probability of a drafted path by the counts", low=0.0, high=1.0)
     tree: bool = knob(True, "draft branches; else the likeliest path alone")
     outputs: bool = knob(True, "look into finished outputs as well as into the text itself")
     limit: int = knob(1_000_000, "tokens of finished outputs kept; at the limit the index begins anew", low=1)
 
 
+AUTO = 64  # most tokens to draft where what pays is looked for
 Node = tuple[float, int, int]  # probability, parent within the draft (-1 its root), token
 
 
@@ -44,7 +46,8 @@ class Method:
     learns_from_any_tree = True
 
     def __init__(self, knobs: Knobs, model):
-        self.knobs = knobs
+        self.knobs, self.most = knobs, knobs.nodes or AUTO
+        self.costs = [] if knobs.nodes else costs(model, AUTO)
         self.texts: dict[int, tuple[int, SuffixAutomaton]] = {}  # by sequence: how far it was read, and its index
         self.outputs = SuffixAutomaton()
         self.ended = 0  # outputs in the index
@@ -69,6 +72,8 @@ class Method:
         if self.knobs.outputs:
             found.append(("outputs", *self._best(self.outputs, *self.outputs.match(sequence.ids[-self.knobs.depth :]), most)))
         source, _, nodes = max(found, key=lambda one: one[1])
+        if self.costs:  # the likeliest come first
+            nodes = nodes[: pays([chance for chance, _, _ in nodes], self.costs)]
         for _, parent, token in nodes:
             tree.add(token, parent + 1, source)
         return tree
@@ -93,7 +98,7 @@ class Method:
         best: tuple[float, list[Node]] = (0.0, [])
         for suffix in index.suffixes(state):
             matched = min(index.lengths[suffix], length, self.knobs.depth)
-            budget = min(int(self.knobs.alpha * matched + self.knobs.offset), self.knobs.nodes)
+            budget = min(int(self.knobs.alpha * matched + self.knobs.offset), self.most)
             if budget <= best[0]:
                 break  # a shorter suffix has no larger budget, and no token counts for more than one
             nodes = self._expand(index, suffix, budget, most)

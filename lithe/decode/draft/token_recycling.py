@@ -4,7 +4,8 @@ Token Recycling (Luo et al., 2024), sections 3.1 to 3.3. A matrix holds, for eve
 when that token was last verified; a fixed tree of ranks is filled from it breadth first, and every verified row writes its own
 candidates back. The table lives on across prompts (hot start). Costs vocabulary x k x 4 bytes and no training.
 
-Our own addition: with fewer than the paper's 80 nodes, the rank paths with the largest product of measured hit rates are kept.
+Our own addition: with fewer than the paper's 80 nodes, the rank paths with the largest product of measured hit rates are kept;
+with nodes=0 so many of them as give the most tokens for the time of their pass, by the stored cost curve.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lithe.card import Card, knob
+from lithe.decode.budget import costs, pays
+from lithe.ops.rank import top
 from lithe.ops.tree import Tree
 
 CARD = Card(
@@ -48,10 +51,16 @@ def template() -> list[tuple[int, ...]]:
     return [tuple(map(int, path)) for path in paths]
 
 
+def slots(paths: list[tuple[int, ...]]) -> list[tuple[int, int, int]]:
+    """Of each rank path the number of the one above it (-1 is the root), its last rank and its depth."""
+    number = {(): -1} | {path: i for i, path in enumerate(paths)}
+    return [(number[path[:-1]], path[-1], len(path)) for path in paths]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
     k: int = knob(8, "candidates kept for each token", low=1, high=64)
-    nodes: int = knob(80, "tree size without its root; below 80 the likeliest rank paths are kept", low=1, high=80)
+    nodes: int = knob(80, "tree size without its root; below 80 the likeliest rank paths; 0: as many as pay", low=0, high=80)
     hot: bool = knob(True, "keep the table from one prompt to the next")
     update: str = knob("all", "which verified rows write to the table", choices=("all", "accepted"))
 
@@ -65,7 +74,8 @@ class Method:
         self.right = 0.5 ** np.arange(1, self.k + 1) * np.ones((DEPTH, 1))  # how often the candidate of each rank came true
         self.tested = np.ones((DEPTH, 1))
         self.rounds = 0
-        self.paths = self._shape()
+        self.costs = [] if knobs.nodes else costs(model, len(template()))
+        self.slots = slots(self._shape())
 
     def start(self, sequences):
         if not self.knobs.hot:
@@ -78,23 +88,20 @@ class Method:
         for r in rounds:
             self._learn(r.tree, r.walk)
             rows = range(len(r.tree)) if self.knobs.update == "all" else (0, *r.walk.path)
-            top_NK = r.logits_NV.topk(self.k, dim=-1).indices.cpu().numpy()
+            top_NK = top(r.logits_NV, self.k)
             for row in rows:  # the same token twice: the later row in tree order wins
                 self.table[r.tree.tokens[row]] = top_NK[row]
             self.rounds += 1
             if self.rounds % REBUILD == 0:
-                self.paths = self._shape()
+                self.slots = slots(self._shape())
 
     def _fill(self, root: int, most: int) -> Tree:
-        tree = Tree.root(root)
-        nodes: dict[tuple[int, ...], int] = {(): 0}
-        for path in self.paths:
-            parent = nodes.get(path[:-1])
-            if parent is None or len(path) > most:
-                continue
-            token = int(self.table[tree.tokens[parent], path[-1]])
-            if token:
-                nodes[path] = tree.add(token, parent)
+        tree, nodes = Tree.root(root), {-1: 0}  # by number of the path
+        for number, (above, rank, depth) in enumerate(self.slots):
+            if above in nodes and depth <= most:
+                token = int(self.table[tree.tokens[nodes[above]], rank])
+                if token:
+                    nodes[number] = tree.add(token, nodes[above])
         return tree
 
     def _learn(self, tree: Tree, walk) -> None:
@@ -102,24 +109,28 @@ class Method:
         nodes = (0, *walk.path)
         truth = [tree.tokens[node] for node in walk.path] + [walk.token]
         for depth, (node, token) in enumerate(zip(nodes, truth, strict=True)):
-            ranks = np.flatnonzero(self.table[tree.tokens[node]] == token)
+            row = self.table[tree.tokens[node]].tolist()
             self.tested[min(depth, DEPTH - 1)] += 1
-            if len(ranks) and token:
-                self.right[min(depth, DEPTH - 1), ranks[0]] += 1
+            if token and token in row:
+                self.right[min(depth, DEPTH - 1), row.index(token)] += 1
 
     def _shape(self) -> list[tuple[int, ...]]:
         """Rank paths, parents first: the paper's own tree, or the likeliest paths where fewer nodes are asked for."""
         if self.knobs.nodes == len(template()):
             return [path for path in template() if max(path) < self.k]
-        rate = self.right / self.tested
+        rate, most = self.right / self.tested, self.knobs.nodes or len(template())
         chosen: list[tuple[int, ...]] = []
+        chances: list[float] = []
         frontier: list[tuple[float, tuple[int, ...]]] = [(-rate[0, 0], (0,))]
-        while frontier and len(chosen) < self.knobs.nodes:
+        while frontier and len(chosen) < most:
             cost, path = heapq.heappop(frontier)
             chosen.append(path)
+            chances.append(-cost)
             depth, rank = len(path), path[-1]
             if depth < DEPTH:
                 heapq.heappush(frontier, (cost * rate[depth, 0], (*path, 0)))
             if rank + 1 < self.k:
                 heapq.heappush(frontier, (cost / rate[depth - 1, rank] * rate[depth - 1, rank + 1], (*path[:-1], rank + 1)))
+        if self.costs:
+            chosen = chosen[: pays(chances, self.costs)]
         return sorted(chosen, key=lambda path: (len(path), path))
