@@ -54,6 +54,8 @@ class Draft:
 
 
 class Method:
+    weighs_whole_texts = True
+
     def __init__(self, knobs: Knobs, model):
         self.knobs, self.model = knobs, model
         self.plain = knobs.drafts == 1 and knobs.mix == 0
