@@ -4,6 +4,7 @@
 # make check-real   MODEL=folder: parity, doctor and bench on a checkpoint of yours
 # make readme       write the README's figures from docs/ledger.jsonl
 # make engines      lithe beside transformers and llama.cpp, into docs/engines.md; some minutes, on a quiet machine
+# make decoding     every decoding method on real tasks, into docs/decoding.md; needs $LITHE_DATA, half an hour, a quiet machine
 # make zoo          train the shipped models anew; takes hours, and resumes where it was interrupted
 # make clean        remove what the above made, .lithe/ excepted
 #
@@ -19,7 +20,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo test lint check-real readme engines zoo clean
+.PHONY: demo test lint check-real readme engines decoding zoo clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.lithe
@@ -47,6 +48,10 @@ engines: $(VENV)/.engines
 	$(BIN)/lithe bench zoo:tiny --suite engines --ledger docs/ledger-engines.jsonl
 	$(BIN)/python tools/engines.py
 
+decoding: $(VENV)/.plots
+	$(BIN)/python tools/decoding/measure.py
+	$(BIN)/python tools/decoding/page.py
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find lithe tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -72,6 +77,10 @@ $(VENV)/.test: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.lithe
 	$(PIP) --quiet --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.plots: $(VENV)/.lithe
+	$(PIP) --quiet --editable ".[plots]"
 	@touch $@
 
 $(VENV)/.engines: $(VENV)/.lithe

@@ -37,6 +37,9 @@ class Row:
     speedup_interval: tuple[float, float] | None = None
     speedup_nonlooping: float | None = None  # over the same prompts
     speedup_nonlooping_interval: tuple[float, float] | None = None
+    kinds: dict[str, dict[str, Any]] | None = None  # for each kind of prompt: how many, tokens_per_pass, speedup, as above
+    mean: float | None = None  # of the kinds' speedup_nonlooping, every kind weighing the same
+    mean_interval: tuple[float, float] | None = None
     draft_share: float | None = None  # of the seconds: drafting and observing
     same: int | None = None  # prompts whose tokens are plain's to the last, in every repeat; None where sampling
     of: int = 0
@@ -80,19 +83,19 @@ def fill(row: Row, runs: Runs, plain: Runs, *, greedy: bool, quiet: Quiet, seed:
 
 
 def _speeds(row: Row, runs: Runs, plain: Runs, seed: int) -> None:
-    columns = [*_columns(runs), *_columns(plain)]
-    row.tokens_per_s = float(stats.rate(*columns[:2]))
-    row.speedup = float(stats.ratio(*columns))
-    row.speedup_interval = stats.interval(stats.ratio, *columns, seed=seed)
+    both = [*columns(runs), *columns(plain)]
+    row.tokens_per_s = float(stats.rate(*both[:2]))
+    row.speedup = float(stats.ratio(*both))
+    row.speedup_interval = stats.interval(stats.ratio, *both, seed=seed)
     calm = [i for i, run in enumerate(plain[0]) if not any(map(stats.loops, run.tokens))]
     if calm:
-        columns = [column[calm] for column in columns]
+        both = [column[calm] for column in both]
         row.tokens_per_pass_nonlooping = sum(runs[0][i].count for i in calm) / sum(runs[0][i].passes for i in calm)
-        row.speedup_nonlooping = float(stats.ratio(*columns))
-        row.speedup_nonlooping_interval = stats.interval(stats.ratio, *columns, seed=seed)
+        row.speedup_nonlooping = float(stats.ratio(*both))
+        row.speedup_nonlooping_interval = stats.interval(stats.ratio, *both, seed=seed)
 
 
-def _columns(runs: Runs) -> tuple[stats.Floats, stats.Floats]:
+def columns(runs: Runs) -> tuple[stats.Floats, stats.Floats]:
     """Seconds and tokens, [groups, repeats]."""
     return (np.array([[run.seconds for run in repeat] for repeat in runs]).T,
             np.array([[float(run.count) for run in repeat] for repeat in runs]).T)
@@ -108,4 +111,6 @@ def _same(runs: Runs, plain: Runs) -> int:
 def _short(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {name: _short(item) for name, item in value.items()}
     return [_short(item) for item in value] if isinstance(value, (tuple, list)) else value

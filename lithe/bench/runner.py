@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from lithe.bench import quiet
+from lithe.bench import by_kind, quiet
 from lithe.bench.ledger import Ledger, Record
 from lithe.bench.measure import Run, measure
 from lithe.bench.provenance import record
@@ -34,20 +34,21 @@ class Stopped(KeyboardInterrupt):
 
 
 def bench(model: Decoder, methods: Iterable[str] = (), prompts: Iterable[Prompt] = (), *, max_tokens: int = 128,
-          repeats: int = 1, accept: str | None = None, batch: int = 1, seed: int = 0, ignore_eos: bool = False,
-          warps: Seq[str] = (), ledger: Ledger | None = None, progress: Progress | None = None, **settings: Any) -> list[Row]:
+          kinds: Seq[str] = (), repeats: int = 1, accept: str | None = None, batch: int = 1, seed: int = 0,
+          ignore_eos: bool = False, warps: Seq[str] = (), ledger: Ledger | None = None, part: str | None = None,
+          progress: Progress | None = None, **settings: Any) -> list[Row]:
     """Measure methods beside plain decoding, which is always the first row.
 
-    methods: specs of drafts or tree policies. prompts: texts or token ids. batch: prompts decoded together.
-    accept, warps, settings: as for `generate`. ledger: where each row is kept. progress: called with groups of prompts done
-    and in all. What is not legal raises before anything runs;
-    a method that fails later has its error in its row. Raises Stopped on Ctrl-C.
+    methods: specs of drafts or tree policies. prompts: texts or token ids. kinds: of each prompt, where figures of each kind
+    are wanted too. batch: prompts decoded together. accept, warps, settings: as for `generate`. ledger: where each row is
+    kept; part: under which name. progress: called with groups of prompts done and in all. What is not legal raises before
+    anything runs; a method that fails later has its error in its row. Raises Stopped on Ctrl-C.
 
     Every group of prompts is run by all methods before the next one is, in an order that rotates. Each repeat starts from new
     plans, so that no method meets a prompt that it has already answered.
     """
-    course = Course(model=model, prompts=list(prompts), max_tokens=max_tokens, repeats=repeats, batch=batch, accept=accept,
-                    seed=seed, ignore_eos=ignore_eos, law=Law.of(*warps, **settings))
+    course = Course(model=model, prompts=list(prompts), kinds=kinds, max_tokens=max_tokens, repeats=repeats, batch=batch,
+                    accept=accept, seed=seed, ignore_eos=ignore_eos, law=Law.of(*warps, **settings))
     contestants = _enter(course, methods)
     before, stopped = quiet.listen(), False
     _each(contestants, lambda c: measure(c.make(), [course.ask(0, most=min(WARM_UP, max_tokens))]))
@@ -59,7 +60,7 @@ def bench(model: Decoder, methods: Iterable[str] = (), prompts: Iterable[Prompt]
     rows = _rows(contestants, course, quiet.worse(before, quiet.listen()), stopped)
     for c, row in zip(contestants, rows, strict=True):
         if ledger is not None and (row.prompts or row.error):
-            ledger.append(_record(c, row, course, used=rows[0].prompts))
+            ledger.append(_record(c, row, course, used=rows[0].prompts, part=part))
     if stopped:
         raise Stopped(rows)
     return rows
@@ -72,6 +73,7 @@ class Course:
     model: Decoder
     prompts: list[Prompt]
     max_tokens: int
+    kinds: Seq[str] = ()
     repeats: int = 1
     batch: int = 1
     accept: str | None = None
@@ -84,6 +86,8 @@ class Course:
             raise UsageError("there are no prompts to measure on")
         if self.repeats < 1 or self.batch < 1:
             raise UsageError(f"repeats and batch must be at least 1, not {self.repeats} and {self.batch}")
+        if self.kinds and len(self.kinds) != len(self.prompts):
+            raise UsageError(f"{len(self.prompts)} prompts have {len(self.kinds)} kinds")
         for i in range(len(self.prompts)):
             try:
                 self.ask(i)
@@ -100,6 +104,12 @@ class Course:
         """Numbers of the prompts that are decoded together."""
         count = len(self.prompts)
         return [range(start, min(start + self.batch, count)) for start in range(0, count, self.batch)]
+
+    @property
+    def group_kinds(self) -> list[str]:
+        """Of each group the kind that its prompts share, "" where they share none."""
+        of = [set(self.kinds[group.start : group.stop]) for group in self.groups]
+        return [kinds.pop() if len(kinds) == 1 else "" for kinds in of]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -178,11 +188,13 @@ def _rows(contestants: list[Contestant], course: Course, calm: quiet.Quiet, stop
         row = Row(method=c.plan.name, lossless=promised in c.plan.promises, error=c.error, interrupted=stopped)
         if c.error is None and plain.runs:
             fill(row, c.runs, plain.runs, greedy=greedy, quiet=calm, seed=course.seed)
+            by_kind.fill(row, c.runs, plain.runs, course.group_kinds, seed=course.seed)
         rows.append(row)
     return rows
 
 
-def _record(c: Contestant, row: Row, course: Course, *, used: int) -> Record:
+def _record(c: Contestant, row: Row, course: Course, *, used: int, part: str | None) -> Record:
     parts = (c.plan.draft, *c.plan.parts, *course.law.warps)
-    return record("bench", course.model, measured=row.json(), inputs=course.prompts[:used], settings=course.settings,
+    return record("bench", course.model, measured=row.json(), inputs=course.prompts[:used],
+                  settings=course.settings | ({"part": part} if part else {}),
                   seed=course.seed, method=row.method, knobs=c.plan.knobs, parts=parts)

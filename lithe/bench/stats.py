@@ -12,6 +12,7 @@ Floats = NDArray[np.float64]
 GRAM = 4
 LOOPS_ABOVE = 0.2  # share of repeated 4-grams past which a text counts as looping
 DRAWS = 2000
+TAILS = (0.025, 0.975)
 CELLS = 2**18  # numbers drawn at a time
 
 
@@ -45,15 +46,18 @@ def rate(seconds_PR: Floats, tokens_PR: Floats) -> Floats:
     return tokens_P.sum(-1) / (cost_P * tokens_P).sum(-1)
 
 
-def interval(statistic: Callable[..., Floats], *columns_PR: Floats, seed: int = 0, draws: int = DRAWS,
-             level: float = 0.95) -> tuple[float, float] | None:
-    """Percentile bootstrap of a statistic of columns [P, R], paired: prompts are drawn with replacement, then repeats in each.
-
-    None where there is nothing to draw from: one prompt, one repeat.
-    """
-    P, R = columns_PR[0].shape
-    if P * R < 2:
+def interval(statistic: Callable[..., Floats], *columns_PR: Floats, seed: int = 0,
+             draws: int = DRAWS) -> tuple[float, float] | None:
+    """95 % percentile bootstrap interval of a statistic of columns [P, R]. None where there is nothing to draw from."""
+    if columns_PR[0].size < 2:  # one prompt, one repeat
         return None
+    low, high = np.quantile(draw(statistic, *columns_PR, seed=seed, draws=draws), TAILS)
+    return float(low), float(high)
+
+
+def draw(statistic: Callable[..., Floats], *columns_PR: Floats, seed: int = 0, draws: int = DRAWS) -> Floats:
+    """Bootstrap draws [D] of a statistic, paired: prompts are drawn with replacement, then repeats in each."""
+    P, R = columns_PR[0].shape
     dice = np.random.default_rng(seed)
     found, some = [], max(1, CELLS // (P * R))
     for start in range(0, draws, some):
@@ -61,8 +65,7 @@ def interval(statistic: Callable[..., Floats], *columns_PR: Floats, seed: int = 
         rows_DPR, repeats_DPR = dice.integers(P, size=(D, P, 1)), dice.integers(R, size=(D, P, R))
         # One draw serves all columns: what was run side by side is compared side by side.
         found.append(statistic(*(column[rows_DPR, repeats_DPR] for column in columns_PR)))
-    low, high = np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return np.concatenate(found)
 
 
 def ratio(seconds_PR: Floats, tokens_PR: Floats, plain_seconds_PR: Floats, plain_tokens_PR: Floats) -> Floats:

@@ -85,7 +85,14 @@ def runs_as(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """Prompts of a file: `.txt` holds one a line; `.jsonl` and `.jsonl.gz` one object a line, its prompt in one of FIELDS.
+    """Prompts of a file, as of `read_kinds`."""
+    return [prompt for prompt, _ in read_kinds(path)]
+
+
+def read_kinds(path: str | Path) -> list[tuple[str, str]]:
+    """Prompts of a file, and of each its kind, "" where the file tells none.
+
+    `.txt` holds a prompt a line; `.jsonl` and `.jsonl.gz` one object a line, its prompt in one of FIELDS, its kind in "kind".
 
     Empty lines may only end the file. Raises UsageError for a file that is not there or of another kind, FormatError with
     the line's number for one that cannot be read.
@@ -97,10 +104,10 @@ def read_prompts(path: str | Path) -> list[str]:
     prompts = []
     for number, line in _lines(path, compressed=suffix.endswith(".gz")):
         where = f"{path}, line {number}"
-        prompt = line if suffix == ".txt" else _prompt_of(line, where)
+        prompt, kind = (line, "") if suffix == ".txt" else _prompt_of(line, where)
         if not prompt.strip():
             raise FormatError(f"{where}: the prompt is empty")
-        prompts.append(prompt)
+        prompts.append((prompt, kind))
     if not prompts:
         raise FormatError(f"{path} holds no prompts")
     return prompts
@@ -125,7 +132,7 @@ def _lines(path: Path, *, compressed: bool) -> Iterator[tuple[int, str]]:
             raise FormatError(f"{path}, line {number} is not UTF-8: {byte}") from None
 
 
-def _prompt_of(line: str, where: str) -> str:
+def _prompt_of(line: str, where: str) -> tuple[str, str]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as problem:
@@ -142,4 +149,7 @@ def _prompt_of(line: str, where: str) -> str:
         raise FormatError(f"{where}: field {field!r} holds no text")
     if any("\ud800" <= letter <= "\udfff" for letter in value):
         raise FormatError(f"{where}: field {field!r} holds half a surrogate pair, which is no letter")
-    return value
+    kind = record.get("kind", "")
+    if not isinstance(kind, str):
+        raise FormatError(f"{where}: field 'kind' holds no text")
+    return value, kind

@@ -36,10 +36,15 @@ def open_ledger(path: str | None, no_ledger: bool) -> Ledger | None:
 
 def chosen_prompts(path: str | None, limit: int | None) -> list[str]:
     """Prompts of a file, or of the shipped mixture."""
-    from lithe.cli._common import read_prompts
+    return [prompt for prompt, _ in chosen_kinds(path, limit)]
+
+
+def chosen_kinds(path: str | None, limit: int | None) -> list[tuple[str, str]]:
+    """The same, each with its kind."""
+    from lithe.cli._common import read_kinds
     from lithe.model.load import ZOO
 
-    return read_prompts(path if path is not None else ZOO / "prompts" / "mixed.jsonl")[:limit]
+    return read_kinds(path if path is not None else ZOO / "prompts" / "mixed.jsonl")[:limit]
 
 
 @contextmanager

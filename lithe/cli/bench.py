@@ -10,7 +10,7 @@ import typer
 
 from lithe.cli._common import DEVICE, DTYPE, JSON, METHODS, OFFLINE, SEED, THREADS, open_model, table
 from lithe.cli._engines import ENGINE, PRECISION, ROUNDS, SUITE, alone, compare
-from lithe.cli._measure import LEDGER, LIMIT, NO_LEDGER, PROMPTS, chosen_prompts, open_ledger, progress
+from lithe.cli._measure import LEDGER, LIMIT, NO_LEDGER, PROMPTS, chosen_kinds, open_ledger, progress
 
 if TYPE_CHECKING:
     from lithe.bench.rows import Row
@@ -50,11 +50,12 @@ def command(
     if alone(context, suite):
         return compare(model, engines=engine or (), precisions=precision or (), rounds=rounds, prompts=prompts, limit=limit,
                        threads=threads, offline=offline, as_json=as_json, book=open_ledger(ledger, no_ledger))
-    asked, book = chosen_prompts(prompts, limit), open_ledger(ledger, no_ledger)
+    asked, book = chosen_kinds(prompts, limit), open_ledger(ledger, no_ledger)
     target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline)
     try:
         with progress("measuring") as tell:
-            rows = bench(target, method or (), asked, max_tokens=max_tokens, repeats=repeats, accept=accept, batch=batch,
+            rows = bench(target, method or (), [prompt for prompt, _ in asked], kinds=[kind for _, kind in asked],
+                         max_tokens=max_tokens, repeats=repeats, accept=accept, batch=batch,
                          seed=seed, ignore_eos=ignore_eos, warps=warp or (), ledger=book, progress=tell,
                          temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         code = 1 if any(row.error for row in rows) else 0

@@ -27,7 +27,10 @@ def check_verbs(entry: Entry) -> None:
                 assert batch == alone, f"a text depends on its batch mates at limit {limit}"
         whole = texts(made, PROMPTS, 30)
         ends = {text[len(text) // 2] for text in whole}
-        assert texts(made, PROMPTS, 30, ends=ends) == [until(text, ends) for text in whole], "an end is missed"
+        cut = texts(made, PROMPTS, 30, ends=ends)
+        if getattr(entry.module.Method, "weighs_whole_texts", False):  # an end may let another text win: yet it ends there
+            whole = cut
+        assert cut == [until(text, ends) for text in whole], "an end is missed"
 
 
 def check_level_zero_is_identity(entry: Entry) -> None:

@@ -28,9 +28,10 @@ def guess(draft, *ids, most=99):
 
 def test_the_longest_ending_that_occurs_is_matched(draft):
     made = draft([1, 2, 3, 9, 9, 2, 3, 8, 8, 1, 2, 3, 7])
-    assert made._longest([5, 1, 2, 3])[1] == 3 and sorted(made._longest([5, 1, 2, 3])[0]) == [0, 9]
-    assert made._longest([4, 2, 3])[1] == 2 and made._longest([4, 3]) is None and made._longest([3]) is None
-    assert draft(list(range(30)) * 2)._longest(list(range(30)))[1] == 16
+    longest = lambda ids, made=made: made.store.longest(ids, 2, 16)
+    assert longest([5, 1, 2, 3])[1] == 3 and sorted(longest([5, 1, 2, 3])[0]) == [0, 9]
+    assert longest([4, 2, 3])[1] == 2 and longest([4, 3]) is None and longest([3]) is None
+    assert longest(list(range(30)), draft(list(range(30)) * 2))[1] == 16
 
 
 def test_continuations_are_counted_in_a_trie(draft):
