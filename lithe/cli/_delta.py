@@ -182,7 +182,7 @@ def show(told: dict[str, Any]) -> None:
                 kept = "" if row["kept"] is None else f", {row['kept']:.1%} of the gain"
                 print(f"{row['mean']:.4f}{spread} through {' + '.join(row['methods'])}{kept}, {row['bytes']:,} bytes")
     for one in told.get("deltas", [told] if "forms" in told else []):
-        print(f"{one['folder']}: {' + '.join(one['methods']) or 'exact'}, {one['values']:,} values of a {one['what']} in "
+        print(f"{one['folder']}: {' + '.join(one['methods']) or 'exact'}, {one['values']:,} values ({one['what']}) in "
               f"{one['bytes']:,} bytes, {one['bits_per_value']:.3f} bits a value, {one['times_smaller_than_16_bit']:.1f} times "
               "smaller than 16-bit ones")
         table(("form", "tensors", "values", "bytes"), [(form, *row.values()) for form, row in one["forms"].items()])

@@ -96,14 +96,18 @@ def exact(before: Tensor, after: Tensor) -> Coded:
     return Coded("exact", after.numel(), {}, zlib.compress(differ.tobytes(), 6)) if differ.any() else same(after.numel())
 
 
+def wide(x: Tensor) -> torch.dtype:
+    """In which differences of such tensors are counted."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def decode(coded: Coded, before: Tensor) -> Tensor:
     """The difference in wide floats, shaped as `before`, which it is added to. Raises FormatError for what cannot be."""
-    wide = torch.float64 if before.dtype == torch.float64 else torch.float32
     if coded.size != before.numel():
         raise FormatError(f"a difference of {coded.size} values is told of a tensor that has {before.numel()}")
     if coded.form not in READERS:
         raise FormatError(f"a difference has the form {coded.form!r:.40}; known: {', '.join(READERS)}")
-    return _read(READERS[coded.form], coded, before).to(wide).view(before.shape)
+    return _read(READERS[coded.form], coded, before).to(wide(before)).view(before.shape)
 
 
 def restore(coded: Coded, before: Tensor) -> Tensor:
@@ -255,8 +259,7 @@ def _exact(coded: Coded, before: Tensor) -> Tensor:
 
 
 def _read_exact(coded: Coded, before: Tensor) -> Tensor:
-    wide = torch.float64 if before.dtype == torch.float64 else torch.float32
-    return _exact(coded, before).to(wide) - before.to(wide)
+    return _exact(coded, before).to(wide(before)) - before.to(wide(before))
 
 
 def _planes(x: Tensor) -> np.ndarray:

@@ -8,9 +8,9 @@ A method on the shelf `tune/delta` is made as `Method(knobs)` for one difference
 | `read(name, delta, turn)`, if it wants | every tensor beforehand, `turns` times over, for what needs the whole difference |
 | `combine(deltas, weights) -> Tensor`, if it merges | one tensor's differences, each already through `encode`, as one |
 
-`encode` draws from `dice` alone and changes nothing, so that it may be asked again; RANDOM says that it draws; GRID names values
-of a knob to try where held-out data is given. Several methods work one after the other. No more than a few tensors of the
-largest's size are ever held.
+`encode` draws from `dice` alone and changes nothing, so that it may be asked again; RANDOM says that it draws; GRID names
+values of a knob to try where held-out data is given. Several methods work one after the other. No more than a few tensors
+of the largest's size are ever held.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ Made = Iterator[tuple[str, Tensor]]
 
 @dataclass
 class Change:
-    """A difference: `before`, what it is added to, and how to read a tensor's. dtypes: of what comes out."""
+    """A difference: `before`, what it is added to, and how a tensor's is coded. dtypes: of what comes out. late: what comes
+    out, where it lies in a folder and need not be decoded."""
 
     before: Source
     dtypes: dict[str, torch.dtype]
     coded: Callable[[str], Coded]
-    lossless: bool = True
+    late: Callable[[str], Tensor] | None = None
     papers: dict[str, dict[str, Any]] | None = None
     methods: tuple[str, ...] = ()
     seed: int = 0
@@ -63,10 +64,15 @@ class Change:
         return self.before.read(name).to(self.dtypes[name])
 
     def delta(self, name: str) -> Tensor:
-        return coding.decode(self.coded(name), self.base(name))
+        """In wide floats."""
+        base = self.base(name)
+        if self.late is None:
+            return coding.decode(self.coded(name), base)
+        wide = coding.wide(base)
+        return self.late(name).to(wide) - base.to(wide)
 
     def after(self, name: str) -> Tensor:
-        return coding.restore(self.coded(name), self.base(name))
+        return coding.restore(self.coded(name), self.base(name)) if self.late is None else self.late(name)
 
 
 def between(base: str | Path, after: str | Path, *, start: str | None = None, offline: bool = False) -> Change:
@@ -82,9 +88,9 @@ def between(base: str | Path, after: str | Path, *, start: str | None = None, of
     late = source.open_source(after, offline=offline)
     early = source.starting(base, late, start, offline=offline)
     source.same_kind(early, late)
-    to = late.dtypes
-    whole = lambda name: coding.exact(early.read(name).to(to[name]), _finite(late.read(name), name, late))
-    return Change(early, to, whole, papers=late.papers)
+    read = lambda name: _finite(late.read(name), name, late)
+    whole = lambda name: coding.exact(early.read(name).to(late.dtypes[name]), read(name))
+    return Change(early, late.dtypes, whole, read, late.papers)
 
 
 def parse(specs: Sequence[str]) -> list[registry.Spec]:
@@ -167,7 +173,7 @@ def merged(changes: Sequence[Change], weights: Sequence[float], specs: Sequence[
         total = sum((w * d for w, d in zip(weights, deltas, strict=True)), torch.zeros_like(deltas[0]))
         return coding.floats(total, coding.SINGLE)
 
-    return Change(first.before, first.dtypes, coded, False, first.papers, tuple(spec.exact for spec in specs), seed)
+    return Change(first.before, first.dtypes, coded, None, first.papers, tuple(spec.exact for spec in specs), seed)
 
 
 def _stage(change: Change, spec: registry.Spec, seed: int, number: int) -> Change:
@@ -178,7 +184,7 @@ def _stage(change: Change, spec: registry.Spec, seed: int, number: int) -> Chang
             method.read(name, change.delta(name), turn)
     dice = lambda name: torch.Generator().manual_seed(_seed(seed, number, name))
     coded = lambda name: method.encode(name, change.delta(name), dice(name))
-    return Change(change.before, change.dtypes, coded, False, change.papers, (*change.methods, spec.exact), seed)
+    return Change(change.before, change.dtypes, coded, None, change.papers, (*change.methods, spec.exact), seed)
 
 
 def _of_packed(base: str | Path, made: Packed, offline: bool) -> Change:
@@ -198,7 +204,7 @@ def _of_packed(base: str | Path, made: Packed, offline: bool) -> Change:
     if before.digest != notes.base:
         raise FormatError(f"{made.folder} was packed for other weights than those of {base} ({notes.base[:12]}, not "
                           f"{before.digest[:12]}): give the base that it was taken from")
-    return Change(before, made.dtypes, made.coded, False, made.papers, notes.methods, notes.seed)
+    return Change(before, made.dtypes, made.coded, None, made.papers, notes.methods, notes.seed)
 
 
 def _finite(tensor: Tensor, name: str, late: Source) -> Tensor:

@@ -92,7 +92,7 @@ def states(model: Decoder, texts: Sequence[str], tokens: int = 512) -> list[torc
 
 
 def nearness(trial: Trial, change: Change, texts: Sequence[str]) -> Judge:
-    """How far a model's last hidden states are from those that the whole difference gives, on average: no answers are needed."""
+    """How far a model's last hidden states are from those that the whole difference gives: no answers are needed."""
     wanted: list[torch.Tensor] = []
 
     def keep(model: Decoder) -> float:

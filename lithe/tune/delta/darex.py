@@ -1,9 +1,9 @@
 """Drop nearly all entries of a difference by chance and scale up the rest by less than their share asks: DARE at its extreme.
 
-DAREx-q (Deng et al., 2024). At extreme rates the usual factor 1/(1-p) keeps the mean, but its variance ruins the model: 1/q with q
-above 1-p gives up some of the mean. One q for all layers, as the paper advises for decoders, chosen on held-out data with
-answers (--valid) or, without, by how little the last hidden states change (--unlabelled). Embeddings, norms, biases and the
-head are left whole.
+DAREx-q (Deng et al., 2024). At extreme rates the usual factor 1/(1-p) keeps the mean, but its variance ruins the model; 1/q
+with q above 1-p gives up some of the mean. One q for all layers, as the paper advises for decoders, chosen on held-out data
+with answers (--valid) or, without, by how little the last hidden states change (--unlabelled). Embeddings, norms, biases and
+the head are left whole. Its other half, AdamR, is training's: `lithe tune --pull`.
 """
 
 from __future__ import annotations
