@@ -19,7 +19,8 @@ def through(spec, delta=DELTA, seed=5, name="layers.0.mlp.up_proj.weight"):
     return coding.decode(method.encode(name, delta, torch.Generator().manual_seed(seed)), torch.zeros_like(delta))
 
 
-@pytest.mark.parametrize(("spec", "p", "q"), [("dare:drop=0.9,values=F32", 0.9, 0.1), ("darex:drop=0.99,over=5,values=F32", 0.99, 0.05)])
+@pytest.mark.parametrize(("spec", "p", "q"), [("dare:drop=0.9,values=F32", 0.9, 0.1),
+                                              ("darex:drop=0.99,over=5,values=F32", 0.99, 0.05)])
 def test_mean_and_variance_are_the_closed_form(spec, p, q):
     """E = d (1-p)/q, Var = d^2 p (1-p) / q^2: with q = 1-p nothing is lost on average, with more the error is smaller."""
     runs = torch.stack([through(spec, seed=seed) for seed in range(300)]).double()

@@ -14,8 +14,8 @@ DELTA = torch.randn(40, 33, generator=DICE) * 1e-3
 KEEP = torch.rand(40, 33, generator=DICE) < 0.2
 ZERO = torch.zeros_like(DELTA)
 ALL = [coding.floats(DELTA), coding.kept(DELTA, KEEP), coding.drawn(DELTA, 7, 0.1), coding.signs(DELTA, KEEP, 0.5),
-       coding.signs(DELTA, KEEP, 0.5, masks=True), coding.levels(DELTA, (DELTA / 4e-4).round(), 4e-4), coding.exact(ZERO, DELTA),
-       coding.same(DELTA.numel())]
+       coding.signs(DELTA, KEEP, 0.5, masks=True), coding.levels(DELTA, (DELTA / 4e-4).round(), 4e-4),
+       coding.exact(ZERO, DELTA), coding.same(DELTA.numel())]
 
 
 def test_every_form_gives_back_what_it_was_given():
