@@ -56,9 +56,16 @@ class Whole:
     @property
     def mean(self) -> float:
         """The mean size of the largest entries."""
-        tied = sum(self.quota.values())
+        return self._kept_sizes() / max(1, self.kept + sum(self.quota.values()))
+
+    @property
+    def along(self) -> float:
+        """The one size of the largest entries with which their signs reach as far along the whole as it does itself."""
+        return self.squares / (self._kept_sizes() or 1.0)
+
+    def _kept_sizes(self) -> float:
         edge = torch.tensor(max(0, self.edge), dtype=torch.int32).view(torch.float32).item()
-        return (self.kept_sum + tied * edge) / max(1, self.kept + tied)
+        return self.kept_sum + sum(self.quota.values()) * edge
 
     @property
     def deviation(self) -> float:

@@ -17,13 +17,15 @@ from lithe.tune import coding, whole
 CARD = Card(paper="ComPEFT: Compression for Communicating Parameter Efficient Updates via Sparsification and Quantization",
             row=116, promises=("meets_budget", "touches_only"))
 GRID = {"alpha": (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)}  # what is tried where held-out data is given
+MEAN, ALONG = 0.0, -1.0  # alphas that stand for a rule; the second is ours
 GOLOMB, MASKS = "golomb", "masks"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
     share: float = knob(0.2, "of the entries that are kept: the paper's k, 0.05 to 0.5", low=1e-6, high=1)
-    alpha: float = knob(1.0, "size of what is kept, in deviations of the whole; 0: its own mean", low=0, high=1e3)
+    alpha: float = knob(1.0, "size of what is kept in deviations of the whole; 0: its mean; -1: reaches as far as the whole",
+                        low=-1, high=1e3)
     scope: str = knob("all", "what is ranked and measured together: all tensors, those of a kind, or each alone",
                       choices=whole.SCOPES)
     layout: str = knob(GOLOMB, "golomb is smaller; masks are two bits a value, made for arithmetic", choices=(GOLOMB, MASKS))
@@ -40,5 +42,6 @@ class Method:
 
     def encode(self, name: str, delta: Tensor, dice: torch.Generator) -> coding.Coded:
         found = self.groups.of(name, delta)
-        scale = self.knobs.alpha * found.deviation if self.knobs.alpha else found.mean
+        sizes = {MEAN: found.mean, ALONG: found.along}
+        scale = sizes.get(self.knobs.alpha, self.knobs.alpha * found.deviation)
         return coding.signs(delta, found.largest(name, delta), scale, masks=self.knobs.layout == MASKS)
