@@ -194,9 +194,9 @@ def _of_packed(base: str | Path, made: Packed, offline: bool) -> Change:
             raise FormatError(f"{made.folder} is of an adapter for other weights than {base} ({str(notes.model)[:12]}, not "
                               f"{before.digest[:12]}): give its own base")
         packed.bounded(made)
-        receipt = made.papers.get(RECEIPT, {}).get("adapter", {})
+        receipt = source.receipt_of(made.papers)
         like = Source(ADAPTER, made.shapes, made.dtypes, before.read, papers=made.papers)
-        before = source.begin(notes.start, before, receipt if isinstance(receipt, dict) else {}, like)
+        before = source.begin(notes.start, before, receipt, like)
     if before.what != notes.what:
         raise FormatError(f"{made.folder} is the difference of an {notes.what}, and {base} is a {before.what}")
     if before.shapes != made.shapes and dict(sorted(before.shapes.items())) != dict(sorted(made.shapes.items())):

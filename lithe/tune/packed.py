@@ -25,7 +25,7 @@ from lithe.model.checkpoint import DTYPES
 from lithe.model.header import MAX_JSON, inside, parse_json, read_header, read_json
 from lithe.model.writing import writing
 from lithe.tune.coding import READERS, WORDS, Coded
-from lithe.tune.source import ADAPTER, FRESH, MODEL, NOTHING, OTHER, head
+from lithe.tune.source import ADAPTER, FRESH, MODEL, NOTHING, OTHER, PAPERS, head
 
 VERSION = 1
 NOTES, WEIGHTS = "delta.json", "delta.safetensors"
@@ -133,6 +133,8 @@ def read(folder: Path) -> Packed:
     if told.keys() != {"tensors", "papers"} or not isinstance(told["tensors"], list) or not isinstance(told["papers"], dict) \
             or not all(isinstance(paper, dict) for paper in told["papers"].values()):
         raise FormatError(f"{path}: its index must hold tensors and papers, nothing else")
+    if told["papers"].keys() - (PAPERS if notes.what == ADAPTER else ()):  # they become files of these names
+        raise FormatError(f"{path}: its index holds {sorted(told['papers'])!r:.200}, which are no papers of an {ADAPTER}")
     made = Packed(folder, notes, {}, {}, {}, told["papers"])
     at = found[DATA].start
     for row in told["tensors"]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lithe import registry
 from lithe.errors import FormatError, UnsupportedError, UsageError
 from lithe.model import checkpoint, header
 from lithe.model.load import load, resolve
@@ -28,6 +29,7 @@ from lithe.tune.rack import Rack
 MODEL, ADAPTER = "model", "adapter"
 FRESH, NOTHING, OTHER = "fresh", "nothing", "folder"
 STARTS = (FRESH, NOTHING)
+PAPERS = (folders.THEIRS, folders.OURS, folders.RECEIPT)  # the JSON files that an adapter may have
 
 
 @dataclass
@@ -68,8 +70,7 @@ def open_source(name: str | Path, *, offline: bool = False) -> Source:
     folder = resolve(name, offline=offline)
     if is_adapter(folder):
         found = header.read_header(header.inside(folder, folders.WEIGHTS))
-        papers = {file: header.read_json(folder, file, optional=True)
-                  for file in (folders.THEIRS, folders.OURS, folders.RECEIPT)}
+        papers = {file: header.read_json(folder, file, optional=True) for file in PAPERS}
         return _of_entries(ADAPTER, found, folder, {file: paper for file, paper in papers.items() if paper})
     if checkpoint.is_packed(folder):
         raise UnsupportedError(f"{folder} holds packed weights, whose differences are no numbers: take the model that they "
@@ -88,8 +89,9 @@ def starting(base: str | Path, after: Source, start: str | None = None, *, offli
         if start is not None:
             raise UsageError("a start is said of an adapter that is compared with its base model only")
         return before
-    receipt = after.papers.get(folders.RECEIPT, {}).get("adapter", {})
-    made_for = receipt.get("base", {}).get("hash")
+    receipt = receipt_of(after.papers)
+    base_of = receipt.get("base")
+    made_for = base_of.get("hash") if isinstance(base_of, dict) else None
     if made_for not in (None, before.digest):
         raise FormatError(f"{after.folder} was made for other weights than {base}: give its own base")
     if start is None:
@@ -101,7 +103,7 @@ def begin(start: str, model: Source, receipt: dict[str, Any], like: Source) -> S
     """An adapter as it was before training. like: names, shapes and types. Raises UnsupportedError where that is not known."""
     if start not in STARTS:
         raise UsageError(f"an adapter's start is {' or '.join(STARTS)}, not {start!r:.40}")
-    made = fresh(receipt, model) if start == FRESH else None
+    made = fresh(receipt, model, like.size) if start == FRESH else None
     if made is not None and {name: tuple(tensor.shape) for name, tensor in made.items()} != like.shapes:
         raise UnsupportedError("this adapter changed its shape while it was trained, so it cannot be compared with its fresh "
                                f"self: say --start {NOTHING}")
@@ -110,15 +112,24 @@ def begin(start: str, model: Source, receipt: dict[str, Any], like: Source) -> S
     return Source(ADAPTER, like.shapes, like.dtypes, read, model.folder, start, like.papers)
 
 
-def fresh(receipt: dict[str, Any], model: Source) -> dict[str, Tensor]:
-    """The tensors of an adapter as its method draws them, by its receipt."""
+def receipt_of(papers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What an adapter's folder says of how it came to be; {} where it does not."""
+    held = papers.get(folders.RECEIPT, {}).get("adapter")
+    return held if isinstance(held, dict) else {}
+
+
+def fresh(receipt: dict[str, Any], model: Source, most: int) -> dict[str, Tensor]:
+    """The tensors of an adapter as its method draws them, by its receipt. most: how many values it may have."""
     spec, seed = receipt.get("method"), receipt.get("seed")
     if not isinstance(spec, str) or type(seed) is not int or model.folder is None:
         raise UnsupportedError(f"nothing tells how this adapter began: say --start {NOTHING}")
     if spec.partition(":")[0].endswith(".py"):
         raise UnsupportedError(f"its method is a file of somebody's own, {spec!r:.80}, which is not run for a receipt: "
                                f"say --start {NOTHING}")
-    rack = Rack.of(load(model.folder, fast=False))
+    rack, found = Rack.of(load(model.folder, fast=False)), registry.parse(spec)
+    size = getattr(found.entry.module.Method(found.knobs, rack.model), "size", None) if found.entry.room == "tune" else None
+    if size is None or size(rack.model) > most:
+        raise FormatError(f"its receipt says that it was made by {spec!r:.80}, which would make another adapter")
     rack.make(spec, name="start", seed=seed)
     with tempfile.TemporaryDirectory() as place:
         begun = open_source(rack.save("start", Path(place) / "start"))

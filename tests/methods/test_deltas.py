@@ -90,7 +90,7 @@ def test_levels_code_better_than_sixteen_bits_and_finer_ones_err_less():
 
 
 def test_sizes_by_a_rule_reach_as_far_as_the_whole_or_are_the_nearest():
-    """The mean of what is kept is nearest the difference; the size that reaches as far along it errs more, and is not shorter."""
+    """The mean of what is kept is nearest the difference; the size that reaches as far along it errs more."""
     near, far = through("compeft:alpha=0"), through("compeft:alpha=-1")
     along = [(found * DELTA).sum() / DELTA.square().sum() for found in (near, far)]
     assert along[1].item() == pytest.approx(1, abs=1e-5) and along[0] < 0.75

@@ -199,6 +199,18 @@ def test_a_small_file_cannot_ask_for_much_memory(folders, tmp_path):
         difference.between(folders / "base", where)
 
 
+def test_papers_of_a_stranger_become_no_other_files_and_no_other_adapter(folders, tmp_path):
+    good = difference.between(folders / "base", folders / "lora")
+    model = source.open_source(folders / "base").digest
+    notes = packed.Notes(what="adapter", base=good.before.digest, start="fresh", model=model)
+    coded = [(name, good.coded(name)) for name in good.before.shapes]
+    for number, papers in enumerate(({**good.papers, "../evil.json": {}}, {**good.papers, "lithe.json": {"adapter": {
+            "method": "lora:rank=4096", "seed": 3}}}, {**good.papers, "lithe.json": {"adapter": "x"}})):
+        where = packed.write(tmp_path / f"bad-{number}", notes, coded, good.before.shapes, good.dtypes, papers)
+        with pytest.raises(LitheError, match=r"no papers|another adapter|how this adapter began"):
+            difference.between(folders / "base", where)
+
+
 @pytest.mark.parametrize(("words", "code", "said"), [
     (["pakc", "a", "b"], 2, "did you mean pack"), (["pack", "BASE"], 2, "takes 2 folders, not 1"),
     (["pack", "BASE", "one"], 2, "needs --out"), (["show", "one", "--text", "x"], 2, "no use for --text"),

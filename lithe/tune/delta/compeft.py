@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lithe.card import Card, knob
+from lithe.errors import UsageError
 from lithe.tune import coding, whole
 
 CARD = Card(paper="ComPEFT: Compression for Communicating Parameter Efficient Updates via Sparsification and Quantization",
@@ -35,6 +36,8 @@ class Method:
     turns = whole.TURNS
 
     def __init__(self, knobs: Knobs):
+        if knobs.alpha < 0 and knobs.alpha != ALONG:
+            raise UsageError(f"alpha={knobs.alpha:g} would turn the difference around: it is not negative, but for {ALONG:g}")
         self.knobs, self.groups = knobs, whole.Groups(knobs.share, knobs.scope)
 
     def read(self, name: str, delta: Tensor, turn: int) -> None:
