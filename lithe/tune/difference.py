@@ -133,11 +133,11 @@ def save(change: Change, made: Made, out: Path, receipt: dict[str, Any]) -> Path
         for name in checkpoint.COMPANIONS:
             if (before.folder / name).is_file():
                 shutil.copyfile(before.folder / name, draft / name)
-        config = json.loads((before.folder / "config.json").read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads((before.folder / "config.json").read_text(encoding="utf-8"))
         dtype = str(next(iter(change.dtypes.values()))).removeprefix("torch.")
         config |= {key: dtype for key in ("torch_dtype", "dtype") if key in config}
         own = before.folder / RECEIPT
-        held = json.loads(own.read_text(encoding="utf-8")) if own.is_file() else {"version": checkpoint.VERSION}
+        held: dict[str, Any] = json.loads(own.read_text(encoding="utf-8")) if own.is_file() else {"version": checkpoint.VERSION}
         held["receipts"] = [*held.get("receipts", []), {**receipt, "parent": before.digest, "lithe": __version__}]
         for name, paper in (("config.json", config), (RECEIPT, held)):
             (draft / name).write_text(json.dumps(paper, indent=2) + "\n", encoding="utf-8")
