@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lithe.model.runtime import cost_curve as cost_curve
     from lithe.registry import entries as methods
     from lithe.tune.rack import attach as attach
+    from lithe.tune.run import tune as tune
 
 # Nothing heavy is imported until it is used: `import lithe` must stay instant.
 _FACE = {
@@ -28,10 +29,11 @@ _FACE = {
     "attach": "lithe.tune.rack",
     "bench": "lithe.bench.runner",
     "advise": "lithe.bench.advise",
+    "tune": "lithe.tune.run",
     "methods": "lithe.registry:entries",
     "cost_curve": "lithe.model.runtime",
 }
-__all__ = ["advise", "attach", "bench", "cost_curve", "generate", "load", "methods"]
+__all__ = ["advise", "attach", "bench", "cost_curve", "generate", "load", "methods", "tune"]
 
 
 def __getattr__(name: str) -> Any:

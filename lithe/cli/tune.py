@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lithe.cli._common import DEVICE, JSON, OFFLINE, SEED, THREADS, emit
+from lithe.cli._common import DEVICE, JSON, OFFLINE, SEED, THREADS, emit, open_model
 
 GROUP = "change"
 HOW_LONG = "one of --epochs, --steps and --tokens says how long; one epoch where none does"
@@ -42,6 +41,7 @@ def command(
     bins: BINS = 30,
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="compute blocks twice and keep less")] = False,
     optimizer: Annotated[str, typer.Option(help="adamw or muon")] = "adamw",
+    pull: Annotated[float, typer.Option(help="draws weights back to where they began: differences stay small", min=0)] = 0.0,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="begin from fresh weights of the model's shape")] = False,
     dtype: WEIGHTS = "auto",
     autocast: Annotated[str | None, typer.Option(help="dtype of the products, such as bfloat16")] = None,
@@ -60,17 +60,12 @@ def command(
     The result is a folder like any other. Over several devices: torchrun --nproc-per-node N -m lithe tune ...
     """
     given = locals() | {"bins": 0 if packing else bins}
-    from lithe.cli._tune import Order, tune
     from lithe.train.session import Settings
+    from lithe.tune.run import Order, named, run
 
-    told = tune(named(Order, given), named(Settings, given), quiet=as_json)
+    told = run(named(Order, given), named(Settings, given), quiet=as_json, open=open_model)
     if told is not None:  # in another process of a team, the first one speaks
         emit(told) if as_json else show(told)
-
-
-def named(kind: Any, given: dict[str, Any]) -> Any:
-    """A dataclass made of the options that its fields are named after."""
-    return kind(**{field.name: given[field.name] for field in dataclasses.fields(kind) if field.name in given})
 
 
 def show(told: dict[str, Any]) -> None:

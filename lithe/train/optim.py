@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +21,36 @@ class Optimizer:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.1  # matrices only: norms, biases and embeddings do not decay
     momentum: float = 0.95
+    pull: float = 0.0  # towards the weights of the start, in every step of AdamW (see Pulled)
     vectors: tuple[str, ...] = ("embed", "lm_head")  # matrices whose rows are looked up or compared, not mapped
+
+
+class Pulled(torch.optim.AdamW):
+    """AdamW whose weights are drawn back to where they began: AdamR of DAREx (Deng et al., 2024), the L2 form.
+
+    After each step a weight goes lr * pull / sqrt(v) of its way back, v being the mean over all weights of Adam's corrected
+    second moment; all of the way where that is more than 1. The start is part of the state: a resumed run goes on alike.
+    """
+
+    def __init__(self, groups: list[dict], *, pull: float, **settings: Any):
+        super().__init__(groups, **settings)
+        self.pull = pull
+        self.start = {w: w.detach().clone() for group in self.param_groups for w in group["params"]}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        found = super().step(closure)
+        every = ((weight, group) for group in self.param_groups for weight in group["params"])
+        held = [(weight, group) for weight, group in every if "exp_avg_sq" in self.state[weight]]
+        total = 0.0
+        for weight, group in held:
+            seen = 1 - group["betas"][1] ** float(self.state[weight]["step"])
+            total += self.state[weight]["exp_avg_sq"].sum(dtype=torch.float64).item() / seen
+        mean = total / max(1, sum(weight.numel() for weight, _ in held))
+        for weight, group in held:
+            start = self.state[weight].setdefault("start", self.start[weight])
+            weight.lerp_(start, min(1.0, group["lr"] * self.pull / max(mean, 1e-30) ** 0.5))
+        return found
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -31,6 +61,8 @@ def build(model: nn.Module, settings: Optimizer) -> list[torch.optim.Optimizer]:
     """One or two torch optimizers over the trainable weights, each group with its peak under "peak"."""
     if settings.name not in ("adamw", "muon"):
         raise UsageError(f"optimizer {settings.name!r}: choose adamw or muon")
+    if settings.pull and settings.name != "adamw":
+        raise UsageError(f"the pull to the start is AdamW's: leave the optimizer {settings.name} out, or the pull")
     weights = trainable(model)
     if not weights:
         raise UsageError("nothing to train: no weight of the model requires a gradient")
@@ -44,7 +76,9 @@ def build(model: nn.Module, settings: Optimizer) -> list[torch.optim.Optimizer]:
     groups = [group for group in groups if group["params"]]
     optimizers: list[torch.optim.Optimizer] = []
     if groups:
-        optimizers.append(torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True))
+        common: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "fused": True}
+        plain = torch.optim.AdamW
+        optimizers.append(Pulled(groups, pull=settings.pull, **common) if settings.pull else plain(groups, **common))
     if muon:
         if not hasattr(torch.optim, "Muon"):
             raise UnsupportedError(f"torch {torch.__version__} has no Muon: use torch 2.9 or later, or the optimizer adamw")

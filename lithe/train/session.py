@@ -47,6 +47,7 @@ class Settings:
     chunk: int = 1024  # tokens whose logits are held at once
     optimizer: str = "adamw"
     weight_decay: float | None = None
+    pull: float = 0.0  # towards the weights of the start, of AdamW
     autocast: str | None = None  # dtype of the products: bfloat16 or float16
     seed: int = 0
     log_every: int = 10
@@ -58,6 +59,8 @@ class Settings:
             raise UsageError("epochs, steps and tokens each say how long to train: give one of them")
         if self.autocast not in (None, *AUTOCAST):
             raise UsageError(f"products cannot be in {self.autocast!r}: choose {' or '.join(AUTOCAST)}")
+        if not 0 <= self.pull < float("inf"):
+            raise UsageError(f"pull must not be negative: {self.pull}")
         for name in ("epochs", "steps", "tokens", "lr", "batch_tokens", "micro_tokens", "chunk", "log_every"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -126,6 +129,8 @@ def train(model: Decoder, examples: Examples, settings: Settings, *, context: in
     guide = guide or Guide()
     if team.size > 1 and guide.speaks:
         raise UnsupportedError("this method looks at gradients or moves weights between steps, which needs one process")
+    if team.size > 1 and settings.pull:
+        raise UnsupportedError("the pull to the start looks at the moments of all weights, which needs one process")
     length = min(context, int(examples.lengths.max())) if not settings.packing else context
     chosen = choose(model, examples, settings, adapter=adapter, fresh=fresh, length=length)
     for reason in chosen.reasons:
@@ -135,7 +140,7 @@ def train(model: Decoder, examples: Examples, settings: Settings, *, context: in
     steps = _steps(feed, settings)
     plan = Plan(schedule=Cosine(steps=steps, warmup=max(1, round(WARMUP * steps)), floor=FLOOR),
                 autocast=AUTOCAST[settings.autocast] if settings.autocast else None,
-                optimizer=Optimizer(name=settings.optimizer, lr=chosen.rate, weight_decay=chosen.decay),
+                optimizer=Optimizer(name=settings.optimizer, lr=chosen.rate, weight_decay=chosen.decay, pull=settings.pull),
                 log_every=settings.log_every, save_every=settings.save_every, check_every=settings.valid_every)
     model.recompute, loss = settings.checkpointing, Chunked(settings.chunk)
     kept = max(memory.kept(partial(lambda b: loss(model, b)[0], batch), model) for batch in _on(model.device, feed(0)))

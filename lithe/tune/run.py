@@ -1,7 +1,8 @@
-"""What `lithe tune` does between its options and the training: the model, the adapter, the folders."""
+"""A tuning from model and data to a folder: what `lithe.tune` and the verb of that name do."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -14,10 +15,10 @@ from typing import Any
 import torch
 
 from lithe import __version__, registry
-from lithe.cli._common import open_model
 from lithe.errors import UnsupportedError, UsageError
 from lithe.model import checkpoint as folders
 from lithe.model.decoder import Decoder
+from lithe.model.load import load
 from lithe.train import checkpoint, text
 from lithe.train.guide import Guide
 from lithe.train.session import Settings, settings_of, train
@@ -54,12 +55,35 @@ class Order:
         return self.out.with_name(self.out.name + ".run")
 
 
-def tune(order: Order, settings: Settings, *, quiet: bool = False) -> dict[str, Any] | None:
+def tune(model: str | Path, data: str | Path, out: str | Path, *, quiet: bool = False,
+         **settings: Any) -> dict[str, Any] | None:
+    """Tune a model on a data file and write a folder like any other; the model that was named stays as it is.
+
+    model: a folder, `zoo:NAME` or a hub id. data: .jsonl or .jsonl.gz (see train/rows.py). settings: the fields of `Order` and
+    of train.session's `Settings`, among them method="lora:rank=8" (else all weights), valid, steps, epochs, lr, seed. Returns
+    the result as plain JSON. Interrupted, the same call goes on from the last checkpoint. Raises UsageError for settings that
+    are unknown or cannot be.
+
+    >>> lithe.tune("zoo:tiny", "rows.jsonl", "tuned", method="lora:rank=8", steps=100)  # doctest: +SKIP
+    """
+    known = {field.name for kind in (Order, Settings) for field in dataclasses.fields(kind)}
+    if unknown := sorted(settings.keys() - known):
+        raise UsageError(f"a tuning has no setting {unknown[0]!r}{registry.near(unknown[0], known)}")
+    given = settings | {"model": str(model), "data": str(data), "out": Path(out)}
+    return run(named(Order, given), named(Settings, given), quiet=quiet)
+
+
+def named(kind: Any, given: dict[str, Any]) -> Any:
+    """A dataclass made of the settings that its fields are named after."""
+    return kind(**{field.name: given[field.name] for field in dataclasses.fields(kind) if field.name in given})
+
+
+def run(order: Order, settings: Settings, *, quiet: bool = False, open: Callable[..., Decoder] = load) -> dict[str, Any] | None:
     """Train and write the folder. Returns the result as plain JSON, None in all processes of a team but the first."""
     if order.method and order.from_scratch:
         raise UsageError("--method tunes a trained model: leave --from-scratch out")
     with join(order.device) as team:
-        model, adapter = prepare(order, settings, str(team.device))
+        model, adapter = prepare(order, settings, str(team.device), open)
         assert model.tokenizer is not None and model.folder is not None
         context = min(order.context or model.config.context, model.config.context)
         read = lambda file: text.read(file, model.tokenizer, context=context, cut=order.cut, everything=order.learn_prompts)
@@ -81,13 +105,13 @@ def tune(order: Order, settings: Settings, *, quiet: bool = False) -> dict[str, 
         if not team.first:
             return None
         told = {"out": str(order.out), **session.json(), "examples": len(examples), "run": identity}
-        write(order, settings, model, adapter, told, team)
+        write(order, settings, model, adapter, told, team, open)
         return told
 
 
-def prepare(order: Order, settings: Settings, device: str) -> tuple[Decoder, Adapter | None]:
+def prepare(order: Order, settings: Settings, device: str, open: Callable[..., Decoder]) -> tuple[Decoder, Adapter | None]:
     """The model, and the adapter on it where a method is to be trained. What trains requires gradients."""
-    model = open_model(order.model, dtype=order.dtype, device=device, threads=order.threads, offline=order.offline, fast=False)
+    model = open(order.model, dtype=order.dtype, device=device, threads=order.threads, offline=order.offline, fast=False)
     if model.tokenizer is None:
         raise UnsupportedError(f"{order.model} has no tokenizer, which reading text needs")
     if order.from_scratch:
@@ -123,10 +147,11 @@ def finished(order: Order, identity: dict[str, Any]) -> dict[str, Any] | None:
     raise UsageError(f"{order.out} exists and is not the result of this command; choose another folder")
 
 
-def write(order: Order, settings: Settings, model: Decoder, adapter: Adapter | None, told: dict[str, Any], team: Team) -> None:
+def write(order: Order, settings: Settings, model: Decoder, adapter: Adapter | None, told: dict[str, Any], team: Team,
+          open: Callable[..., Decoder]) -> None:
     """The folder, with the run's result and log; the checkpoints are then gone."""
     if team.size > 1:  # this process holds its share only
-        model, adapter = prepare(order, settings, str(team.device))
+        model, adapter = prepare(order, settings, str(team.device), open)
         path = checkpoint.latest(order.run)
         assert path is not None
         checkpoint.load_weights(path, model)
