@@ -71,11 +71,13 @@ class Sparse(Part):
         return cls(torch.zeros(0), torch.zeros(shape[0] * shape[1], dtype=dtype), shape)
 
     @property
+    def is_whole(self) -> bool:
+        return len(self.idx) < len(self.values)
+
+    @property
     def places(self) -> Tensor:
         """idx, also where it is left out."""
-        if len(self.idx) == len(self.values):
-            return self.idx
-        return torch.arange(len(self.values), dtype=torch.int32, device=self.values.device)
+        return torch.arange(len(self.values), dtype=torch.int32, device=self.values.device) if self.is_whole else self.idx
 
     @torch.no_grad()
     def move(self, idx_S: Tensor) -> Tensor:
@@ -120,6 +122,60 @@ class Sparse(Part):
         (values_S,) = taken("a sparse part", {key: value for key, value in tensors.items() if key != "idx"}, ["values"])
         shape = checked(tensors.get("idx"), values_S, shape)
         return cls(tensors["idx"], values_S, shape)
+
+
+class Settling(Sparse):
+    """The same, where some entries have settled: they count as before and train no more."""
+
+    kind = "settling_sparse_delta"
+    settled_idx: Tensor
+    settled: Tensor
+
+    def __init__(self, idx_S: Tensor, values_S: Tensor, shape: Shape, settled_idx: Tensor | None = None,
+                 settled: Tensor | None = None):
+        super().__init__(idx_S, values_S, shape)
+        self.register_buffer("settled_idx", self.idx[:0].clone() if settled_idx is None else settled_idx)
+        self.register_buffer("settled", values_S[:0].clone() if settled is None else settled)
+
+    @torch.no_grad()
+    def settle(self, done_S: Tensor) -> Tensor:
+        """Let the entries of this mask train no more. Returns what `move` does."""
+        self.settled, self.settled_idx = _joined(self.settled_idx, self.settled, self.idx[done_S], self.values.detach()[done_S])
+        return self.move(self.idx[~done_S])
+
+    @torch.no_grad()
+    def wake(self) -> None:
+        """Settled entries train again: what is saved after training has one list."""
+        values, idx = _joined(self.idx, self.values.detach(), self.settled_idx, self.settled)
+        self.settled, self.settled_idx = self.settled[:0], self.settled_idx[:0]
+        self.values.grad = None
+        self.values.data, self.idx = values, idx
+
+    def product(self, x: Tensor) -> Tensor:
+        moved = super().product(x)
+        if not len(self.settled):
+            return moved
+        with torch.autocast(x.device.type, enabled=False):
+            return moved + _Product.apply(x, self.settled, self.settled_idx, self.shape, None)
+
+    def merged(self, weight_NK: Tensor, bias_N: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        weight_NK, bias_N = super().merged(weight_NK, bias_N)
+        return weight_NK.flatten().index_add(0, self.settled_idx.long(), self.settled.to(weight_NK)).view(self.shape), bias_N
+
+    @classmethod
+    def rebuild(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Settling:
+        own = {key: tensors.get(key) for key in ("settled_idx", "settled")}
+        part = Sparse.rebuild(settings, {key: tensor for key, tensor in tensors.items() if key not in own})
+        if own["settled"] is None:
+            raise FormatError("a settling sparse part must have settled values")
+        checked(own["settled_idx"], own["settled"], part.shape)
+        return cls(part.idx, part.values.detach(), part.shape, own["settled_idx"], own["settled"])
+
+
+def _joined(idx: Tensor, values: Tensor, more_idx: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and places of two lists as one that ascends."""
+    idx, order = torch.cat([idx, more_idx]).sort()
+    return torch.cat([values, more])[order], idx
 
 
 def checked(idx_S: Tensor | None, values_S: Tensor, shape: Any) -> Shape:
