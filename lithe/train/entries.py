@@ -48,19 +48,20 @@ class EntryAdamW(torch.optim.Optimizer):
 class EntrySM3(torch.optim.Optimizer):
     """SM3 (Anil et al. 2019, SM3-II) of entries of matrices: a second moment for each row and column is all its state.
 
-    Groups have `parts`, one for each of their weights, which tell where its entries stand.
+    parts: the sparse parts whose values train, which tell where their entries stand.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float, eps: float = 1e-8, weight_decay: float = 0.0):
-        super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
+    def __init__(self, parts: Iterable[Any], lr: float, eps: float = 1e-8, weight_decay: float = 0.0):
+        self.parts = {part.values: part for part in parts}
+        super().__init__(list(self.parts), {"lr": lr, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for weight, part in zip(group["params"], group["parts"], strict=True):
+            for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                state, (n, k) = self.state[weight], part.shape
+                state, part, (n, k) = self.state[weight], self.parts[weight], self.parts[weight].shape
                 if not state:
                     state.update(rows=weight.new_zeros(n, 1), columns=weight.new_zeros(1, k))
                 rows, columns, place_S = state["rows"].view(-1), state["columns"].view(-1), part.places.long()

@@ -184,8 +184,7 @@ def test_it_trains_beside_packed_weights(tmp_path):
 def run(steps, moves, kind=EntryAdamW, seeds=None):
     """Values by place after steps whose gradients depend on step and place alone; `moves`: the places held from a step on."""
     part = Sparse(torch.tensor([1, 5, 9]), torch.zeros(3, dtype=torch.float64), (4, 5))
-    group = {"params": [part.values], "parts": [part]} if kind is EntrySM3 else {"params": [part.values]}
-    optimizer = kind([group], lr=0.1)
+    optimizer = kind([part if kind is EntrySM3 else part.values], lr=0.1)
     for step in range(steps):
         if step in moves:
             moved([optimizer], part.values, part.move(torch.tensor(moves[step])), seeds)

@@ -59,10 +59,11 @@ class Method(Moving):
         self._watch()
 
     def optimizers(self, parts: dict[str, Any], settings: Optimizer) -> list[torch.optim.Optimizer]:
-        group = {"params": [part.values for part in parts.values()], "weight_decay": self.knobs.decay}
+        decay = self.knobs.decay
         if self.knobs.grow == "ma":
-            return ready(EntrySM3([group | {"parts": list(parts.values())}], settings.lr), settings)
-        return ready(EntryAdamW([group], settings.lr, settings.betas), settings)
+            return ready(EntrySM3(parts.values(), settings.lr, weight_decay=decay), settings)
+        weights = [part.values for part in parts.values()]
+        return ready(EntryAdamW(weights, settings.lr, settings.betas, weight_decay=decay), settings)
 
     def observe(self, parts: dict[str, Sparse], step: int) -> None:
         """Count this step's gradients of the candidates: a step is a sample."""
