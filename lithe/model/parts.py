@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lithe.errors import FormatError
 from lithe.model.adapted import Below, Part, taken, width_problem
+from lithe.model.dual import Dual, Thinned
 from lithe.model.lowrank import Directed, LowRank, Singular
 from lithe.model.modules import ACTIVATIONS
 from lithe.model.prefixed import Prefix, Prompt
@@ -118,7 +119,7 @@ class Bottleneck(Part):
 
 
 KINDS: tuple[type[Part], ...] = (LowRank, Singular, Directed, Scale, Shift, Bottleneck, Prefix, Prompt, Sparse,
-                                Settling)
+                                Settling, Thinned, Dual)
 PARTS = {kind.kind: kind for kind in KINDS}
 
 

@@ -47,6 +47,12 @@ class _Product(torch.autograd.Function):
         return grad_x, grad_S, None, None, None
 
 
+def few(x: Tensor, values_S: Tensor, idx_S: Tensor, shape: Shape, watch: Callable[[Tensor], None] | None = None) -> Tensor:
+    """D x for a matrix D of these entries, in their precision."""
+    with torch.autocast(x.device.type, enabled=False):
+        return _Product.apply(x, values_S, idx_S, shape, watch)
+
+
 class Sparse(Part):
     """y + D x, D being values [S] at the flat places idx [S] of the weight, in int32 and ascending, row by row.
 
@@ -96,8 +102,7 @@ class Sparse(Part):
 
     def product(self, x: Tensor) -> Tensor:
         """D x in the part's own precision."""
-        with torch.autocast(x.device.type, enabled=False):
-            return _Product.apply(x, self.values, self.idx, self.shape, self.watch)
+        return few(x, self.values, self.idx, self.shape, self.watch)
 
     def matrix(self) -> Tensor:
         """D [N, K]."""
@@ -155,8 +160,7 @@ class Settling(Sparse):
         moved = super().product(x)
         if not len(self.settled):
             return moved
-        with torch.autocast(x.device.type, enabled=False):
-            return moved + _Product.apply(x, self.settled, self.settled_idx, self.shape, None)
+        return moved + few(x, self.settled, self.settled_idx, self.shape)
 
     def merged(self, weight_NK: Tensor, bias_N: Tensor | None) -> tuple[Tensor, Tensor | None]:
         weight_NK, bias_N = super().merged(weight_NK, bias_N)
