@@ -64,7 +64,7 @@ class Moving:
 @torch.no_grad()
 def resize(part: Sparse, idx: Tensor) -> None:
     """Make a part hold these places, its values being loaded next."""
-    whole = torch.equal(idx, WHOLE)
+    whole = len(idx) == 1 and int(idx) == int(WHOLE)
     part.idx = part.idx[:0] if whole else idx.to(part.idx)
     part.values.data = part.values.new_zeros(part.shape[0] * part.shape[1] if whole else len(idx))
 

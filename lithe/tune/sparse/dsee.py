@@ -81,7 +81,7 @@ class Method:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         for site, pruned in state.items():
-            self.parts[site].pruned = pruned
+            self.parts[site].pruned = pruned.to(self.parts[site].pruned)
 
     def _counts(self, model: Any) -> dict[str, int]:
         """Entries that train, by site."""

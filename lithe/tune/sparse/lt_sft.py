@@ -75,7 +75,8 @@ class Method(Moving):
 
     def restore(self, state: dict[str, Tensor]) -> None:
         super().restore(state)
-        self.chosen = {site: state[f"chosen:{site}"] for site in self.parts if f"chosen:{site}" in state}
+        self.chosen = {site: state[f"chosen:{site}"].to(part.idx.device) for site, part in self.parts.items()
+                       if f"chosen:{site}" in state}
 
     def _choose(self, parts: dict[str, Sparse], count: int, optimizers: Any) -> None:
         """The entries of earlier rounds and those that have changed most, `count` in all; every change goes back to zero."""

@@ -97,7 +97,7 @@ class Method(Moving):
         super().restore(state)
         self.draws = int(state["draws"])
         for site, part in self.parts.items():
-            part.settled_idx = state[f"settled:{site}"]
+            part.settled_idx = state[f"settled:{site}"].to(part.idx)
             part.settled = part.values.new_zeros(len(part.settled_idx))
 
     def _base(self, site: str, part: Settling) -> Tensor:
