@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from lithe.errors import FormatError
 from lithe.model.adapted import Below, Part, taken, width_problem
+from lithe.model.dual import Dual, Thinned
 from lithe.model.lowrank import Directed, LowRank, Singular
 from lithe.model.modules import ACTIVATIONS
 from lithe.model.prefixed import Prefix, Prompt
+from lithe.model.sparse import Settling, Sparse
 
 
 class Scale(Part):
@@ -116,7 +118,8 @@ class Bottleneck(Part):
         return cls(*found, parallel=parallel, activation=activation, scale=scale)
 
 
-KINDS: tuple[type[Part], ...] = (LowRank, Singular, Directed, Scale, Shift, Bottleneck, Prefix, Prompt)
+KINDS: tuple[type[Part], ...] = (LowRank, Singular, Directed, Scale, Shift, Bottleneck, Prefix, Prompt, Sparse,
+                                Settling, Thinned, Dual)
 PARTS = {kind.kind: kind for kind in KINDS}
 
 
