@@ -119,7 +119,8 @@ class Bottleneck(Part):
         return cls(*found, parallel=parallel, activation=activation, scale=scale)
 
 
-KINDS: tuple[type[Part], ...] = (LowRank, Singular, Directed, Scale, Shift, Bottleneck, Prefix, Prompt, Sparse, Slice, Whole, Masked)
+KINDS: tuple[type[Part], ...] = (LowRank, Singular, Directed, Scale, Shift, Bottleneck, Prefix, Prompt, Sparse,
+                                 Slice, Whole, Masked)
 PARTS = {kind.kind: kind for kind in KINDS}
 
 

@@ -1,5 +1,6 @@
-"""How much the tokens of a block have to do with those of others. Axes: B batch, H heads, G key-value heads, T tokens, D width, J
-blocks.
+"""How much the tokens of a block have to do with those of others.
+
+Axes: B batch, H heads, G key-value heads, T tokens, D head width, J blocks.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 import json
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,7 @@ from lithe.model.decoder import ALL, Decoder
 from lithe.model.fewer import FewerChannels, FewerTokens
 from lithe.ops.blocks import informative, pooled, rows_of
 from lithe.registry import find
-from lithe.train import informative as looking
-from lithe.train import memory
+from lithe.train import informative as looking, memory
 from lithe.train.loss import Chunked
 from lithe.train.sample import sample
 from lithe.tune.rack import Rack
@@ -105,12 +105,9 @@ def shaped():
 
 
 def test_activations_of_half_the_tokens_and_channels_are_under_seven_tenths(tmp_path):
-    (tmp_path / "text").write_text("")
     model, batch = shaped()
     passes = lambda loss: memory.kept(lambda: loss(model, batch)[0], model)
     plain = passes(Chunked(64))
-    import numpy as np
-
     np.save(tmp_path / "text.npy", np.random.default_rng(0).integers(0, 257, 3000))
     ours = method(model, keep=0.5, channels=0.5, block=16, whole=0.25, steps=5, rows=2, corpus=str(tmp_path / "text.npy"))
     ours.enter(model)

@@ -29,12 +29,12 @@ ZERO = {"keep": 1.0, "channels": 1.0}
 
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
-    keep: float = knob(0.5, "share of the token blocks that run through attention, on average over the layers that skip", low=0.01,
-                       high=1)
+    keep: float = knob(0.5, "share of the token blocks that run through attention, on average over the layers that skip",
+                       low=0.01, high=1)
     channels: float = knob(0.6, "share of the FFN's inner channels kept for the gradient", low=0.01, high=1)
     block: int = knob(64, "tokens of a block", low=1, high=65536)
-    whole: float = knob(0.5, "share of the layers, the first, through whose attention all tokens run; the last is one too", low=0,
-                        high=1)
+    whole: float = knob(0.5, "share of the layers, the first, through whose attention all tokens run; the last is one too",
+                        low=0, high=1)
     corpus: str = knob("", "text like the one trained on, from which predictors learn which blocks matter")
     rows: int = knob(16, "rows of it", low=1, high=65536)
     length: int = knob(512, "tokens of such a row", low=4, high=10_000_000)
@@ -50,9 +50,9 @@ class Knobs:
 class Method:
     def __init__(self, knobs: Knobs, model: Any):
         if knobs.keep < 1 and not knobs.corpus:
-            raise UsageError("predictors learn from a text like the one trained on which blocks matter: give corpus=FILE, or keep=1")
+            raise UsageError("predictors learn from a text which blocks matter: give corpus=FILE, or keep=1")
         self.knobs = knobs
-        self.recall: dict[int, float] = {}  # of the blocks that matter most, how many a predictor finds, on rows not learned from
+        self.recall: dict[int, float] = {}  # of the blocks that matter most, how many are found, on rows not learned from
         self.tokens: dict[int, FewerTokens] = {}
         self.old: list[tuple[Site, Any]] = []
 
@@ -75,7 +75,7 @@ class Method:
                 self.tokens[i] = self._put(model, f"layers.{i}.self_attn", host)  # type: ignore[assignment]
             if k.channels < 1 and block.mlp is not None:
                 if hasattr(block.mlp, "experts"):
-                    raise UnsupportedError("experts read their own tokens each, so no channels can be chosen for all: channels=1")
+                    raise UnsupportedError("experts read their own tokens each, so no channels suit all: take channels=1")
                 self._put(model, f"layers.{i}.mlp", partial(FewerChannels, share=k.channels))
         for _ in range(k.rounds if len(self.tokens) > 1 else 0):
             self._shift(model, batches)
@@ -102,7 +102,7 @@ class Method:
         site = place(model, name)
         while isinstance(site.module, Host):
             if any(hasattr(part, "pair") for part in site.module.parts.values()):
-                raise UnsupportedError("rows before the text are seen by every token: none can be left out beside such an adapter")
+                raise UnsupportedError("rows before the text are seen by every token: none can be left out beside them")
             site = Site(f"{site.name}.base", model)
         made = host(site.module)
         made.training = site.module.training
@@ -111,12 +111,13 @@ class Method:
 
     @torch.no_grad()
     def _shift(self, model: Any, batches: list[Any], step: float = 0.1) -> None:
-        """Finite differences: give blocks to the layers where the loss falls by them, take them elsewhere; keep it if it helps."""
+        """By finite differences give blocks to layers where the loss falls by them, take them elsewhere; if it helps."""
         hosts = self.tokens
         before = {i: host.share for i, host in hosts.items()}
         first, slopes = self._tried(model, batches, before), {}
         for i in hosts:
-            more, less = (self._tried(model, batches, before | {i: min(1.0, max(0.01, before[i] + way))}) for way in (step, -step))
+            at = lambda way, i=i: before | {i: min(1.0, max(0.01, before[i] + way))}
+            more, less = (self._tried(model, batches, at(way)) for way in (step, -step))
             slopes[i] = (more - less) / (2 * step)
         mean = sum(slopes.values()) / len(slopes)
         largest = max(abs(slope - mean) for slope in slopes.values()) or 1.0

@@ -30,7 +30,8 @@ class Knobs:
     down: float = knob(0.02, "share of all FFN channels whose columns of the FFN's output matrix are trained", low=0, high=1)
     v: float = knob(0.0, "share of all key-value heads whose rows of the value matrix are trained", low=0, high=1)
     up: float = knob(0.0, "share of all FFN channels whose rows of the up matrix are trained", low=0, high=1)
-    share: float = knob(0.0, "train this share of the model's weights, o and down alike, instead; 0: as they say", low=0, high=1)
+    share: float = knob(0.0, "train this share of the model's weights, o and down alike, instead; 0: as they say", low=0,
+                        high=1)
     select: str = knob("random", "what is trained", choices=("random", "weight", *NEED_TEXT))
     smallest: bool = knob(False, "select the smallest, not the largest, of what `select` measures")
     corpus: str = knob("", "text that activations and gradients are measured on")
@@ -84,7 +85,7 @@ class Method:
                 layers = linears(model, [target])
                 cut = Cut(where, self._width(model, name), layers)
                 if len({cut.values(layer) for layer in layers.values()}) > 1:
-                    raise UsageError(f"the {target} of this model differ in width, and units are drawn from all of them together")
+                    raise UsageError(f"the {target} of this model differ in width, and units are drawn from all together")
                 cuts[name] = cut
         total = {name: sum(map(cut.units, cut.layers.values())) for name, cut in cuts.items()}
         counts = {name: round(shares[name] * total[name]) for name in cuts}
