@@ -12,8 +12,10 @@ from lithe.errors import FormatError
 from lithe.model.adapted import Below, Part, taken, width_problem
 from lithe.model.dual import Dual, Thinned
 from lithe.model.lowrank import Directed, LowRank, Singular
+from lithe.model.masked import Masked
 from lithe.model.modules import ACTIVATIONS
 from lithe.model.prefixed import Prefix, Prompt
+from lithe.model.sliced import Slice, Whole
 from lithe.model.sparse import Settling, Sparse
 
 
@@ -119,7 +121,7 @@ class Bottleneck(Part):
 
 
 KINDS: tuple[type[Part], ...] = (LowRank, Singular, Directed, Scale, Shift, Bottleneck, Prefix, Prompt, Sparse,
-                                Settling, Thinned, Dual)
+                                Settling, Thinned, Dual, Slice, Whole, Masked)
 PARTS = {kind.kind: kind for kind in KINDS}
 
 
