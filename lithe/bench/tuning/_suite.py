@@ -126,7 +126,7 @@ class Matrix:
         parts: tuple[Any, ...] = ()
         try:
             measured = run(cell, model, self.plan, found, self._home)
-            parts = () if model.adapters is None else (type(model.adapters.owner.adapters["a"].method),)
+            parts = () if model.adapters is None else (model.adapters.owner.adapters["a"].method,)
         except LitheError as problem:
             measured = {"error": str(problem)}
         record = provenance.record(
