@@ -53,11 +53,9 @@ def chunked(score: Callable[..., Tensor], hidden_NC: Tensor, *aligned: Tensor, r
             weights: Sequence[Tensor] = ()) -> Tensor:
     """The sum of score(hidden, *aligned) over chunks of rows, what each computes inside being dropped at once.
 
-    weights: what else score looks at that a gradient is wanted of. With no rows at all the sum is a zero that still reaches the
-    hidden states, as sharded weights need for their gradients.
+    weights: what else score looks at that a gradient is wanted of. With no rows at all there is one empty chunk, whose zero
+    still reaches hidden states and weights, as sharded weights need for their gradients.
     """
-    if not len(hidden_NC):
-        return hidden_NC.sum() * 0.0
     if torch.is_grad_enabled():
         return _Summed.apply(score, rows, aligned, hidden_NC, *weights)
     return torch.stack([score(*parts) for parts in _parts(rows, hidden_NC, *aligned)]).sum()
