@@ -13,6 +13,7 @@ from lithe.model.adapted import Below, Part, taken, width_problem
 from lithe.model.lowrank import Directed, LowRank, Singular
 from lithe.model.modules import ACTIVATIONS
 from lithe.model.prefixed import Prefix, Prompt
+from lithe.model.sparse import Settling, Sparse
 
 
 class Scale(Part):
@@ -116,7 +117,8 @@ class Bottleneck(Part):
         return cls(*found, parallel=parallel, activation=activation, scale=scale)
 
 
-KINDS: tuple[type[Part], ...] = (LowRank, Singular, Directed, Scale, Shift, Bottleneck, Prefix, Prompt)
+KINDS: tuple[type[Part], ...] = (LowRank, Singular, Directed, Scale, Shift, Bottleneck, Prefix, Prompt, Sparse,
+                                Settling)
 PARTS = {kind.kind: kind for kind in KINDS}
 
 

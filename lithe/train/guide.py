@@ -12,8 +12,10 @@ from torch import Tensor, nn
 class Guide:
     """A tuning method and the parts it built, as the loop asks them; alone it says nothing.
 
-    penalty: added to the mean loss of a step. observe: gradients are whole and not yet clipped. update: the optimizers have
-    moved. state, restore: what a resumed run needs beside weights. Steps count from 1.
+    optimizers: its own, in the place of the usual one. penalty: added to the mean loss of a step. divide: gradients, summed
+    until now, were divided by so much. observe: gradients are whole and not yet clipped. update: the optimizers have moved.
+    state, restore: what a resumed run needs beside weights, given back before them. held: the most bytes it held beside its
+    parts. Steps count from 1.
     """
 
     def __init__(self, method: Any = None, parts: Mapping[str, nn.Module] | None = None):
@@ -22,10 +24,19 @@ class Guide:
     @property
     def speaks(self) -> bool:
         """Whether it has any word on a step: such a method needs all weights in one process."""
-        return any(hasattr(self.method, verb) for verb in ("penalty", "observe", "update"))
+        return any(hasattr(self.method, verb) for verb in ("optimizers", "penalty", "observe", "update"))
 
     def begin(self, steps: int) -> None:
         self._call("begin", self.parts, steps)
+
+    def optimizers(self, settings: Any) -> list[torch.optim.Optimizer] | None:
+        return self._call("optimizers", self.parts, settings)
+
+    def divide(self, by: float) -> None:
+        self._call("divide", by)
+
+    def held(self) -> int:
+        return self._call("held") or 0
 
     def penalty(self) -> Tensor | None:
         return self._call("penalty", self.parts)

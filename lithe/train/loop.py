@@ -66,7 +66,7 @@ class Progress:
     schedule: dict = dataclasses.field(default_factory=dict)
     run: dict = dataclasses.field(default_factory=dict)  # what it was begun with
     valid: list[tuple[int, float]] = dataclasses.field(default_factory=list)  # (step, held-out loss)
-    held: dict = dataclasses.field(default_factory=dict)  # bytes at the end, by what they hold
+    held: dict = dataclasses.field(default_factory=dict)  # most bytes, by what they hold
 
 
 def fit(model: nn.Module, batches: Batches, loss: Loss, plan: Plan, *, folder: Path | None = None,
@@ -104,7 +104,7 @@ def fit(model: nn.Module, batches: Batches, loss: Loss, plan: Plan, *, folder: P
                 raise Interrupted(f"stopped by a signal, saved as {run.save()}: the same command resumes at step {run.at.step}")
             if due and folder:
                 run.save()
-        run.at.held = memory.report(model, run.optimizers)
+        run.hold()
         if folder:
             run.save()
     model.eval()
@@ -133,7 +133,7 @@ class Run:
         self.schedule, self.at = plan.schedule, Progress()
         slot = Slot(model, loss, plan.autocast)
         team.shard(slot, getattr(model, "layers", ()))
-        self.optimizers = optim.build(model, plan.optimizer)
+        self.optimizers = self.guide.optimizers(plan.optimizer) or optim.build(model, plan.optimizer)
         self.weights = list(optim.trainable(model).values())
         self.device = self.weights[0].device
         self.slot = torch.compile(slot, dynamic=False) if plan.compile else slot  # shapes rarely change: best code for each
@@ -205,10 +205,15 @@ class Run:
         unlike = sorted(key for key in begun.keys() | identity.keys() if begun.get(key) != identity.get(key))
         if begun and unlike:
             raise UsageError(f"{self.folder} holds a run with another {', '.join(unlike)}: take another folder, or delete it")
+        self.guide.restore(checkpoint.load_method(path))  # first, since it may say how many entries there are
         self.at = Progress(**checkpoint.load(path, self.model, self.optimizers, self.team))
-        self.guide.restore(checkpoint.load_method(path))
         if self.plan.seconds is not None:  # a decay that the clock began is part of the state
             self.schedule = dataclasses.replace(self.schedule, **self.at.schedule)
+
+    def hold(self) -> None:
+        """Note the most bytes held yet, by what they hold."""
+        now = memory.report(self.model, self.optimizers) | ({"method": held} if (held := self.guide.held()) else {})
+        self.at.held = {name: max(self.at.held.get(name, 0), now.get(name, 0)) for name in self.at.held | now}
 
     def record(self) -> dict:
         """What happened since the last record; nothing newer than it where it is asked for twice."""
@@ -235,6 +240,7 @@ class Run:
         grads = [weight.grad for weight in self.weights if weight.grad is not None]
         # Sharded gradients come as means over the processes.
         torch._foreach_div_(grads, float(max(1, tokens)) / self.team.size)
+        self.guide.divide(float(max(1, tokens)))
         if (extra := self.guide.penalty()) is not None:
             extra.backward()
         self.guide.observe(self.at.step + 1)
@@ -242,6 +248,8 @@ class Run:
         self._must_be_finite(self.norm, "gradient")
         for optimizer in self.optimizers:
             optimizer.step()
+        if self.guide.speaks:  # before and after: what is held may change with the step
+            self.hold()
         self.guide.update(self.at.step + 1, self.optimizers)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)

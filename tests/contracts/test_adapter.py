@@ -5,7 +5,7 @@ import pytest
 from lithe import registry
 from lithe.contracts import adapter
 
-ADAPTERS = registry.entries("tune", "adapter")
+ADAPTERS = [*registry.entries("tune", "adapter"), *registry.entries("tune", "sparse")]
 CASES = [(entry, promise) for entry in ADAPTERS for promise in entry.card.promises]
 
 
