@@ -59,13 +59,13 @@ def tune(order: Order, settings: Settings, *, quiet: bool = False) -> dict[str, 
     if order.method and order.from_scratch:
         raise UsageError("--method tunes a trained model: leave --from-scratch out")
     with join(order.device) as team:
-        model, adapter = prepare(order, settings, str(team.device))
+        model, adapter, objectives = prepare(order, settings, str(team.device))
         assert model.tokenizer is not None and model.folder is not None
         context = min(order.context or model.config.context, model.config.context)
         read = lambda file: text.read(file, model.tokenizer, context=context, cut=order.cut, everything=order.learn_prompts)
         examples, held_out = read(order.data), read(order.valid) if order.valid else None
         identity = {"parent": folders.fingerprint(model.folder), "data": examples.digest, "context": context,
-                    "valid": held_out.digest if held_out else None, "method": adapter.receipt["method"] if adapter else None,
+                    "valid": held_out.digest if held_out else None, "method": exact(order.method),
                     "dtype": str(model.dtype), "from_scratch": order.from_scratch, "settings": settings_of(settings)}
         done = finished(order, identity)
         tell = teller(quiet or not team.first)
@@ -76,17 +76,17 @@ def tune(order: Order, settings: Settings, *, quiet: bool = False) -> dict[str, 
             tell(line)
         session = train(
             model, examples, settings, context=context, folder=order.run, valid=held_out, team=team, quiet=quiet, tell=tell,
-            guide=Guide(adapter.method, adapter.parts) if adapter else None, adapter=adapter is not None,
+            guide=Guide(*((adapter.method, adapter.parts) if adapter else (None, None)), objectives), adapter=adapter is not None,
             fresh=order.from_scratch, identity=identity, trackers=tracker(order.log_to, order.run) if team.first else ())
         if not team.first:
             return None
         told = {"out": str(order.out), **session.json(), "examples": len(examples), "run": identity}
-        write(order, settings, model, adapter, told, team)
+        write(order, settings, model, adapter, objectives, told, team)
         return told
 
 
-def prepare(order: Order, settings: Settings, device: str) -> tuple[Decoder, Adapter | None]:
-    """The model, and the adapter on it where a method is to be trained. What trains requires gradients."""
+def prepare(order: Order, settings: Settings, device: str) -> tuple[Decoder, Adapter | None, list[Any]]:
+    """The model, the adapter on it where a method is to be trained, and the objectives. What trains requires gradients."""
     model = open_model(order.model, dtype=order.dtype, device=device, threads=order.threads, offline=order.offline, fast=False)
     if model.tokenizer is None:
         raise UnsupportedError(f"{order.model} has no tokenizer, which reading text needs")
@@ -94,14 +94,38 @@ def prepare(order: Order, settings: Settings, device: str) -> tuple[Decoder, Ada
         fresh = Decoder(model.config).init(settings.seed).to(model.device, model.dtype)
         model.load_state_dict(fresh.state_dict())
     torch.manual_seed(settings.seed)
-    if order.method is None:
-        return model.requires_grad_(True), None
-    found = registry.parse(order.method)
-    if found.entry.room != "tune":
-        raise UsageError(f"{found.entry.address} is no tuning method; lithe methods tells which are")
-    rack = Rack.of(model)
-    rack.make(order.method, name=NAME, seed=settings.seed)
-    return model, rack.train(NAME)
+    builder, objectives = methods(order.method)
+    adapter = None
+    if builder is None:
+        model.requires_grad_(True)
+    else:
+        rack = Rack.of(model)
+        rack.make(builder.exact, name=NAME, seed=settings.seed)
+        adapter = rack.train(NAME)
+        adapter.receipt["method"] = exact(order.method)
+    made = [spec.entry.module.Method(spec.knobs, model) for spec in objectives]
+    for objective in made:
+        if hasattr(objective, "enter"):
+            objective.enter(model)
+    return model, adapter, made
+
+
+def methods(text: str | None) -> tuple[registry.Spec | None, list[registry.Spec]]:
+    """What is tuned, None for all weights, and the objectives that it is tuned for, of a text such as "NAME:knob=1 + NAME"."""
+    builders, objectives = [], []
+    for spec in map(registry.parse, text.split(" + ") if text else ()):
+        if spec.entry.room != "tune":
+            raise UsageError(f"{spec.entry.address} is no tuning method; lithe methods tells which are")
+        (builders if hasattr(spec.entry.module.Method, "build") else objectives).append(spec)
+    if len(builders) > 1:
+        raise UsageError(f"{builders[0]} and {builders[1]} both say what is tuned: name one of them")
+    return builders[0] if builders else None, objectives
+
+
+def exact(text: str | None) -> str | None:
+    """The methods of a run, as they are kept: text that parses back to them."""
+    builder, objectives = methods(text)
+    return " + ".join(spec.exact for spec in (builder, *objectives) if spec is not None) or None
 
 
 def finished(order: Order, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -123,13 +147,17 @@ def finished(order: Order, identity: dict[str, Any]) -> dict[str, Any] | None:
     raise UsageError(f"{order.out} exists and is not the result of this command; choose another folder")
 
 
-def write(order: Order, settings: Settings, model: Decoder, adapter: Adapter | None, told: dict[str, Any], team: Team) -> None:
+def write(order: Order, settings: Settings, model: Decoder, adapter: Adapter | None, objectives: list[Any],
+          told: dict[str, Any], team: Team) -> None:
     """The folder, with the run's result and log; the checkpoints are then gone."""
     if team.size > 1:  # this process holds its share only
-        model, adapter = prepare(order, settings, str(team.device))
+        model, adapter, objectives = prepare(order, settings, str(team.device))
         path = checkpoint.latest(order.run)
         assert path is not None
         checkpoint.load_weights(path, model)
+    for objective in objectives:
+        if hasattr(objective, "leave"):
+            objective.leave(model)
     receipt = {"verb": "tune", "method": told["run"]["method"] or "full", "seed": settings.seed, "lithe": __version__,
                "parent": told["run"]["parent"], "run": _short(told["run"]), "data": told["run"]["data"],
                "steps": told["steps"], "tokens": told["tokens"], "rate": told["rate"], "batch_tokens": told["batch_tokens"]}

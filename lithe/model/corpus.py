@@ -31,7 +31,7 @@ class Corpus:
 
     def derived(self, name: str, make: Callable[[np.ndarray], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """Arrays made from the ids: read from the user's cache, or made and put there. name: says how, versions included."""
-        return _cached(hashlib.sha256(f"{self.key} {name}".encode()).hexdigest(), lambda: make(self.ids))
+        return kept(f"{self.key} {name}", lambda: make(self.ids))
 
 
 def load(name: str, tokenizer: Tokenizer | None) -> Corpus:
@@ -60,6 +60,11 @@ def cache() -> Path:
     """The user's cache folder: $LITHE_CACHE, else lithe's place in the system's usual one."""
     usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lithe"
     return Path(os.environ.get("LITHE_CACHE") or usual).expanduser()
+
+
+def kept(key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Arrays from the user's cache, or made and put there. key: says all that they come of, and how, versions included."""
+    return _cached(hashlib.sha256(key.encode()).hexdigest(), make)
 
 
 def _texts(path: Path) -> list[str]:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from lithe.errors import FormatError
 from lithe.model.adapted import Below, Part, taken, width_problem
 from lithe.model.lowrank import Directed, LowRank, Singular
+from lithe.model.masked import Masked
 from lithe.model.modules import ACTIVATIONS
 from lithe.model.prefixed import Prefix, Prompt
+from lithe.model.sliced import Slice, Whole
 from lithe.model.sparse import Settling, Sparse
 
 
@@ -117,8 +119,8 @@ class Bottleneck(Part):
         return cls(*found, parallel=parallel, activation=activation, scale=scale)
 
 
-KINDS: tuple[type[Part], ...] = (LowRank, Singular, Directed, Scale, Shift, Bottleneck, Prefix, Prompt, Sparse,
-                                Settling)
+KINDS: tuple[type[Part], ...] = (LowRank, Singular, Directed, Scale, Shift, Bottleneck, Prefix, Prompt, Sparse, Settling, Slice,
+                                Whole, Masked)
 PARTS = {kind.kind: kind for kind in KINDS}
 
 

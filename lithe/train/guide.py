@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,13 +18,19 @@ class Guide:
     parts. Steps count from 1.
     """
 
-    def __init__(self, method: Any = None, parts: Mapping[str, nn.Module] | None = None):
-        self.method, self.parts = method, parts
+    def __init__(self, method: Any = None, parts: Mapping[str, nn.Module] | None = None, objectives: Sequence[Any] = ()):
+        self.method, self.parts, self.objectives = method, parts, objectives
 
     @property
     def speaks(self) -> bool:
         """Whether it has any word on a step: such a method needs all weights in one process."""
         return any(hasattr(self.method, verb) for verb in ("optimizers", "penalty", "observe", "update"))
+
+    def loss(self, plain: Callable) -> Callable:
+        """The loss slot: the plain one, as the objectives change it in their order."""
+        for objective in self.objectives:
+            plain = objective.loss(plain)
+        return plain
 
     def begin(self, steps: int) -> None:
         self._call("begin", self.parts, steps)

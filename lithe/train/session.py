@@ -137,7 +137,8 @@ def train(model: Decoder, examples: Examples, settings: Settings, *, context: in
                 autocast=AUTOCAST[settings.autocast] if settings.autocast else None,
                 optimizer=Optimizer(name=settings.optimizer, lr=chosen.rate, weight_decay=chosen.decay),
                 log_every=settings.log_every, save_every=settings.save_every, check_every=settings.valid_every)
-    model.recompute, loss = settings.checkpointing, Chunked(settings.chunk)
+    model.recompute, loss = settings.checkpointing, guide.loss(Chunked(settings.chunk))
+    model.train()
     kept = max(memory.kept(partial(lambda b: loss(model, b)[0], batch), model) for batch in _on(model.device, feed(0)))
     guide.begin(steps)
     held_out = None if valid is None else lambda: _held_out(valid, context, team)

@@ -1,0 +1,97 @@
+"""Seconds and bytes of a tuning step, methods side by side in one run, at the shape of a model of 135 million weights.
+
+    python tools/tuning_cost.py s2ft:share=0.0068 lora:rank=3 --tokens 512 --repeats 6
+    python tools/tuning_cost.py s2ft:share=0.0068 --repeats 1 --only   # the process's peak, of this method alone
+
+"full" stands for all weights. Text and weights are random: neither changes what a step costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+
+import torch
+
+from lithe.model.config import Config
+from lithe.model.decoder import Decoder
+from lithe.train import memory, optim
+from lithe.train.loss import Chunked
+from lithe.tune.rack import Rack
+
+SHAPE = {"vocab": 49152, "width": 576, "layers": 30, "heads": 9, "kv_heads": 3, "ffn": 1536, "context": 8192, "tied": True}
+LOSS = Chunked(256)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("specs", nargs="+")
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=6)
+    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--only", action="store_true", help="tell the process's peak too; for one method a process")
+    given = parser.parse_args()
+    model = Decoder(Config(**SHAPE | {"layers": given.layers})).init(0).train()
+    rack, dice = Rack.of(model), torch.Generator().manual_seed(0)
+    ids_BT = torch.randint(0, SHAPE["vocab"], (1, given.tokens + 1), generator=dice)
+    batch = {"ids_BT": ids_BT[:, :-1], "targets_BT": ids_BT[:, 1:]}
+    ways = [Way(model, rack, spec) for spec in given.specs]
+    for way in ways:
+        way.step(batch)  # which warms up
+    for _ in range(given.repeats):
+        for way in ways:
+            way.seconds.append(way.step(batch))
+    for way in ways:
+        print(json.dumps(way.told(batch) | ({"peak": memory.peak(model.device)} if given.only else {})))
+
+
+class Way:
+    """One method on the model that all share; its parts are in place only while it steps."""
+
+    def __init__(self, model: Decoder, rack: Rack, spec: str):
+        self.model, self.rack, self.spec, self.seconds = model, rack, spec, list[float]()
+        self.adapter = None if spec == "full" else rack.make(spec, name="a")
+        self.enter()
+        self.optimizers = optim.build(model, optim.Optimizer(lr=1e-4, weight_decay=0.0))
+        self.leave()
+
+    def enter(self) -> None:
+        if self.adapter is None:
+            self.model.requires_grad_(True)
+        else:
+            if self.adapter.name not in self.rack.adapters:
+                self.adapter.hosts.clear()
+                self.rack.add(self.adapter)
+            self.rack.train(self.adapter.name)
+
+    def leave(self) -> None:
+        if self.adapter is not None:
+            self.rack.remove(self.adapter.name)
+
+    def step(self, batch: dict) -> float:
+        self.enter()
+        start = time.perf_counter()
+        total, tokens = LOSS(self.model, batch)
+        (total / tokens).backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        seconds = time.perf_counter() - start
+        self.leave()
+        return seconds
+
+    def told(self, batch: dict) -> dict:
+        self.enter()
+        kept = memory.kept(lambda: LOSS(self.model, batch)[0], self.model)
+        held = memory.report(self.model, self.optimizers)
+        self.leave()
+        trained = held["trainable"] // 4
+        return {"spec": self.spec, "trained": trained, "seconds": round(statistics.median(self.seconds), 3),
+                "least": round(min(self.seconds), 3), "kept_MiB": round(kept / 2**20, 1),
+                "state_MiB": round((held["gradients"] + held["optimizer"]) / 2**20, 1)}
+
+
+if __name__ == "__main__":
+    main()
