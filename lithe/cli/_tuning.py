@@ -58,5 +58,5 @@ def matrix(model: str, *, methods: Seq[str], shifts: Seq[str], plan: str | None,
 
 def _cells(row: Row) -> list[Any]:
     held = [f"{row.bytes[name] / MIB:.2f} MiB" for name in ("gradients", "optimizer", "activations")]
-    return [row.shift, row.method, f"{row.trainable:.2%}", "-" if row.gain is None else f"{row.gain:.0%}",
+    return [row.shift, row.method, f"{row.values:.2%}", "-" if row.gain is None else f"{row.gain:.0%}",
             f"{row.forgets:+.3f}", f"{row.before:.3f} -> {row.after:.3f}", f"{row.rate:g}", *held]

@@ -47,7 +47,7 @@ def fake(monkeypatch):
     def measured(cell, model, plan, found, home):
         ran.append(cell)
         off = abs(torch.tensor(cell.rate).log10().item() + 2)
-        return {"trainable": 10, "chosen_by": 1 + off, "after": 1 + off, "home_after": 2.0, "cpu_seconds": 1.0, "seconds": 1.0,
+        return {"trainable": 10, "values": 10, "chosen_by": 1 + off, "after": 1 + off, "home_after": 2.0, "cpu_seconds": 1.0, "seconds": 1.0,
                 "bytes": {"gradients": 1, "optimizer": 2, "activations": 3}}
 
     monkeypatch.setattr(_suite, "run", measured)
@@ -72,12 +72,13 @@ def test_a_share_gives_the_largest_size_within_it(data):
 
 def test_the_order_and_the_search(data, fake):
     suite = matrix(data)
-    assert suite.run() == len(fake) == 3 * 2 + (3 + 1) + (3 + 1) + 1  # of all weights, of each method on both shifts, and the other share
+    assert suite.run() == len(fake) == 3 * 2 + (3 + 1) + (3 + 2) + 1  # of all weights, of each method on both shifts, and the other share
     assert [(c.method, c.shift, c.rate) for c in fake[:7]] == [
         ("full", "digits", 1e-2), ("full", "digits", 1e-1), ("full", "digits", 1e-3),
         ("full", "other", 1e-2), ("full", "other", 1e-1), ("full", "other", 1e-3), ("ranks", "digits", 1e-2)]
-    assert all(c.rate == 1e-2 for c in fake if c.shift == "other" and c.method == "ranks")
+    assert [c.method for c in fake[6:10]] == ["ranks", "ranks", "biases", "biases"]  # first all methods on all shifts
     assert [c.rate for c in fake if c.method == "biases" and c.shift == "digits"] == [1e-1, 1e-2, 1e-3]  # the grid ends above
+    assert [c.rate for c in fake if c.method == "biases" and c.shift == "other"] == [1e-1, 1e-2]  # and then the best one
     row = next(r for r in rows(suite.known.values()) if (r.method, r.shift, r.share) == ("ranks", "digits", 0.5))
     assert (row.rate, row.rates, row.gain, row.forgets, row.beside) == (1e-2, 3, 1.0, -1.0, 6)
 

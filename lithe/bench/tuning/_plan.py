@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ from lithe import registry
 from lithe.bench.tuning import FULL
 from lithe.errors import FormatError, UsageError
 from lithe.model.decoder import Decoder
+from lithe.tune.targets import linears
 
 SHIPPED = Path(__file__).with_name("plan.toml")
 MOST = 1 << 20  # no count that a share asks for is larger
+TRIES, CLOSE = 6, 0.97  # of moving a number towards a share, and the part of the share that is enough
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,7 @@ class Shift:
 class Entry:
     """A method: its spec, in which {n} is the largest count and {x} the largest number that stay within the share.
 
-    {half} is half of {n}, rounded up. base: precision of the frozen weights. rate: where the search for the best one begins.
+    {half} is half of {n}, rounded up; {d} is the share as a density of the blocks' linear layers. base: precision of the frozen weights. rate: where the search for the best one begins.
     """
 
     name: str
@@ -45,7 +49,7 @@ class Entry:
     @property
     def scales(self) -> bool:
         """Whether its size follows the share."""
-        return "{n}" in self.spec or "{x}" in self.spec
+        return any(word in self.spec for word in ("{n}", "{x}", "{d}"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,26 +107,42 @@ def sized(entry: Entry, share: float, model: Decoder) -> str | None:
         return entry.spec
     room = share * model.size
 
-    def fits(spec: str) -> bool:
+    def size(spec: str) -> int:
         found = registry.parse(spec)
-        return found.entry.module.Method(found.knobs, model).size(model) <= room
+        return found.entry.module.Method(found.knobs, model).size(model)
 
+    if "{d}" in entry.spec:
+        entries = sum(layer.in_features * layer.out_features for layer in linears(model).values())
+        return entry.spec.replace("{d}", f"{math.floor(1e6 * room / entries) / 1e6:g}") if room < entries else None
     if "{x}" in entry.spec:
-        low, high = 0.0, 1.0
-        for _ in range(24):
-            middle = (low + high) / 2
-            low, high = (middle, high) if fits(entry.spec.replace("{x}", f"{middle:.6g}")) else (low, middle)
-        return entry.spec.replace("{x}", f"{low:.6g}") if low else None
+        return _scaled(entry.spec, share, room, size)
     fill = lambda n: entry.spec.replace("{n}", str(n)).replace("{half}", str(-(-n // 2)))
-    if not fits(fill(1)):
+    if size(fill(1)) > room:
         return None
     low, high = 1, 2
-    while high < MOST and fits(fill(high)):
+    while high < MOST and size(fill(high)) <= room:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(fill(middle)) else (low, middle)
+        low, high = (middle, high) if size(fill(middle)) <= room else (low, middle)
     return fill(low)
+
+
+def _scaled(spec: str, share: float, room: float, size: Callable[[str], int]) -> str | None:
+    """The share itself, moved until what it trains is within the room and little is left of it."""
+    best, number = None, share
+    for _ in range(TRIES):
+        filled = spec.replace("{x}", f"{number:.6g}")
+        try:
+            found = size(filled)
+        except UsageError:  # less than the least that the method can train
+            break
+        if found <= room:
+            best = filled
+            if found >= CLOSE * room:
+                break
+        number *= room / max(found, 1) * (1.0 if found <= room else CLOSE)
+    return best
 
 
 def data_folder() -> Path:

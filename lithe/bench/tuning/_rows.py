@@ -31,7 +31,7 @@ class Row:
     seeds: int
     rate: float
     rates: int  # that were tried
-    trainable: float  # of the model's weights
+    values: float  # that the result holds, as a share of the model's weights; more may have been trained on the way
     before: float
     after: float
     gain: float | None
@@ -75,7 +75,7 @@ def _row(group: list[Record], full: list[Record] | None) -> Row:
     return Row(
         method=best[0].method, spec=said["spec"], base=said["base"], shift=said["shift"], share=said["share"], seeds=len(best),
         rate=said["rate"], rates=len({record.settings["rate"] for record in group}),
-        trainable=found[0]["trainable"] / found[0]["weights"], before=found[0]["before"], after=mean(m["after"] for m in found),
+        values=found[0].get("values", found[0]["trainable"]) / found[0]["weights"], before=found[0]["before"], after=mean(m["after"] for m in found),
         gain=mean(gains) if gains else None, spread=max(gains) - min(gains) if len(gains) > 1 else None,
         forgets=mean(m["home_after"] - m["home_before"] for m in found), bytes=found[0]["bytes"],
         cpu_seconds=mean(m["cpu_seconds"] for m in found))

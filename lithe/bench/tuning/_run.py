@@ -65,9 +65,10 @@ def run(cell: Cell, model: Decoder, plan: Plan, found: Texts, home: Examples) ->
         return {"diverged": str(problem), "trainable": values}
     spent = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu}
     guide.finish()
-    stored = values if adapter is None else sum(
-        tensor.numel() for part in adapter.parts.values() for tensor in part.state_dict().values())
-    return {"trainable": values, "stored": stored, "loss": session.at.loss, "tokens": session.at.tokens,
+    held = [] if adapter is None else [t for part in adapter.parts.values() for t in part.state_dict().values()]
+    kept = sum(tensor.numel() for tensor in held if tensor.is_floating_point()) if held else values
+    size = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    return {"trainable": values, "values": kept, "file_bytes": size, "loss": session.at.loss, "tokens": session.at.tokens,
             "chosen_by": score(model, found.choose), "after": score(model, found.test), "home_after": score(model, home),
             "bytes": session.bytes, "step_seconds": session.at.seconds, **spent}
 

@@ -60,14 +60,19 @@ class Matrix:
     def missing(self) -> Iterator[Cell]:
         """What to run next, given all that is known by then.
 
-        All weights on every shift; each method on every shift at the plan's share; the other shares on the first shift; seeds.
-        The best rate is searched on the first shift at the plan's share, for all weights on every shift: from where the method says,
-        up and down the grid until the loss rises. Elsewhere it is the one found there.
+        All weights on every shift; each method on every shift at the plan's share, where it says that the search for its rate
+        begins; then that search; the other shares on the first shift; seeds. The best rate is searched on the first shift at the
+        plan's share, for all weights on every shift: up and down the grid until the loss rises. Elsewhere it is the one found there.
         """
         first, plan = self.plan.shifts[0], self.plan
         full, others = plan.methods[0], plan.methods[1:]
         for shift in plan.shifts:
             yield from self.search(full, shift, plan.share)
+        for method in others:
+            for shift in plan.shifts:
+                cell = self.cell(method, shift, plan.share, self.nearest(method.rate))
+                if cell is not None and cell not in self.known:
+                    yield cell
         for method in others:
             yield from self.search(method, first, plan.share)
             for shift in plan.shifts[1:]:
@@ -84,7 +89,7 @@ class Matrix:
         """Runs until the best rate of the grid has worse ones, or the grid's ends, on both sides."""
         tried: dict[float, float] = {}
         rates = self.plan.rates
-        start = rate = min(rates, key=lambda r: abs(math.log(r / method.rate)))
+        start = rate = self.nearest(method.rate)
         while True:
             cell = self.cell(method, shift, share, rate)
             if cell is None:
@@ -97,6 +102,9 @@ class Matrix:
             if not beside:
                 return
             rate = beside[0]
+
+    def nearest(self, rate: float) -> float:
+        return min(self.plan.rates, key=lambda r: abs(math.log(r / rate)))
 
     def again(self, method: Entry, shift: Shift, share: float, seed: int = 0) -> Iterator[Cell]:
         """One run at the best rate of this method: on this shift where it was searched, else on the first one."""
@@ -178,7 +186,7 @@ def told(cell: Cell, record: Record) -> str:
     if "after" not in found:
         return f"{what}: {found.get('diverged') or found.get('error')}"
     return (f"{what}: {found['before']:.3f} -> {found['after']:.3f}, home {found['home_before']:.3f} -> "
-            f"{found['home_after']:.3f}, {found['trainable']:,} values, {found['seconds']:.0f} s")
+            f"{found['home_after']:.3f}, {found['values']:,} values, {found['seconds']:.0f} s")
 
 
 def ran(records: Iterable[Record]) -> list[Record]:
