@@ -18,27 +18,27 @@ if TYPE_CHECKING:
     from lithe.bench.engines._suite import Cell, Run
     from lithe.bench.ledger import Ledger
 
-SUITE = Annotated[str, typer.Option(help="methods, or engines: lithe beside transformers and llama.cpp")]
+SUITE = Annotated[str, typer.Option(help="methods; engines: lithe beside transformers and llama.cpp; tuning: gain and forgetting")]
 ENGINE = Annotated[list[str] | None, typer.Option("--engine", help="of --suite engines, only this one; repeats")]
 PRECISION = Annotated[list[str] | None, typer.Option("--precision", help="of --suite engines: int8, bf16, fp32, int4; repeats")]
 ROUNDS = Annotated[int, typer.Option(help="of --suite engines: turns that every engine has", min=1)]
 
-SUITES = ("methods", "engines")
-OWN = {"engine", "precision", "rounds"}  # options of the suite alone
-SHARED = {"model", "suite", "prompts", "limit", "as_json", "ledger", "no_ledger", "threads", "offline"}
+OWN = {"methods": set(), "engines": {"engine", "precision", "rounds"}, "tuning": {"plan", "shift", "runs"}}  # of one suite alone
+BOTH = {"model", "suite", "as_json", "ledger", "no_ledger", "threads", "offline"}
+SHARED = {"engines": BOTH | {"prompts", "limit"}, "tuning": BOTH | {"method"}}  # with plain benches
 HEADS = ("tokens/s", "prefill tokens/s", "T(1) ms", "T(8) ms", "T(16) ms", "T(64) ms", "loss", "start s", "peak MB")
 
 
-def alone(context: typer.Context, suite: str) -> bool:
-    """Whether the suite of engines was asked for. Raises UsageError for options that belong to the other one."""
-    if suite not in SUITES:
-        raise UsageError(f"there is no suite {suite!r}{near(suite, SUITES)}")
+def checked(context: typer.Context, suite: str) -> None:
+    """Raises UsageError for a suite that there is none of, and for options that belong to another one."""
+    if suite not in OWN:
+        raise UsageError(f"there is no suite {suite!r}{near(suite, OWN)}")
     given = {name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
-    wrong = given & OWN if suite != "engines" else given - OWN - SHARED
+    foreign = set.union(*(own for name, own in OWN.items() if name != suite))
+    wrong = given & foreign if suite not in SHARED else given - OWN[suite] - SHARED[suite]
     if wrong:
         said = ", ".join("--" + name.replace("_", "-") for name in sorted(wrong))
         raise UsageError(f"--suite {suite} has no {said}")
-    return suite == "engines"
 
 
 def compare(model: str, *, engines: Seq[str], precisions: Seq[str], rounds: int, prompts: str | None, limit: int | None,

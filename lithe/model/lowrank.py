@@ -16,6 +16,29 @@ EPS = 1e-5  # added to the rank where singular values are kept apart (Zhang et a
 MOST = 1e6  # a larger alpha is no setting but a mistake
 
 
+class _Added(torch.autograd.Function):
+    """y + scale * B A x, every product added where its sum lies: no pass over the outputs but the one that adds. M: rows."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, a_RK: Tensor, b_NR: Tensor, scale: float) -> Tensor:
+        x_MK = x.reshape(-1, x.shape[-1])
+        inner_MR = x_MK @ a_RK.T
+        ctx.save_for_backward(x_MK, inner_MR, a_RK, b_NR)
+        ctx.scale = scale
+        return torch.addmm(y.reshape(-1, y.shape[-1]), inner_MR, b_NR.T, alpha=scale).view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        x_MK, inner_MR, a_RK, b_NR = ctx.saved_tensors
+        grad_MN = grad.reshape(-1, grad.shape[-1])
+        back_MR = (grad_MN @ b_NR).mul_(ctx.scale)
+        wanted = ctx.needs_input_grad
+        return (grad if wanted[0] else None,
+                (back_MR @ a_RK).view(*grad.shape[:-1], -1) if wanted[1] else None,
+                back_MR.T @ x_MK if wanted[2] else None,
+                (grad_MN.T @ inner_MR).mul_(ctx.scale) if wanted[3] else None, None)
+
+
 class LowRank(Part):
     """y + scale * B A x, the scale being alpha / R, or alpha / sqrt(R) with `root` (Kalajdzievski 2023).
 
@@ -36,16 +59,25 @@ class LowRank(Part):
     def scale(self) -> float:
         return self.alpha / (math.sqrt(self.rank) if self.root else self.rank)
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A [R, K] and B [N, R]."""
+        return self.a, self.b
+
     def product(self, x: Tensor) -> Tensor:
         """scale * B A x in the part's own precision."""
-        return F.linear(F.linear(F.dropout(x.to(self.a.dtype), self.dropout, self.training), self.a), self.b) * self.scale
+        a_RK, b_NR = self.factors()
+        return F.linear(F.linear(F.dropout(x.to(a_RK.dtype), self.dropout, self.training), a_RK), b_NR) * self.scale
 
     def matrix(self) -> Tensor:
         """The same as a matrix [N, K]."""
-        return self.b @ self.a * self.scale
+        a_RK, b_NR = self.factors()
+        return b_NR @ a_RK * self.scale
 
     def after(self, x: Tensor, y: Tensor, below: Below) -> Tensor:
-        return (y + self.product(x)).to(y.dtype)
+        if y.dtype != self.a.dtype or torch.is_autocast_enabled(y.device.type):
+            return (y + self.product(x)).to(y.dtype)
+        a_RK, b_NR = self.factors()
+        return _Added.apply(y, F.dropout(x.to(a_RK.dtype), self.dropout, self.training), a_RK, b_NR, self.scale)
 
     def merged(self, weight_NK: Tensor, bias_N: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight_NK + wide(self.matrix()).to(weight_NK), bias_N
@@ -80,12 +112,8 @@ class Singular(LowRank):
     def scale(self) -> float:
         return self.alpha / (self.over + EPS)
 
-    def product(self, x: Tensor) -> Tensor:
-        rows = F.dropout(x.to(self.a.dtype), self.dropout, self.training)
-        return F.linear(F.linear(rows, self.a * self.values[:, None]), self.b) * self.scale
-
-    def matrix(self) -> Tensor:
-        return self.b @ (self.a * self.values[:, None]) * self.scale
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.a * self.values[:, None], self.b
 
     @torch.no_grad()
     def keep(self, keep_R: Tensor) -> None:

@@ -46,8 +46,9 @@ def frequencies(dim: int, *, theta: float, kind: str = "default", factor: float 
 def rotate(x_BHTD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> Tensor:
     """Rotate pairs (i, i + R) of the first 2R entries of each head; the rest passes through."""
     rotated = cos_BTD.shape[-1]
-    x, rest = x_BHTD[..., :rotated], x_BHTD[..., rotated:]
+    whole = rotated == x_BHTD.shape[-1]  # no slice of all: its gradient would be a copy
+    x, rest = (x_BHTD, None) if whole else (x_BHTD[..., :rotated], x_BHTD[..., rotated:])
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
     x = x * cos_BTD.unsqueeze(1) + turned * sin_BTD.unsqueeze(1)
-    return torch.cat((x, rest), dim=-1) if rest.shape[-1] else x
+    return x if rest is None else torch.cat((x, rest), dim=-1)

@@ -88,7 +88,7 @@ def fit(model: nn.Module, batches: Batches, loss: Loss, plan: Plan, *, folder: P
     run = Run(model, batches, loss, plan, folder, on_save, guide, team)
     run.resume(identity or {})
     path = folder / "log.jsonl" if folder and team.first else None
-    with (Log(path, after=run.at.step, quiet=quiet or not team.first, trackers=trackers) as log,
+    with (memory.kept_pages(), Log(path, after=run.at.step, quiet=quiet or not team.first, trackers=trackers) as log,
           stop_signals(folder is not None) as stopped):
         if valid is not None and run.at.step == 0:
             log.write({"step": 0, "valid_loss": run.check(valid())})

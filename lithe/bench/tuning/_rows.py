@@ -1,0 +1,88 @@
+"""From records to figures: the gain recovered, and what was forgotten for it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from lithe.bench.ledger import Record
+from lithe.bench.tuning import FULL
+from lithe.bench.tuning._suite import chosen_by, ran
+
+Where = tuple[str, float | None, str]  # shift, share, spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A method on a shift at the best rate that was tried, as means over the seeds.
+
+    gain: of the loss that tuning all weights takes off held-out text of the shift, the share that this took off; None where
+    all weights were not tuned there. forgets: nats a token that text of the old kind costs more than before.
+    """
+
+    method: str
+    spec: str
+    base: str
+    shift: str
+    share: float | None
+    seeds: int
+    rate: float
+    rates: int  # that were tried
+    values: float  # that the result holds, as a share of the model's weights; more may have been trained on the way
+    before: float
+    after: float
+    gain: float | None
+    spread: float | None  # of the gain, between its least and its most over seeds
+    forgets: float
+    bytes: dict[str, int]
+    cpu_seconds: float
+
+    @property
+    def beside(self) -> int:
+        """Bytes that training holds beside the model's own: gradients, the optimizer's state, activations."""
+        return sum(self.bytes[name] for name in ("gradients", "optimizer", "activations"))
+
+
+def rows(records: Iterable[Record]) -> list[Row]:
+    """A row a method, shift and share, in the order they were first run. Of the same cell the newest record counts."""
+    newest = {_cell(record): record for record in ran(records)}
+    groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
+    for record in newest.values():
+        said = record.settings
+        groups[record.method, said["base"], said["shift"], said["share"], said["spec"]].append(record)
+    full = {key[2]: _best(group) for key, group in groups.items() if key[0] == FULL}
+    return [_row(group, full.get(key[2])) for key, group in groups.items()]
+
+
+def _cell(record: Record) -> tuple[Any, ...]:
+    return tuple(record.settings[name] for name in ("method", "spec", "base", "shift", "share", "rate", "seed"))
+
+
+def _best(group: list[Record]) -> list[Record]:
+    """Those at the rate with the least loss on the text that chooses it, in the first seed; one a seed."""
+    first = min(record.seed or 0 for record in group)
+    rate = min((record for record in group if record.seed == first), key=chosen_by).settings["rate"]
+    return [record for record in group if record.settings["rate"] == rate]
+
+
+def _row(group: list[Record], full: list[Record] | None) -> Row:
+    best = _best(group)
+    said, found = best[0].settings, [record.measured for record in best]
+    gains = [] if full is None else [_gain(record, full) for record in best]
+    return Row(
+        method=best[0].method, spec=said["spec"], base=said["base"], shift=said["shift"], share=said["share"], seeds=len(best),
+        rate=said["rate"], rates=len({record.settings["rate"] for record in group}),
+        values=found[0].get("values", found[0]["trainable"]) / found[0]["weights"], before=found[0]["before"], after=mean(m["after"] for m in found),
+        gain=mean(gains) if gains else None, spread=max(gains) - min(gains) if len(gains) > 1 else None,
+        forgets=mean(m["home_after"] - m["home_before"] for m in found), bytes=found[0]["bytes"],
+        cpu_seconds=mean(m["cpu_seconds"] for m in found))
+
+
+def _gain(record: Record, full: list[Record]) -> float:
+    """Against all weights tuned with the same seed, or with the first where that one is missing."""
+    other = next((r for r in full if r.seed == record.seed), full[0]).measured
+    taken = other["before"] - other["after"]
+    return (record.measured["before"] - record.measured["after"]) / taken if taken > 0 else float("nan")
