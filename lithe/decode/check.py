@@ -39,6 +39,9 @@ def _fault(plan: DecodePlan, root: int, tree: Any) -> str | None:
         return f"token {wrong[0]}, which is outside the vocabulary of {vocab}"
     if len(tree.parents) != len(tree) or any(not (0 <= p < i or p == i - 1 == -1) for i, p in enumerate(tree.parents)):
         return f"a tree where parents do not precede their children: {tree.parents[:16]}"
+    for i, (node, above, _) in enumerate(tree.ghosts):
+        if not 0 <= node < len(tree) or not -1 <= above < i or (above >= 0 and tree.ghosts[above].node != node):
+            return f"a ghost that hangs on no row before it: {tree.ghosts[i]}"
     return None
 
 

@@ -55,10 +55,12 @@ class Lanes:
             self.commit(counts)
 
     def run(self, ids: Seq[Seq[int]], *, mask: Mask = CAUSAL, depths: Seq[Seq[int]] | None = None, logits=LAST,
-            taps: Seq[int | str] = (), layers: Iterable | None = None, skip: Iterable[tuple[int, str]] = ()) -> Output:
+            taps: Seq[int | str] = (), layers: Iterable | None = None, skip: Iterable[tuple[int, str]] = (),
+            states_BTC: torch.Tensor | None = None) -> Output:
         """One pass over unequal numbers of rows, padded on the right. depths[b]: steps of each row past the cache.
 
-        layers, skip: the parts of the model that run, as `Decoder.forward` has them.
+        layers, skip: the parts of the model that run, as `Decoder.forward` has them. states_BTC: what the first of these
+        layers reads, where it is not the ids' embeddings.
         """
         width, furthest, device = max(map(len, ids)), self.model.config.context - 1, self.model.device
         ids_BT = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=device)
@@ -67,7 +69,7 @@ class Lanes:
                                for n, row in zip(self.cache.lengths, steps, strict=True)], device=device)
         self.last = [list(row) for row in ids]
         adapters_B = None if self.model.adapters is None else [s.adapter for s in self.held]
-        return self.model(ids_BT, pos_BT=pos_BT, mask=mask, cache=self.cache, rows=[max(len(row), 1) for row in ids],
+        return self.model(ids_BT if states_BTC is None else None, embeds=states_BTC, pos_BT=pos_BT, mask=mask, cache=self.cache, rows=[max(len(row), 1) for row in ids],
                           logits=logits, taps=taps, layers=layers, skip=skip, adapters_B=adapters_B)
 
     def commit(self, rows: Seq[int | Seq[int]]) -> None:

@@ -21,24 +21,25 @@ TAP = "final"
 class States:
     """For each sequence, states [T, C] of consecutive committed tokens, as passes over the target gave them."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        """dtype: of the weights that will read them."""
-        self.dtype = dtype
+    def __init__(self, dtype: torch.dtype, taps: Seq[int | str] = (TAP,)) -> None:
+        """dtype: of the weights that will read them. taps: which states, side by side."""
+        self.dtype, self.taps = dtype, taps
         self.held: dict[int, tuple[int, Tensor]] = {}  # by the sequence's number: place of the first, states
 
     def read(self, sequences: Seq[Sequence], starts: Seq[int], counts: Seq[int], taps: dict) -> None:
         """Rows of a prompt's pass."""
         for b, (sequence, start, count) in enumerate(zip(sequences, starts, counts, strict=True)):
             if count:
-                copied = taps[TAP][b, :count].to(self.dtype, copy=True)  # else the whole pass would stay in memory
-                self._add(sequence, start, copied)
+                copied = [taps[tap][b, :count].to(self.dtype, copy=True) for tap in self.taps]  # else the pass stays in memory
+                self._add(sequence, start, torch.cat(copied, -1))
 
     def observe(self, rounds: Seq) -> None:
         """Rows of what a walk accepted: the root's and the path's, the true ones in place of any that were guessed."""
         for r in rounds:
             if not r.sequence.finished:
                 rows = [0, *r.walk.path]
-                self._add(r.sequence, len(r.sequence.ids) - 1 - len(rows), r.taps[TAP][rows].to(self.dtype))
+                self._add(r.sequence, len(r.sequence.ids) - 1 - len(rows),
+                          torch.cat([r.taps[tap][rows].to(self.dtype) for tap in self.taps], -1))
 
     def since(self, sequence: Sequence, start: int) -> Tensor | None:
         """States from that place up to the token before the last, which no pass has read; None unless all were seen."""
@@ -116,9 +117,9 @@ class Trail:
 class Follower:
     """States and a trail in step: the body reads what was committed since the last round and says how it stands now."""
 
-    def __init__(self, body: Decoder, rows: Callable[[Sequence, int, Tensor], Tensor]):
+    def __init__(self, body: Decoder, rows: Callable[[Sequence, int, Tensor], Tensor], taps: Seq[int | str] = (TAP,)):
         """rows(sequence, start, states) are the body's rows [T, C] for the true states of the tokens from place `start` on."""
-        self.states, self.trail, self.rows = States(body.dtype), Trail(body), rows
+        self.states, self.trail, self.rows = States(body.dtype, taps), Trail(body), rows
         self.read, self.observe = self.states.read, self.states.observe
 
     def follow(self, sequences: Seq[Sequence], room: Seq[int]) -> tuple[list[int], Tensor | None]:
