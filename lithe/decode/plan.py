@@ -134,6 +134,7 @@ def _fill_draft(made: DecodePlan, spec: registry.Spec, tree: registry.Spec | Non
         shares = "target_cache" in needs
         made.draft = _build(spec, ("propose", "observe", *(["join"] if shares else [])), made.model)
         made.parts.append(made.draft)
+        made.taps += getattr(made.draft, "taps", ())  # which of the target's layers it reads may depend on its settings
         if shares:
             made.draft.join(made.lanes)
         return
