@@ -30,7 +30,6 @@ NEEDS = {
     "target_cache": "the target's own cache, to draft on before a pass overwrites what was drafted",
     "corpus": "a text to look things up in, which the knob of that name names",
     "tap:final": "the last hidden state of every verified row",
-    "tap:layers": "the residual stream of every verified row after layers that the method names",
     "ghosts": "rows of the verifying pass that nobody sees and nothing keeps, whose logits go to the draft",
 }
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from lithe.decode.heads import top
 from lithe.decode.lanes import Lanes
@@ -32,9 +31,8 @@ def haunted(lanes: Lanes, draft: Any, trees: Seq[Tree], taps: Iterable[int | str
                       mask=TreeMask([tree.parents for tree in trees]), layers=range(at), taps=early, logits=NONE)
     parents, depths = zip(*(tree.rows() for tree in trees), strict=True)
     rows = [_rows(draft, tree, h_NC) for tree, h_NC in zip(trees, below.hidden, strict=True)]
-    width = max(map(len, rows))
     above = lanes.run([[*tree.tokens, *[0] * len(tree.ghosts)] for tree in trees], depths=depths, mask=TreeMask(list(parents)),
-                      states_BTC=torch.stack([pad(row, (0, 0, 0, width - len(row))) for row in rows]), layers=range(at, last),
+                      states=rows, layers=range(at, last),
                       taps=[tap for tap in taps if tap not in early], logits=ALL)
     return above.scores, below.taps | above.taps
 

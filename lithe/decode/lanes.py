@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence as Seq
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from lithe.model.cache import PlainCache
 from lithe.model.decoder import LAST, Decoder, Output
@@ -56,11 +57,11 @@ class Lanes:
 
     def run(self, ids: Seq[Seq[int]], *, mask: Mask = CAUSAL, depths: Seq[Seq[int]] | None = None, logits=LAST,
             taps: Seq[int | str] = (), layers: Iterable | None = None, skip: Iterable[tuple[int, str]] = (),
-            states_BTC: torch.Tensor | None = None) -> Output:
+            states: Seq[torch.Tensor] | None = None) -> Output:
         """One pass over unequal numbers of rows, padded on the right. depths[b]: steps of each row past the cache.
 
-        layers, skip: the parts of the model that run, as `Decoder.forward` has them. states_BTC: what the first of these
-        layers reads, where it is not the ids' embeddings.
+        layers, skip: the parts of the model that run, as `Decoder.forward` has them. states[b]: what the layers before those
+        made of the rows, [T, C].
         """
         width, furthest, device = max(map(len, ids)), self.model.config.context - 1, self.model.device
         ids_BT = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=device)
@@ -69,7 +70,8 @@ class Lanes:
                                for n, row in zip(self.cache.lengths, steps, strict=True)], device=device)
         self.last = [list(row) for row in ids]
         adapters_B = None if self.model.adapters is None else [s.adapter for s in self.held]
-        return self.model(ids_BT if states_BTC is None else None, embeds=states_BTC, pos_BT=pos_BT, mask=mask, cache=self.cache, rows=[max(len(row), 1) for row in ids],
+        given = {"ids_BT": ids_BT} if states is None else {"embeds": pad_sequence(list(states), batch_first=True)}
+        return self.model(**given, pos_BT=pos_BT, mask=mask, cache=self.cache, rows=[max(len(row), 1) for row in ids],
                           logits=logits, taps=taps, layers=layers, skip=skip, adapters_B=adapters_B)
 
     def commit(self, rows: Seq[int | Seq[int]]) -> None:

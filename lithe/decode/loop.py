@@ -117,8 +117,9 @@ def _verify(plan: DecodePlan, trees: list[Tree]) -> tuple[Tensor, dict[Any, Tens
         return haunted(plan.lanes, plan.draft, trees, plan.taps)
     chains = all(tree.parents == list(range(-1, len(tree) - 1)) for tree in trees)
     mask = CAUSAL if chains else TreeMask([tree.parents for tree in trees])
+    begun = plan.draft.begun(trees) if hasattr(plan.draft, "begun") else {}  # layers that ran while drafting run no second time
     out = plan.lanes.run([tree.tokens for tree in trees], depths=[tree.depths for tree in trees], mask=mask, logits=ALL,
-                         taps=plan.taps)
+                         taps=plan.taps, **begun)
     return out.scores, out.taps
 
 

@@ -19,8 +19,8 @@ from torch import nn
 
 from lithe.card import Card, knob
 from lithe.decode.beside import Beside
-from lithe.decode.grown import Sprout, dynamic
 from lithe.decode.heads import Ends, Join
+from lithe.decode.sprout import Sprout, likely
 from lithe.decode.trail import Follower, body
 from lithe.errors import FormatError
 from lithe.model.modules import RMSNorm
@@ -31,7 +31,7 @@ from lithe.train.teacher import LOGITS
 CARD = Card(
     paper="EAGLE-3: Scaling up Inference Acceleration of Large Language Models via Training-Time Test",
     promises=("same_tokens", "same_law"),
-    needs=("tree", "gather", "tap:layers"),
+    needs=("tree", "gather"),
     emits=("det",),
     trains=True,
 )
@@ -125,11 +125,11 @@ class Method:
 
     def __init__(self, knobs: Knobs, model):
         made = fitted.load("eagle3", knobs, model, Heads)
-        self.knobs, self.net, self.device, self.layers = knobs, made.module, model.device, made.module.taps
+        self.knobs, self.net, self.device, self.taps = knobs, made.module, model.device, made.module.taps
         tokens = self.net.tokens
         if not torch.equal(tokens, tokens.round()) or tokens.min() < 0 or tokens.max() >= model.config.vocab:
             raise FormatError(f"{knobs.heads} draws its guesses from tokens that this target does not have")
-        self.follower = Follower(self.net.body, self._rows, self.layers)
+        self.follower = Follower(self.net.body, self._rows, *self.taps)
         self.read, self.observe = self.follower.read, self.follower.observe
 
     def propose(self, sequences, room):
@@ -137,11 +137,18 @@ class Method:
         live, states_BC = self.follower.follow(sequences, room)
         if live:
             grown, most = [trees[b] for b in live], [min(room[b], self.knobs.depth) for b in live]
-            sprout = Sprout(self.net.rows, self.net.logits, self.follower.trail, grown, states_BC)
-            for b, tree in zip(live, dynamic(grown, most, sprout, self.knobs.width, self.knobs.nodes), strict=True):
+
+            def enter(places):
+                before = sprout([(b, grown[b].parents[node]) for b, node in places])
+                return self.net.rows(before, torch.tensor([grown[b].tokens[node] for b, node in places], device=self.device))
+
+            sprout = Sprout(self.follower.trail, grown, enter, roots_BC=states_BC)
+            shaped = likely(grown, most, lambda places: self.net.logits(sprout(places)), width=self.knobs.width,
+                            nodes=self.knobs.nodes)
+            for b, tree in zip(live, shaped, strict=True):
                 trees[b] = tree
         return trees
 
     def _rows(self, sequence, start, states):
         ids = torch.tensor(sequence.ids[start + 1 : start + 1 + len(states)], device=self.device)
-        return self.net.rows(self.net.fuse(*states.split(states.shape[-1] // len(self.layers), -1)), ids)
+        return self.net.rows(self.net.fuse(*states.split(states.shape[-1] // len(self.taps), -1)), ids)
