@@ -69,14 +69,14 @@ class Heads(nn.Module):
         self.norm = RMSNorm(width, model.config.norm_eps, model.config.norm_offset)
         self.norm.load_state_dict(model.norm.state_dict())
         known = min(knobs.vocab or self.ends.vocab, self.ends.vocab)
-        self.register_buffer("tokens", torch.arange(known).double())  # floats, as all that a folder holds
+        self.register_buffer("tokens", torch.arange(known))
         self.output = nn.Parameter(self.ends.matrix().float()[:known])
 
     def prepare(self, ids) -> None:
         """Guess the commonest tokens of the text to learn from."""
         counts_V = torch.bincount(torch.as_tensor(ids).long(), minlength=self.ends.vocab)
-        self.tokens = counts_V.argsort(descending=True, stable=True)[: len(self.tokens)].sort().values.double()
-        self.output.data = self.ends.matrix().float()[self.tokens.long()]
+        self.tokens = counts_V.argsort(descending=True, stable=True)[: len(self.tokens)].sort().values
+        self.output.data = self.ends.matrix()[self.tokens].to(self.output)
 
     def rows(self, states, ids):
         """The layer's rows: each state with the embedding of the token after it."""
@@ -92,7 +92,7 @@ class Heads(nn.Module):
         if len(self.tokens) == self.ends.vocab:
             return some
         whole = some.new_full((*some.shape[:-1], self.ends.vocab), float("-inf"))
-        return whole.index_copy(-1, self.tokens.long(), some)
+        return whole.index_copy(-1, self.tokens, some)
 
     def roll(self, batch, steps: int):
         """Step s yields states whose row t foretells x_{t+2+s}, the tokens up to x_{t+1+s} being known, the states up to t."""
@@ -113,9 +113,9 @@ class Heads(nn.Module):
             yield self.logits(states_BTC[:, :-1]), batch["ids_BT"][:, step + 2 :]
 
     def loss(self, batch):
-        total, tokens = 0.0, self.tokens.long()
+        total = 0.0
         for step, states_BTC in enumerate(self.roll(batch, self.knobs.steps)):
-            law_BTV = batch[LOGITS][:, step + 1 :].index_select(-1, tokens).softmax(-1)  # of what it can guess
+            law_BTV = batch[LOGITS][:, step + 1 :].index_select(-1, self.tokens).softmax(-1)  # of what it can guess
             total = total - DECAY**step * (law_BTV * self.small(states_BTC).log_softmax(-1)).sum()
         return total, torch.tensor(batch["ids_BT"][:, 1:].numel())
 
@@ -127,7 +127,7 @@ class Method:
         made = fitted.load("eagle3", knobs, model, Heads)
         self.knobs, self.net, self.device, self.taps = knobs, made.module, model.device, made.module.taps
         tokens = self.net.tokens
-        if not torch.equal(tokens, tokens.round()) or tokens.min() < 0 or tokens.max() >= model.config.vocab:
+        if tokens.min() < 0 or tokens.max() >= model.config.vocab:
             raise FormatError(f"{knobs.heads} draws its guesses from tokens that this target does not have")
         self.follower = Follower(self.net.body, self._rows, *self.taps)
         self.read, self.observe = self.follower.read, self.follower.observe

@@ -12,6 +12,7 @@ Axes: B rows, P points of a text, C width, N numbers of lists.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -141,9 +142,9 @@ def sized(rates, copies: int, rows: int, model) -> tuple[list[State], float]:
 def best(rates, copies: int, rows: int) -> tuple[list[State], float, np.ndarray]:
     """The states of at most so many rows with the most tokens a pass in the long run, that number, and each state's share.
 
-    Tried are all numbers of guesses: what they leave of the rows is for ghosts (the paper's sections 4.1 and 4.2).
+    Tried are numbers of guesses, all of them where the rows are few: what they leave is for ghosts (the paper's section 4).
     """
-    return max((balanced(rates, copies, rows, guesses) for guesses in range(rows)), key=lambda found: found[1])
+    return max((balanced(rates, copies, rows, guesses) for guesses in range(0, rows, max(1, rows // 12))), key=lambda found: found[1])
 
 
 def balanced(rates, copies: int, rows: int, guesses: int) -> tuple[list[State], float, np.ndarray]:
@@ -172,7 +173,7 @@ def balanced(rates, copies: int, rows: int, guesses: int) -> tuple[list[State], 
 
 
 def _chance(rates, path: Path) -> float:
-    return float(np.prod([rates[depth][rank] for depth, rank in enumerate(path)]))
+    return math.prod(rates[depth][rank] for depth, rank in enumerate(path))
 
 
 def _ends(rates, tree: list[Path]) -> dict[Path, float]:
