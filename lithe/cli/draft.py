@@ -42,7 +42,7 @@ def command(
 
     given = locals()
     recipe = Recipe(**{field.name: given[field.name] for field in dataclasses.fields(Recipe)})
-    target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline, fast=False)
+    target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline)
     made = make(target, corpus.load(data, target.tokenizer).ids, recipe, output, quiet=as_json)
     stages = made.receipts[-1]["stages"]
     if as_json:
