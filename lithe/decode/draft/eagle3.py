@@ -46,6 +46,7 @@ class Knobs:
     nodes: int = knob(60, "tree size without its root", low=1, high=512)
     steps: int = knob(7, "steps of a fit, of which all but the first read the layer's own states; 1: no training-time test",
                       low=1, high=16)
+    layers: int = knob(1, "decoder layers; the paper has one", low=1, high=16)
     fused: bool = knob(True, "low, middle and high states of the target instead of the last layer's alone")
     vocab: int = knob(0, "tokens that can be guessed, the commonest of the text it learns from; 0: all", low=0)
     rate: float = knob(5e-5, "peak learning rate of a fit", low=0.0)
@@ -58,14 +59,14 @@ def tapped(layers: int) -> tuple[int, int, int]:
 
 
 class Heads(nn.Module):
-    SHAPED_BY = ("fused", "vocab")
+    SHAPED_BY = ("layers", "fused", "vocab")
 
     def __init__(self, knobs: Knobs, model):
         super().__init__()
         self.knobs, self.ends, width = knobs, Ends(model), model.config.width
         self.taps = tapped(model.config.layers)[: 3 if knobs.fused else 1]
         self.signals = (*(f"tap:{layer}" for layer in dict.fromkeys(self.taps)), LOGITS)
-        self.fuse, self.join, self.body = Join(width, len(self.taps)), Join(width, 2), body(model)
+        self.fuse, self.join, self.body = Join(width, len(self.taps)), Join(width, 2), body(model, knobs.layers)
         self.norm = RMSNorm(width, model.config.norm_eps, model.config.norm_offset)
         self.norm.load_state_dict(model.norm.state_dict())
         known = min(knobs.vocab or self.ends.vocab, self.ends.vocab)
