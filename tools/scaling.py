@@ -22,8 +22,8 @@ NODES, BATCHES, SIZES = 8, (1, 2, 4, 8), range(1, 33)
 def point(model, ids, spec: str, steps: int, rows: int, length: int) -> dict:
     """One draft fitted from nothing; its weights without the output matrix, which all sizes share."""
     made = registry.parse(spec)
-    fitted = learn(made.entry, made.knobs, model, ids, Lesson(steps=steps, rows=rows, length=length, warmup=max(1, steps // 10)),
-                   quiet=True)
+    lesson = Lesson(steps=steps, rows=rows, length=length, warmup=max(1, steps // 10))
+    fitted = learn(made.entry, made.knobs, model, ids, lesson, quiet=True)
     weights = sum(w.numel() for name, w in fitted.module.named_parameters() if w.requires_grad and name != "output")
     return {"spec": spec, "tokens": steps * rows * length, "weights": weights, "rates": fitted.rates,
             "tau": tokens_a_pass(fitted.rates, NODES)}
@@ -53,8 +53,9 @@ def main() -> None:
     found: dict[tuple[int, int], dict] = {}
     middle = options.steps[len(options.steps) // 2]
     for layers, steps in [*((options.layers[0], s) for s in options.steps), *((n, middle) for n in options.layers[1:])]:
-        one = found[layers, steps] = point(model, ids, f"{options.method},layers={layers}", steps, options.rows, options.length)
-        print(f"layers {layers}, {one['tokens']:,} tokens, {one['weights']:,} weights: {one['tau']:.3f} tokens a pass", flush=True)
+        one = point(model, ids, f"{options.method},layers={layers}", steps, options.rows, options.length)
+        found[layers, steps] = one
+        print(f"{layers} layers, {one['tokens']:,} tokens, {one['weights']:,} weights: {one['tau']:.3f} a pass", flush=True)
         if options.out:
             options.out.write_text(json.dumps(list(found.values()), indent=1) + "\n", encoding="utf-8")
     told("by tokens read", [found[options.layers[0], s] for s in options.steps], "tokens")

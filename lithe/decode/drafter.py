@@ -1,9 +1,9 @@
 """A small model made to draft for a large one: it reads text first, then what the large one writes.
 
-FastDraft (Zafrir et al., 2024), section 3. The draft has the target's family, tokenizer and vocabulary, few layers rather than narrow
-ones, since its latency follows its depth. Pretraining is next-token prediction on text, in the shares the text holds them; alignment
-is the same on text that the target wrote, greedily and at three temperatures, after pieces of the text and after nothing at
-all (distillation of whole sequences). The target's law can count beside the tokens; the authors saw no clear gain in that.
+FastDraft (Zafrir et al., 2024), section 3. The draft has the target's family, tokenizer and vocabulary, and few layers rather
+than narrow ones, since its latency follows its depth. Pretraining is next-token prediction on text; alignment is the same on
+text that the target wrote, greedily and at three temperatures, after pieces of the text and after nothing at all
+(distillation of whole sequences). The target's law can count beside the tokens; the authors saw no clear gain in that.
 
 Axes: B rows, T tokens, V vocabulary.
 """
@@ -83,8 +83,8 @@ def shape(target: Config, layers: int, width: int) -> Config:
         raise UsageError(f"a draft of width {width} is not a whole number of the target's heads of {one.head_dim}")
     kv_heads = next(n for n in range(max(1, heads * one.kv_heads // one.heads), 0, -1) if heads % n == 0)
     ffn = -(-width * one.ffn // one.width // 32) * 32 if one.ffn else 4 * width
-    return dataclasses.replace(target, layers=layers, width=width, heads=heads, kv_heads=kv_heads, head_dim=one.head_dim, ffn=ffn,
-                               tied=True, windowed=None, experts=0, experts_per_token=0, expert_ffn=0, expert_layers=None)
+    return dataclasses.replace(target, layers=layers, width=width, heads=heads, kv_heads=kv_heads, head_dim=one.head_dim,
+                               ffn=ffn, tied=True, windowed=None, experts=0, experts_per_token=0, expert_ffn=0, expert_layers=None)
 
 
 def begin(target: Decoder, recipe: Recipe) -> Decoder:
@@ -113,7 +113,8 @@ def make(target: Decoder, ids: np.ndarray, recipe: Recipe, folder: Path, *, quie
     stage: Callable[..., dict] = partial(_stage, draft, target, recipe=recipe, run=run, told=told, quiet=quiet)
     stages = [] if recipe.start else [stage("pretrain", ids, recipe.pretrain, recipe.rate, 0.0)]
     if recipe.align:
-        stages.append(stage("align", spoken(target, ids, recipe, run, told, quiet), recipe.align, recipe.align_rate, recipe.law))
+        said = spoken(target, ids, recipe, run, told, quiet)
+        stages.append(stage("align", said, recipe.align, recipe.align_rate, recipe.law))
     draft.receipts = [*draft.receipts, {"verb": "draft", "lithe": __version__, **told, "stages": stages}]
     checkpoint.save(draft, folder, tokenizer_from=target.folder)
     return draft

@@ -1,4 +1,4 @@
-"""Rows of the verifying pass that guess nothing: what a draft hangs on the nodes of a tree to hear what the target would say later.
+"""Rows of the verifying pass that guess nothing: a draft hangs them on the nodes of a tree to hear what the target would say.
 
 A draft with ghosts has `enters`, the layer before which they join the pass, and `ghosts(states_GC, which) -> rows [G, C]`: what
 they hold there, from the states of the nodes they hang on. Axes: B sequences, N nodes, G ghosts, C width, V vocabulary.
@@ -23,7 +23,7 @@ from lithe.sampling.sequence import Sequence
 def haunted(lanes: Lanes, draft: Any, trees: Seq[Tree], taps: Iterable[int | str]) -> tuple[Tensor, dict]:
     """Logits [B, N + G, V] of nodes and ghosts and the taps: nodes alone up to where ghosts enter, then all rows together.
 
-    That a ghost is no ancestor of any node is what hides it from them: below its layer it is not there, above it no mask shows it.
+    That a ghost is no ancestor of any node is what hides it from them: below its layer it is not there, above no mask shows it.
     """
     at, last = draft.enters, lanes.model.config.layers
     early = [tap for tap in taps if isinstance(tap, int) and tap < at]

@@ -15,7 +15,7 @@ from lithe.sampling.sequence import Sequence
 
 SEARCH = "search"  # the shelf of what replaces the whole loop
 VERB = {"draft": "draft", "tree": "shape trees", "accept": "decide what is accepted"}
-HAS = frozenset({"tap:final", "second_model", "corpus", "target_cache", "ghosts"})  # of decoder and loop; a cache adds what it `can`
+HAS = frozenset({"tap:final", "second_model", "corpus", "target_cache", "ghosts"})  # of decoder and loop; a cache adds its own
 
 
 @dataclass(kw_only=True)

@@ -35,8 +35,9 @@ def write(model: Decoder, ids: np.ndarray, tokens: int, *, temperature: float = 
     found: list[int] = []
     while len(found) < tokens:
         starts = dice.integers(0, len(ids) - given, BATCH)
-        batch = [Sequence([*prefix, *(opening or ids[at : at + given].tolist())], limit=long, context=model.config.context, law=law,
-                          seed=int(dice.integers(2**31))) for at in starts]
+        begun = [[*prefix, *(opening or ids[at : at + given].tolist())] for at in starts]
+        batch = [Sequence(one, limit=long, context=model.config.context, law=law, seed=int(dice.integers(2**31)))
+                 for one in begun]
         for _ in run(made, batch):
             pass
         found += [token for s in batch for token in s.ids[len(prefix) :]]

@@ -47,7 +47,7 @@ def test_an_aligned_draft_beats_one_that_read_the_text_alone(made, tmp_path):
 
 
 def test_the_folder_says_how_it_came_to_be(made):
-    target, draft, folder = made
+    _, draft, folder = made
     (receipt,) = json.loads((folder / "lithe.json").read_text())["receipts"]
     assert [stage["stage"] for stage in receipt["stages"]] == ["pretrain", "align"]
     assert [stage["tokens"] for stage in receipt["stages"]] == [8 * 8 * 31, 60 * 8 * 31]
@@ -123,6 +123,6 @@ def test_what_cannot_be_is_told(tmp_path, capsys):
     np.save(tmp_path / "text.npy", IDS)
     words = ["draft", str(small_folder()), "--data", str(tmp_path / "text.npy"), "-o", str(tmp_path / "d")]
     assert lithe([*words, "--width", "15"]) == UsageError.exit_code
-    small = ["--layers", "1", "--width", "16", "--pretrain", "3", "--align", "3", "--written", "500", "--rows", "2", "--length", "16"]
+    small = "--layers 1 --width 16 --pretrain 3 --align 3 --written 500 --rows 2 --length 16".split()
     assert lithe([*words, *small, "--json"]) == 0
     assert [stage["steps"] for stage in json.loads(capsys.readouterr().out)["stages"]] == [3, 3]

@@ -56,7 +56,8 @@ def test_the_lesson_is_the_use():
     tree = Tree.chain(ids[t + 1], ids[t + 2 : t + 5])
 
     def enter(places):
-        return made.rows(sprout([(b, tree.parents[node]) for b, node in places]), torch.tensor([tree.tokens[n] for _, n in places]))
+        before = sprout([(b, tree.parents[node]) for b, node in places])
+        return made.rows(before, torch.tensor([tree.tokens[node] for _, node in places]))
 
     sprout = Sprout(draft.follower.trail, [tree], enter, roots_BC=states_BC)
     for step in range(4):
@@ -93,7 +94,8 @@ def test_guesses_come_from_the_commonest_tokens_alone(tmp_path):
     folder, _ = fitted("eagle3:rate=0.03,steps=2,depth=2,vocab=16", 1, steps=20)
     text = plan(bigrams(1), draft=f"eagle3:heads={folder}")
     sequences = [Sequence([i], limit=20, context=96) for i in range(4)]
-    drafted = {token for step in run(text, sequences) for token, source in zip(step.tokens, step.sources, strict=True) if source}
+    steps = list(run(text, sequences))
+    drafted = {token for step in steps for token, source in zip(step.tokens, step.sources, strict=True) if source}
     assert drafted and drafted <= set(text.draft.net.tokens.tolist()) and len(text.draft.net.tokens) == 16
 
 

@@ -5,8 +5,9 @@ import torch
 from lithe import registry
 from lithe.contracts.small import small_model
 from lithe.decode.loop import run
+from lithe.decode.plan import plan
 from lithe.sampling.sequence import Sequence
-from tests.methods.bigrams import bigrams, drafting, fitted, tokens_per_pass
+from tests.methods.bigrams import drafting, fitted, tokens_per_pass
 
 ONE = (1,)  # one follower each: everything ahead is certain
 SPEC = "hidden_transfer:rate=0.02"
@@ -35,12 +36,9 @@ def test_matrices_begin_as_the_identity_and_join_where_they_are_told_to():
 def test_what_it_says_in_a_run_is_what_it_said_in_its_lesson():
     """Logits of the ghosts behind the last token of a text, from the loop's pass and from the fit's."""
     model = small_model(layers=3)
-    made = drafting("hidden_transfer:heads=fresh", *ONE)
     heads = method.Heads(method.Knobs(at=0.4), model).double().eval()
     for linear in heads.transfers:
         torch.nn.init.normal_(linear.weight, std=0.2)
-    from lithe.decode.plan import plan
-
     made = plan(model, draft="hidden_transfer:heads=fresh,at=0.4")
     made.draft.net, seen = heads, []
     observe = made.draft.observe
@@ -59,7 +57,7 @@ def test_what_it_says_in_a_run_is_what_it_said_in_its_lesson():
 
 def test_places_that_are_seldom_reached_get_no_states():
     made = drafting("hidden_transfer:heads=fresh,nodes=10,floor=0.2", *ONE)
-    tree = next(t for _ in range(1) for t in [_grown(made)])
+    tree = _grown(made)
     haunted = {ghost.node for ghost in tree.ghosts}
     assert 0 in haunted and 1 < len(haunted) < len(tree)
     made.draft.floor = 1.0

@@ -54,7 +54,8 @@ def test_more_rows_promise_more_and_the_curve_says_how_many(monkeypatch):
     model, sizes = small_model(), []
     for slope in (0.0, 0.05, 1.0):
         curve = CostCurve(rows=(1, 64), medians=(1.0, 1.0 + 63 * slope), spreads=(0.0, 0.0), context=64, threads=model.threads)
-        monkeypatch.setattr(method, "stored", lambda model, curve=curve: Runtime(threads=1, tried={}, curves={model.threads: curve}))
+        known = Runtime(threads=1, tried={}, curves={model.threads: curve})
+        monkeypatch.setattr(method, "stored", lambda model, known=known: known)
         sizes.append(max(state.rows for state in method.sized(RATES, 1, 0, model)[0]))
     assert sizes[0] == 64 and sizes[0] > sizes[1] > sizes[2]
 
@@ -95,8 +96,10 @@ def test_a_short_lesson_brings_them_nearer_to_the_targets_law():
     text = "Once upon a time there was a little girl who loved to play in the park. One day she saw a big dog and ran home. "
     ids = np.array(model.tokenizer.encode(text * 24))
     entry = registry.find("ppd")
-    made = learn(entry, entry.knobs(rate=0.05, points=16), model, ids, Lesson(steps=12, rows=4, length=48, warmup=2), quiet=True)
+    lesson = Lesson(steps=12, rows=4, length=48, warmup=2)
+    made = learn(entry, entry.knobs(rate=0.05, points=16), model, ids, lesson, quiet=True)
     fresh = method.Heads(entry.knobs(), model)
-    batch = {"ids_BT": torch.tensor(model.tokenizer.encode("Tom and his mother went to the big park to play with the dog. " * 2))[None]}
+    other = model.tokenizer.encode("Tom and his mother went to the big park to play with the dog. " * 2)
+    batch = {"ids_BT": torch.tensor(other)[None]}
     far = [heads.eval().loss(batch)[0].item() for heads in (made.module, fresh)]
     assert far[0] < 0.8 * far[1]

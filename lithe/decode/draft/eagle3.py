@@ -1,9 +1,9 @@
 """One small layer reads low, middle and high states of the target and drafts on from its own, as it did while it learned.
 
-EAGLE-3 (Li et al., 2025), section 3. Three taps are fused into one state g_t; joined with the embedding of the token that follows,
-one decoder layer makes a state of it, and an output matrix of its own, over the commonest tokens only, the law of the token
-after. No state is compared with the target's: what the layer makes takes the place of g one token on. In a fit it is tested
-as it is used: each later step reads the states of the step before, and attends to the text up to where it left it and to its
+EAGLE-3 (Li et al., 2025), section 3. Three taps are fused into one state g_t; joined with the embedding of the token that
+follows, one decoder layer makes a state of it, and an output matrix of its own, over the commonest tokens only, the law of the
+token after. No state is compared with the target's: what the layer makes takes the place of g one token on. In a fit it is
+tested as it is used: each later step reads the states of the step before, and attends to the text up to where it left it and to its
 own states since (training-time test). Trees are EAGLE-2's.
 
 Axes: B rows, T tokens, C width, V the draft's vocabulary.
@@ -53,7 +53,7 @@ class Knobs:
 
 
 def tapped(layers: int) -> tuple[int, int, int]:
-    """The layers whose outputs are fused, highest first: the authors' 2, L/2 and L - 3 of 32 and more, nearer the ends of few."""
+    """The layers whose outputs are fused, highest first: the authors' 2, L/2 and L - 3 of 32, nearer the ends of fewer."""
     aside = min(2, layers // 8)
     return layers - 1 - aside, layers // 2, aside
 

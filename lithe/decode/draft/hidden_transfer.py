@@ -1,9 +1,9 @@
 """Some layers below its end the target's own states, each through a matrix, stand in for the states of tokens to come.
 
-Hidden transfer (Wu et al., 2024). Before layer l a row's state goes through W_1 to W_k; the results join the pass as the states
-of the k next places, and what the remaining layers make of them guesses the tokens after. The pass that verifies a tree thus also
-says what the next one holds. W_i start as the identity and learn from the target's law at the true places. Of the paper only the abstract
-was at hand: one layer for all k, and its place, are our reading.
+Hidden transfer (Wu et al., 2024). Before layer l a row's state goes through W_1 to W_k; the results join the pass as the
+states of the k next places, and what the remaining layers make of them guesses the tokens after. The pass that verifies a tree
+thus also says what the next one holds. W_i start as the identity and learn from the target's law at the true places. Of the
+paper only the abstract was at hand: one layer for all k, and its place, are our reading.
 
 Axes: B rows, T tokens, P points of a text, C width.
 """

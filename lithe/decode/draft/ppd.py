@@ -159,14 +159,13 @@ def balanced(rates, copies: int, rows: int, guesses: int) -> tuple[list[State], 
     states = []
     for tree, end in zip(trees, ends, strict=True):
         ghosts = dict.fromkeys(end, depth)
-        worth = lambda path: end[path] * (hoped_N[ghosts[path]] - hoped_N[ghosts[path] - 1])  # noqa: B023 - used within the turn
-        heap = [(worth(path), path) for path in ghosts]
+        heap = [(end[path] * (hoped_N[depth] - hoped_N[depth - 1]), path) for path in ghosts]
         heapq.heapify(heap)
         while heap and 1 + len(tree) + copies * sum(ghosts.values()) > rows:
             _, path = heapq.heappop(heap)
             ghosts[path] -= 1
-            if ghosts[path]:
-                heapq.heappush(heap, (worth(path), path))
+            if left := ghosts[path]:
+                heapq.heappush(heap, (end[path] * (hoped_N[left] - hoped_N[left - 1]), path))
         states.append(State(tree, ghosts, 1 + len(tree) + copies * sum(ghosts.values())))
     share_N = _stationary(states, ends)
     return states, float(share_N @ hoped_N) + 1, share_N
