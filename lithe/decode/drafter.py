@@ -93,7 +93,7 @@ def begin(target: Decoder, recipe: Recipe) -> Decoder:
         draft = Decoder(shape(target.config, recipe.layers, recipe.width)).init(recipe.seed).to(target.device)
         draft.tokenizer, draft.token_ids, draft.settings = target.tokenizer, target.token_ids, target.settings
         return draft
-    draft = load(recipe.start, dtype=torch.float32, device=target.device, offline=target.offline)
+    draft = load(recipe.start, dtype=torch.float32, device=target.device, fast=False, offline=target.offline)
     if reason := vocabulary_mismatch(target, draft):
         raise UnsupportedError(f"{recipe.start} cannot draft for this model: {reason}")
     return draft

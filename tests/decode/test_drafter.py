@@ -85,6 +85,12 @@ def test_its_shape_is_the_targets_family_made_small():
         shape(big, 2, 40)
 
 
+def test_what_it_starts_from_can_learn():
+    """A model that is loaded to run has packed weights, which cannot."""
+    draft = drafter.begin(load("zoo:tiny-draft"), Recipe(start="zoo:tiny-draft"))
+    assert draft.fast is None and draft.dtype == torch.float32 and all(w.requires_grad for w in draft.parameters())
+
+
 def test_the_targets_law_can_be_learned_beside_its_tokens():
     model = small_model()
     ids_BT = torch.arange(10)[None]
