@@ -1,10 +1,10 @@
 """Heads that share one small attention: each reads the token drafted before it into the state that it was handed.
 
-Clover (Xiao et al., 2024). An augmenting block of attention over all committed states makes s_0 of h_t. Head i adds to s_{i-1} what
-the attention decoder takes of the token before it, e_i from the normalised output matrix (the regressive connection): per
+Clover (Xiao et al., 2024). An augmenting block of attention over all committed states makes s_0 of h_t. Head i adds to s_{i-1}
+what the attention decoder takes of the token before it, e_i from the normalised output matrix (the regressive connection): per
 attention head the similarity of state and token gates the token's value. The tree keeps, at each node, tokens up to a summed
-probability and no less than a share of the best, and of each level the paths that are likeliest. The block's inner form follows
-the successor's code as it was described to us. regress=false and augment=0 leave out one part each.
+probability and no less than a share of the best, and of each level the paths that are likeliest. The inner form follows the
+successor's code as it was described to us. regress=false and augment=0 leave out one part each.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Knobs:
 
 
 class Regress(nn.Module):
-    """A state with the token after it: its value, gated in each head by the similarity of both; at the start the state itself."""
+    """A state and the value of the token after it, gated in each head by their similarity; at the start the state itself."""
 
     def __init__(self, width: int, heads: int, cosine: bool, eps: float):
         super().__init__()
@@ -127,7 +127,8 @@ class Method:
 
     def propose(self, sequences, room):
         trees = [Tree.root(s.ids[-1]) for s in sequences]
-        live, states_BC = self.states.latest(sequences, room) if self.follower is None else self.follower.follow(sequences, room)
+        latest = self.states.latest if self.follower is None else self.follower.follow
+        live, states_BC = latest(sequences, room)
         if not live:
             return trees
         scores = {b: [0.0] for b in live}
