@@ -42,7 +42,7 @@ class Knobs:
     depth: int = knob(5, "heads, each guessing one token further", low=1, high=16)
     augment: int = knob(1, "layers of the augmenting block; 0: none", low=0, high=4)
     regress: bool = knob(True, "heads read the token before theirs; else they know the state alone")
-    similarity: str = knob("dot", "of state and token, before it gates the token's value", choices=("dot", "cosine"))
+    similarity: str = knob("cosine", "of state and token, before it gates the token's value", choices=("cosine", "dot"))
     top_p: float = knob(0.95, "a node's children are the likeliest that reach this probability", low=0.0, high=1.0)
     ratio: float = knob(0.25, "and have at least this share of the best one's", low=0.0, high=1.0)
     width: int = knob(4, "nodes of a level", low=1, high=64)
