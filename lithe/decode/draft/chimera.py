@@ -1,10 +1,10 @@
 """A draft that reads all tokens: three-token encodings of what it drafted, and attention over the target's states of the rest.
 
-Chimera (Zeng et al., 2024). Short range: g_t of the embeddings of x_{t-2}, x_{t-1}, x_t, by a residual block and a matrix. Full
-context: one layer of attention over g_t and the target's states of all that was verified makes a stand-in for the state that the
-target has not computed; later drafted tokens see the stand-ins of those before them. One head on the last verified state and
-the stand-in is repeated, level by level, along a fixed tree. It learns tokens and states in one pass for all places, then with
-its own stand-ins fed back, `roll` places in all. trigram=false and context=false leave out one encoder each.
+Chimera (Zeng et al., 2024). Short range: g_t of the embeddings of x_{t-2}, x_{t-1}, x_t, by a residual block and a matrix.
+Full context: one layer of attention over g_t and the target's states of all that was verified makes a stand-in for the state
+that the target has not computed; later drafted tokens see the stand-ins of those before them. One head on the last verified
+state and the stand-in is repeated, level by level, along a fixed tree. It learns tokens and states in one pass for all places,
+then with its own stand-ins fed back, `roll` places in all. trigram=false and context=false leave out one encoder each.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Kangaroo (Liu et al., 2024). First exit: after a few shallow layers one layer of attention, without an FFN, makes of their state
 what the target's own output matrix can read. Second exit: drafting stops after a token of which the adapter was not sure enough
 (exit: least probability of its likeliest token), so that hard tokens are left to the target. Every drafted token, the last one
-too, goes through the shallow layers once; the verifying pass starts from those rows. attend=false leaves only the adapter's norm.
+too, goes through the shallow layers once; the verifying pass starts from those rows. attend=false leaves a norm as adapter.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A head on the draft's own state says how likely each drafted token is accepted; drafting stops once a rejection is likely enough.
+"""A head on the draft's state tells how likely each token is accepted; drafting stops once a rejection is likely enough.
 
 SpecDec++ (Huang et al., 2024). The best chain ends where the chance that one of its tokens is rejected exceeds a threshold. The
 head reads the draft's state after a token and gives the chance that the target takes it; their product over the round's tokens
