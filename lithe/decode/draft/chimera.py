@@ -148,7 +148,7 @@ class Method:
         if not live:
             return trees
         grown, held = [trees[b] for b in live], [sequences[b] for b in live]
-        last_BC = torch.stack([verified[b] for b in live])
+        last_BC = torch.stack([h_C for b in live if (h_C := verified[b]) is not None])
 
         def enter(places):
             ids_N3 = [([s.ids[0]] * 2 + s.ids[-3:-1] + onto(grown[b], node))[-3:] for b, node in places for s in [held[b]]]

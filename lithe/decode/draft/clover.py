@@ -73,6 +73,7 @@ class Regress(nn.Module):
 class Heads(nn.Module):
     SHAPED_BY = ("depth", "augment", "regress", "similarity")
     signals = (FINAL, LOGITS)
+    tokens_VC: torch.Tensor  # the output matrix's rows, all of one length
 
     def __init__(self, knobs: Knobs, model):
         super().__init__()
@@ -81,10 +82,11 @@ class Heads(nn.Module):
         heads = next(n for n in (model.config.layer(0).heads or 1, 1) if width % n == 0)
         self.regress = Regress(width, heads, knobs.similarity == "cosine", eps) if knobs.regress else None
         self.joins = nn.ModuleList(Join(width, 2) for _ in range(knobs.depth))
-        self.norms = nn.ModuleList(RMSNorm(width, eps) for _ in range(knobs.depth))
+        norms = [RMSNorm(width, eps) for _ in range(knobs.depth)]
         scale = (model.norm.weight.detach() + model.norm.offset).float().square().mean().sqrt()
-        for norm in self.norms:  # what they give begins as long as the target's own states are
+        for norm in norms:  # what they give begins as long as the target's own states are
             nn.init.constant_(norm.weight, float(scale))
+        self.norms = nn.ModuleList(norms)
         self.register_buffer("tokens_VC", normalize(self.ends.matrix().float(), dim=-1) * width**0.5, persistent=False)
 
     def step(self, i, states, ids):
@@ -129,7 +131,7 @@ class Method:
         trees = [Tree.root(s.ids[-1]) for s in sequences]
         latest = self.states.latest if self.follower is None else self.follower.follow
         live, states_BC = latest(sequences, room)
-        if not live:
+        if states_BC is None:
             return trees
         scores = {b: [0.0] for b in live}
         front = [(b, 0) for b in live]
