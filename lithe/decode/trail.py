@@ -152,15 +152,16 @@ def _depths(parents: list[int]) -> list[int]:
     return depths
 
 
-def body(model: Decoder, layers: int = 1, *, more: int = 0, ffn: bool = True) -> Decoder:
+def body(model: Decoder, layers: int = 1, *, more: int = 0, ffn: bool = True, passes: int = 1) -> Decoder:
     """A decoder of so many of the target's kind of layers, fresh; it is given rows, and what it returns has no norm.
 
-    more: columns its rows have beside those of the target's states. ffn: with FFNs, or attention alone.
+    more: columns its rows have beside those of the target's states. ffn: with FFNs, or attention alone. passes: how many
+    times the rows of the target's context one pass may hold.
     """
     config, first = model.config, model.config.layer(0)
     inner = (first.ffn or 4 * config.width) if ffn else 0
     shape = Config(vocab=1, width=config.width + more, layers=layers, heads=first.heads or 1, kv_heads=first.kv_heads or 1,
-                   head_dim=first.head_dim or config.head_dim, ffn=inner, context=config.context, tied=True,
+                   head_dim=first.head_dim or config.head_dim, ffn=inner, context=passes * config.context, tied=True,
                    activation=config.activation, gated=config.gated, norm_eps=config.norm_eps, rope=config.rope)
     made = Decoder(shape).init(int(torch.randint(2**31, ())))
     for name in ("embed_tokens", "norm"):  # the two ends are not used

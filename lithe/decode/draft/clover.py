@@ -1,10 +1,10 @@
 """Heads that share one small attention: each reads the token drafted before it into the state that it was handed.
 
-Clover (Xiao et al., 2024). An augmenting block of attention over all committed states makes s_0 of h_t. Head i adds to s_{i-1} what
-the attention decoder takes of the token before it, e_i from the normalised output matrix (the regressive connection): per
+Clover (Xiao et al., 2024). An augmenting block of attention over all committed states makes s_0 of h_t. Head i adds to s_{i-1}
+what the attention decoder takes of the token before it, e_i from the normalised output matrix (the regressive connection): per
 attention head the similarity of state and token gates the token's value. The tree keeps, at each node, tokens up to a summed
-probability and no less than a share of the best, and of each level the paths that are likeliest. The block's inner form follows
-the successor's code as it was described to us. regress=false and augment=0 leave out one part each.
+probability and no less than a share of the best, and of each level the paths that are likeliest. The inner form follows the
+successor's code as it was described to us. regress=false and augment=0 leave out one part each.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Knobs:
     depth: int = knob(5, "heads, each guessing one token further", low=1, high=16)
     augment: int = knob(1, "layers of the augmenting block; 0: none", low=0, high=4)
     regress: bool = knob(True, "heads read the token before theirs; else they know the state alone")
-    similarity: str = knob("dot", "of state and token, before it gates the token's value", choices=("dot", "cosine"))
+    similarity: str = knob("cosine", "of state and token, before it gates the token's value", choices=("cosine", "dot"))
     top_p: float = knob(0.95, "a node's children are the likeliest that reach this probability", low=0.0, high=1.0)
     ratio: float = knob(0.25, "and have at least this share of the best one's", low=0.0, high=1.0)
     width: int = knob(4, "nodes of a level", low=1, high=64)
@@ -53,7 +53,7 @@ class Knobs:
 
 
 class Regress(nn.Module):
-    """A state with the token after it: its value, gated in each head by the similarity of both; at the start the state itself."""
+    """A state and the value of the token after it, gated in each head by their similarity; at the start the state itself."""
 
     def __init__(self, width: int, heads: int, cosine: bool, eps: float):
         super().__init__()
@@ -73,6 +73,7 @@ class Regress(nn.Module):
 class Heads(nn.Module):
     SHAPED_BY = ("depth", "augment", "regress", "similarity")
     signals = (FINAL, LOGITS)
+    tokens_VC: torch.Tensor  # the output matrix's rows, all of one length
 
     def __init__(self, knobs: Knobs, model):
         super().__init__()
@@ -81,10 +82,11 @@ class Heads(nn.Module):
         heads = next(n for n in (model.config.layer(0).heads or 1, 1) if width % n == 0)
         self.regress = Regress(width, heads, knobs.similarity == "cosine", eps) if knobs.regress else None
         self.joins = nn.ModuleList(Join(width, 2) for _ in range(knobs.depth))
-        self.norms = nn.ModuleList(RMSNorm(width, eps) for _ in range(knobs.depth))
+        norms = [RMSNorm(width, eps) for _ in range(knobs.depth)]
         scale = (model.norm.weight.detach() + model.norm.offset).float().square().mean().sqrt()
-        for norm in self.norms:  # what they give begins as long as the target's own states are
+        for norm in norms:  # what they give begins as long as the target's own states are
             nn.init.constant_(norm.weight, float(scale))
+        self.norms = nn.ModuleList(norms)
         self.register_buffer("tokens_VC", normalize(self.ends.matrix().float(), dim=-1) * width**0.5, persistent=False)
 
     def step(self, i, states, ids):
@@ -127,8 +129,9 @@ class Method:
 
     def propose(self, sequences, room):
         trees = [Tree.root(s.ids[-1]) for s in sequences]
-        live, states_BC = self.states.latest(sequences, room) if self.follower is None else self.follower.follow(sequences, room)
-        if not live:
+        latest = self.states.latest if self.follower is None else self.follower.follow
+        live, states_BC = latest(sequences, room)
+        if states_BC is None:
             return trees
         scores = {b: [0.0] for b in live}
         front = [(b, 0) for b in live]

@@ -1,9 +1,9 @@
 """A state carried on as EAGLE does, but first sampled by the token that follows, and with room for confidence beside it.
 
-FSPAD (Gui et al., 2024), over EAGLE's layer and EAGLE-2's trees. Feature sampling: the known next token picks from the uncertain
-state in a wider space, s = f + W_down(SiLU(W_token E(x)) * W_up f). Partial alignment: the layer's rows have columns beyond
-the state's; the state alone is held against the target's and fed back, the guess is read off all of them. The size of the wider
-space, the columns and the form of the gate are our reading: no code is known. gate=0,extra=0 is the host, EAGLE-2.
+FSPAD (Gui et al., 2024), over EAGLE's layer and EAGLE-2's trees. Feature sampling: the known next token picks from the
+uncertain state in a wider space, s = f + W_down(SiLU(W_token E(x)) * W_up f). Partial alignment: the layer's rows have columns
+beyond the state's; the state alone is held against the target's and fed back, the guess is read off all of them. The size of
+the wider space, the columns and the form of the gate are our reading: no code is known. gate=0,extra=0 is the host, EAGLE-2.
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ class Method:
             return self.net.rows(before_NC, torch.tensor([grown[b].tokens[node] for b, node in places], device=self.device))
 
         sprout = Sprout(self.follower.trail, grown, enter, roots_BC=out_BC)
-        found = likely(grown, most, lambda places: self.net.logits(sprout(places)), width=self.knobs.width, nodes=self.knobs.nodes)
+        found = likely(grown, most, lambda places: self.net.logits(sprout(places)), width=self.knobs.width,
+                       nodes=self.knobs.nodes)
         for b, tree in zip(live, found, strict=True):
             trees[b] = tree
         return trees

@@ -1,9 +1,9 @@
 """The target's first layers and a small adapter draft; their rows are kept, so that verifying runs only the layers after them.
 
-Kangaroo (Liu et al., 2024). First exit: after a few shallow layers one layer of attention, without an FFN, makes of their state what
-the target's own output matrix can read. Second exit: drafting stops after a token to which the adapter was not sure enough
-(exit: least probability of its likeliest token), so that hard tokens are left to the target. Every drafted token, the last one too,
-goes through the shallow layers once; the verifying pass starts from those rows. attend=false leaves the adapter's norm alone.
+Kangaroo (Liu et al., 2024). First exit: after a few shallow layers one layer of attention, without an FFN, makes of their state
+what the target's own output matrix can read. Second exit: drafting stops after a token of which the adapter was not sure enough
+(exit: least probability of its likeliest token), so that hard tokens are left to the target. Every drafted token, the last one
+too, goes through the shallow layers once; the verifying pass starts from those rows. attend=false leaves a norm as adapter.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ CARD = Card(
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
     heads: str = knob("", "folder of weights that lithe fit made for this target; fresh: untrained ones")
-    layers: int = knob(0, "shallow layers before the first exit; 0: the paper's rule, a sixteenth of all, rounded up", high=64, low=0)
+    layers: int = knob(0, "shallow layers before the first exit; 0: the paper's rule, a sixteenth of all, rounded up",
+                       low=0, high=64)
     tokens: int = knob(6, "most tokens to draft", low=1, high=64)
     exit: float = knob(0.6, "no token is drafted after one whose law gave its likeliest token less; 0: no second exit",
                        low=0.0, high=1.0)
