@@ -2,7 +2,8 @@
 
 Scaling laws for speculative decoding (Yan et al., 2025) as far as its abstract and notes tell: tokens a pass grow as a + b ln D
 with the D tokens that a draft has read, and as a + b ln N with its N weights; at a larger batch a pass is bound by its
-products, so that the tree that pays shrinks. The constants are fitted here. Scylla is the choice of D, N and tree by what they predict.
+products, so that the tree that pays shrinks. The constants are fitted here. Scylla is the choice of D, N and tree by what they
+predict.
 """
 
 from __future__ import annotations

@@ -84,7 +84,8 @@ def shape(target: Config, layers: int, width: int) -> Config:
     kv_heads = next(n for n in range(max(1, heads * one.kv_heads // one.heads), 0, -1) if heads % n == 0)
     ffn = -(-width * one.ffn // one.width // 32) * 32 if one.ffn else 4 * width
     return dataclasses.replace(target, layers=layers, width=width, heads=heads, kv_heads=kv_heads, head_dim=one.head_dim,
-                               ffn=ffn, tied=True, windowed=None, experts=0, experts_per_token=0, expert_ffn=0, expert_layers=None)
+                               ffn=ffn, tied=True, windowed=None, experts=0, experts_per_token=0, expert_ffn=0,
+                               expert_layers=None)
 
 
 def begin(target: Decoder, recipe: Recipe) -> Decoder:

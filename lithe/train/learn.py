@@ -50,8 +50,9 @@ def learn(entry: Entry, knobs: Any, model: Decoder, ids: np.ndarray, lesson: Les
     """Fit a method's weights to a target on a text of token ids; with a folder, resume there and leave the result.
 
     The method's `build(knobs, model)` gives a module with `signals`, `loss(batch)` and, where it guesses tokens,
-    `guesses(batch)`; one that the text has a say in has `prepare(ids)`, too. The target is frozen. Raises UsageError for a method
-    that has nothing to learn and for a folder that holds another fit; Interrupted where a signal came, the state being saved.
+    `guesses(batch)`; one that the text has a say in has `prepare(ids)`, too. The target is frozen. Raises UsageError for a
+    method that has nothing to learn and for a folder that holds another fit; Interrupted where a signal came, the state being
+    saved.
     """
     build = getattr(entry.module.Method, "build", None)
     if build is None:

@@ -129,6 +129,6 @@ def test_what_cannot_be_is_told(tmp_path, capsys):
     np.save(tmp_path / "text.npy", IDS)
     words = ["draft", str(small_folder()), "--data", str(tmp_path / "text.npy"), "-o", str(tmp_path / "d")]
     assert lithe([*words, "--width", "15"]) == UsageError.exit_code
-    small = "--layers 1 --width 16 --pretrain 3 --align 3 --written 500 --rows 2 --length 16".split()
-    assert lithe([*words, *small, "--json"]) == 0
+    steps = ["--pretrain", "3", "--align", "3", "--written", "500", "--rows", "2", "--length", "16"]
+    assert lithe([*words, "--layers", "1", "--width", "16", *steps, "--json"]) == 0
     assert [stage["steps"] for stage in json.loads(capsys.readouterr().out)["stages"]] == [3, 3]

@@ -3,8 +3,8 @@
 EAGLE-3 (Li et al., 2025), section 3. Three taps are fused into one state g_t; joined with the embedding of the token that
 follows, one decoder layer makes a state of it, and an output matrix of its own, over the commonest tokens only, the law of the
 token after. No state is compared with the target's: what the layer makes takes the place of g one token on. In a fit it is
-tested as it is used: each later step reads the states of the step before, and attends to the text up to where it left it and to its
-own states since (training-time test). Trees are EAGLE-2's.
+tested as it is used: each later step reads the states of the step before, and attends to the text up to where it left it and
+to its own states since (training-time test). Trees are EAGLE-2's.
 
 Axes: B rows, T tokens, C width, V the draft's vocabulary.
 """

@@ -144,7 +144,8 @@ def best(rates, copies: int, rows: int) -> tuple[list[State], float, np.ndarray]
 
     Tried are numbers of guesses, all of them where the rows are few: what they leave is for ghosts (the paper's section 4).
     """
-    return max((balanced(rates, copies, rows, guesses) for guesses in range(0, rows, max(1, rows // 12))), key=lambda found: found[1])
+    found = [balanced(rates, copies, rows, guesses) for guesses in range(0, rows, max(1, rows // 12))]
+    return max(found, key=lambda one: one[1])
 
 
 def balanced(rates, copies: int, rows: int, guesses: int) -> tuple[list[State], float, np.ndarray]:
