@@ -60,6 +60,7 @@ def tapped(layers: int) -> tuple[int, int, int]:
 
 class Heads(nn.Module):
     SHAPED_BY = ("layers", "fused", "vocab")
+    tokens: torch.Tensor
 
     def __init__(self, knobs: Knobs, model):
         super().__init__()

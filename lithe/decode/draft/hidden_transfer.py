@@ -51,10 +51,10 @@ class Heads(nn.Module):
         self.knobs, self._target = knobs, (model,)  # in a tuple: the target is none of its weights
         layers, width = model.config.layers, model.config.width
         self.enters = min(int(knobs.at * layers), layers - 1)
-        self.signals = (f"tap:{self.enters - 1}",) if self.enters else ()
+        self.signals: tuple[str, ...] = (f"tap:{self.enters - 1}",) if self.enters else ()
         self.transfers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(knobs.depth))
-        for linear in self.transfers:
-            nn.init.eye_(linear.weight)
+        for weight in self.transfers.parameters():
+            nn.init.eye_(weight)
 
     def hear(self, batch):
         """The pass over the text from that layer on, the points in it, and their guesses: logits and tokens by depth."""

@@ -15,6 +15,7 @@ import heapq
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -101,12 +102,16 @@ class Method:
             if most <= 0:
                 continue
             shape, state = self.shapes[len(lists)], self.states[len(lists)]
-            shape.fill([tree], [most], lambda depth, places, lists=lists: [lists[depth]] * len(places))
+            shape.fill([tree], [most], partial(_listed, lists))
             depth = len(self.states) - 1
             for node, many in enumerate([state.ghosts[path] for path in paths(tree)]):
                 for copy in range(self.copies):
                     tree.haunt(node, range(copy * depth, copy * depth + many))
         return trees
+
+
+def _listed(lists: list[list[int]], depth: int, places: list) -> list[list[int]]:
+    return [lists[depth]] * len(places)
 
 
 def paths(tree: Tree) -> Iterable[Path]:
