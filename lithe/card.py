@@ -31,6 +31,7 @@ NEEDS = {
     "late": "a word between the target's pass and the walk: what was drafted meanwhile",
     "corpus": "a text to look things up in, which the knob of that name names",
     "tap:final": "the last hidden state of every verified row",
+    "ghosts": "rows of the verifying pass that nobody sees and nothing keeps, whose logits go to the draft",
 }
 
 # How the children of a tree node came to be; an acceptance rule says which it takes.

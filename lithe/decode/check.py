@@ -41,6 +41,9 @@ def _fault(plan: DecodePlan, root: int, tree: Any) -> str | None:
     if tree.parents != list(range(-1, size - 1)) and (
             len(tree.parents) != size or any(not (0 <= p < i or p == i - 1 == -1) for i, p in enumerate(tree.parents))):
         return f"a tree where parents do not precede their children: {tree.parents[:16]}"
+    for i, (node, above, _) in enumerate(tree.ghosts):
+        if not 0 <= node < len(tree) or not -1 <= above < i or (above >= 0 and tree.ghosts[above].node != node):
+            return f"a ghost that hangs on no row before it: {tree.ghosts[i]}"
     return None
 
 

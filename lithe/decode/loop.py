@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lithe.decode import late
 from lithe.decode.check import check_trees, walk_checked
+from lithe.decode.ghosts import haunted
 from lithe.decode.plan import DecodePlan
 from lithe.decode.whole import moves
 from lithe.model.decoder import ALL
@@ -27,13 +28,14 @@ from lithe.sampling.sequence import Sequence
 
 @dataclass
 class Round:
-    """What a draft learns after a walk: its tree, what was accepted, the raw logits [N, V] and the taps [N, C]."""
+    """What a draft learns after a walk: its tree, what was accepted, the raw logits [N, V], the taps [N, C], ghosts' logits."""
 
     sequence: Sequence
     tree: Tree
     walk: Walk
     logits_NV: Tensor
     taps: dict[int | str, Tensor]
+    ghosts_GV: Tensor | None = None
 
 
 @dataclass
@@ -44,7 +46,7 @@ class Step:
     tokens: list[int]
     sources: list[str]  # where each token came from: the draft's name or its word for it, "" for the model's own
     pieces: list[str]  # the text each token made certain
-    nodes: int  # rows verified, the root included
+    nodes: int  # rows of the pass, the root included
     seconds: dict[str, float] = field(default_factory=dict)  # prefill, draft, verify, walk, observe; shared by the batch
 
     @property
@@ -71,12 +73,13 @@ def _drafted(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
     rounds, steps, sizes = [], [], list(map(len, trees))
     late.add(plan.draft, sequences, trees)
     for b, (sequence, tree, size) in enumerate(zip(sequences, trees, sizes, strict=True)):
-        raw_NV = logits[b] if size == max(sizes) else logits[b, :size]
+        raw_NV, rows = logits[b] if size == logits.shape[1] else logits[b, :size], size + len(tree.ghosts)
         scores_NV = late.padded(tree, _scores(sequence, tree, raw_NV), size)
         walk = late.ended(tree, walk_checked(plan, sequence, tree, scores_NV), size)
-        rounds.append(Round(sequence, tree, walk, raw_NV, {name: tap[b, :size] for name, tap in taps.items()}))
+        rounds.append(Round(sequence, tree, walk, raw_NV, {name: tap[b, :size] for name, tap in taps.items()},
+                            logits[b, size:rows]))
         found = [(tree.tokens[node], tree.sources.get(node, plan.source)) for node in walk.path] + [(walk.token, "")]
-        steps.append(_push(sequence, found, size))
+        steps.append(_push(sequence, found, rows))
     plan.lanes.commit([[0, *r.walk.path] for r in rounds])
     clock.mark("walk")
     if plan.draft is not None:
@@ -114,11 +117,14 @@ def _propose(plan: DecodePlan, sequences: list[Sequence]) -> list[Tree]:
 
 
 def _verify(plan: DecodePlan, trees: list[Tree]) -> tuple[Tensor, dict[Any, Tensor]]:
-    """Logits [B, N, V] and taps of every node of every tree, from one masked pass."""
+    """Logits [B, N, V] and taps of every node of every tree, then of its ghosts, from one masked pass."""
+    if any(tree.ghosts for tree in trees):
+        return haunted(plan.lanes, plan.draft, trees, plan.taps)
     chains = all(tree.parents == list(range(-1, len(tree) - 1)) for tree in trees)
     mask = CAUSAL if chains else TreeMask([tree.parents for tree in trees])
+    begun = plan.draft.begun(trees) if hasattr(plan.draft, "begun") else {}  # layers that ran while drafting run no second time
     depths = None if chains else [tree.depths for tree in trees]
-    out = plan.lanes.run([tree.tokens for tree in trees], depths=depths, mask=mask, logits=ALL, taps=plan.taps)
+    out = plan.lanes.run([tree.tokens for tree in trees], depths=depths, mask=mask, logits=ALL, taps=plan.taps, **begun)
     return out.scores, out.taps
 
 

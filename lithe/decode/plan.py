@@ -17,7 +17,8 @@ from lithe.sampling.sequence import Sequence
 
 SEARCH = "search"  # the shelf of what replaces the whole loop
 VERB = {"draft": "draft", "tree": "shape trees", "accept": "decide what is accepted"}
-HAS = frozenset({"tap:final", "second_model", "corpus", "target_cache", "late"})  # a cache adds what it `can`
+# of decoder and loop; a cache adds what it `can`
+HAS = frozenset({"tap:final", "second_model", "corpus", "target_cache", "late", "ghosts"})
 
 
 @dataclass(kw_only=True)
@@ -137,6 +138,7 @@ def _fill_draft(made: DecodePlan, spec: registry.Spec, tree: registry.Spec | Non
         shares = "target_cache" in needs
         made.draft = _build(spec, ("propose", "observe", *(["join"] if shares else [])), made.model)
         made.parts.append(made.draft)
+        made.taps += getattr(made.draft, "taps", ())  # which of the target's layers it reads may depend on its settings
         if shares:
             made.draft.join(made.lanes)
         return

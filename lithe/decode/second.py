@@ -37,6 +37,12 @@ class Second:
         self.vocab = target.config.vocab  # of one tokenizer, yet embeddings may be padded to different sizes
         self.lanes = Lanes(self.model)
 
+    def stands(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Its states [B, T, C] and logits, as wide as the target's, at every token of texts."""
+        out = self.model(ids_BT, taps=("final",), logits=ALL)
+        short = max(0, self.vocab - self.model.config.vocab)
+        return out.taps["final"], torch.nn.functional.pad(out.scores[..., : self.vocab], (0, short), value=float("-inf"))
+
     def reach(self, sequence: Sequence) -> int:
         """How many tokens it can draft for this sequence."""
         return max(0, self.model.config.context - len(sequence.ids)) if self._knows(sequence) else 0

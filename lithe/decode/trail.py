@@ -21,24 +21,25 @@ TAP = "final"
 class States:
     """For each sequence, states [T, C] of consecutive committed tokens, as passes over the target gave them."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        """dtype: of the weights that will read them."""
-        self.dtype = dtype
+    def __init__(self, dtype: torch.dtype, *taps: int | str) -> None:
+        """dtype: of the weights that will read them. taps: which states, side by side; the final ones where none is named."""
+        self.dtype, self.taps = dtype, taps or (TAP,)
         self.held: dict[int, tuple[int, Tensor]] = {}  # by the sequence's number: place of the first, states
 
     def read(self, sequences: Seq[Sequence], starts: Seq[int], counts: Seq[int], taps: dict) -> None:
         """Rows of a prompt's pass."""
         for b, (sequence, start, count) in enumerate(zip(sequences, starts, counts, strict=True)):
             if count:
-                copied = taps[TAP][b, :count].to(self.dtype, copy=True)  # else the whole pass would stay in memory
-                self._add(sequence, start, copied)
+                copied = [taps[tap][b, :count].to(self.dtype, copy=True) for tap in self.taps]  # else the pass stays in memory
+                self._add(sequence, start, torch.cat(copied, -1))
 
     def observe(self, rounds: Seq) -> None:
         """Rows of what a walk accepted: the root's and the path's, the true ones in place of any that were guessed."""
         for r in rounds:
             if not r.sequence.finished:
                 rows = [0, *r.walk.path]
-                self._add(r.sequence, len(r.sequence.ids) - 1 - len(rows), r.taps[TAP][rows].to(self.dtype))
+                self._add(r.sequence, len(r.sequence.ids) - 1 - len(rows),
+                          torch.cat([r.taps[tap][rows].to(self.dtype) for tap in self.taps], -1))
 
     def since(self, sequence: Sequence, start: int) -> Tensor | None:
         """States from that place up to the token before the last, which no pass has read; None unless all were seen."""
@@ -51,6 +52,12 @@ class States:
         """The state [C] of the token before the last: of the last one that was read."""
         found = self.since(sequence, len(sequence.ids) - 2)
         return None if found is None else found[-1]
+
+    def latest(self, sequences: Seq[Sequence], room: Seq[int]) -> tuple[list[int], Tensor | None]:
+        """The places in the batch of what can be drafted for, and the last state [B, C] of each; earlier ones are forgotten."""
+        self.keep(sequences, [len(s.ids) - 2 for s in sequences])
+        known = {b: h_C for b, s in enumerate(sequences) if room[b] > 0 and (h_C := self.last(s)) is not None}
+        return list(known), torch.stack(list(known.values())) if known else None
 
     def keep(self, sequences: Seq[Sequence], froms: Seq[int]) -> None:
         """Forget other sequences, and states before the given places."""
@@ -86,8 +93,8 @@ class Trail:
         return self.cache.lengths
 
     def advance(self, rows: Seq[Tensor]) -> Tensor:
-        """Read rows [T, C] of each sequence, at least one, and keep them; returns the body's state [B, C] after the last."""
-        last: list[Tensor] = [row[-1] for row in rows]
+        """Read rows [T, C] of each sequence and keep them; returns the body's state [B, C] after the last, zeros after none."""
+        last: list[Tensor] = [row.new_zeros(row.shape[-1]) for row in rows]
         for at in range(0, max(map(len, rows)), CHUNK):
             pieces = [row[at : at + CHUNK] for row in rows]
             out_BTC = self.look(pieces)
@@ -116,9 +123,9 @@ class Trail:
 class Follower:
     """States and a trail in step: the body reads what was committed since the last round and says how it stands now."""
 
-    def __init__(self, body: Decoder, rows: Callable[[Sequence, int, Tensor], Tensor]):
+    def __init__(self, body: Decoder, rows: Callable[[Sequence, int, Tensor], Tensor], *taps: int | str):
         """rows(sequence, start, states) are the body's rows [T, C] for the true states of the tokens from place `start` on."""
-        self.states, self.trail, self.rows = States(body.dtype), Trail(body), rows
+        self.states, self.trail, self.rows = States(body.dtype, *taps), Trail(body), rows
         self.read, self.observe = self.states.read, self.states.observe
 
     def follow(self, sequences: Seq[Sequence], room: Seq[int]) -> tuple[list[int], Tensor | None]:
@@ -145,11 +152,16 @@ def _depths(parents: list[int]) -> list[int]:
     return depths
 
 
-def body(model: Decoder, layers: int = 1) -> Decoder:
-    """A decoder of so many of the target's kind of layers, fresh; it is given rows, and what it returns has no norm."""
+def body(model: Decoder, layers: int = 1, *, more: int = 0, ffn: bool = True, passes: int = 1) -> Decoder:
+    """A decoder of so many of the target's kind of layers, fresh; it is given rows, and what it returns has no norm.
+
+    more: columns its rows have beside those of the target's states. ffn: with FFNs, or attention alone. passes: how many
+    times the rows of the target's context one pass may hold.
+    """
     config, first = model.config, model.config.layer(0)
-    shape = Config(vocab=1, width=config.width, layers=layers, heads=first.heads or 1, kv_heads=first.kv_heads or 1,
-                   head_dim=config.head_dim, ffn=first.ffn or 4 * config.width, context=config.context, tied=True,
+    inner = (first.ffn or 4 * config.width) if ffn else 0
+    shape = Config(vocab=1, width=config.width + more, layers=layers, heads=first.heads or 1, kv_heads=first.kv_heads or 1,
+                   head_dim=first.head_dim or config.head_dim, ffn=inner, context=passes * config.context, tied=True,
                    activation=config.activation, gated=config.gated, norm_eps=config.norm_eps, rope=config.rope)
     made = Decoder(shape).init(int(torch.randint(2**31, ())))
     for name in ("embed_tokens", "norm"):  # the two ends are not used

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence as Seq
 
 import numpy as np
 
@@ -18,9 +19,9 @@ GIVEN = 32  # tokens of the data that each begins with
 LONG = 224  # most tokens it goes on with
 
 
-def write(model: Decoder, ids: np.ndarray, tokens: int, *, temperature: float = 0.0, seed: int = 0,
+def write(model: Decoder, ids: np.ndarray, tokens: int, *, temperature: float = 0.0, seed: int = 0, opening: Seq[int] = (),
           quiet: bool = False) -> np.ndarray:
-    """At least so many tokens: pieces of the data, each with what the model says after it.
+    """At least so many tokens: pieces of the data, each with what the model says after it. opening: begin with this instead.
 
     Raises FormatError where the data is too short to begin from.
     """
@@ -34,8 +35,9 @@ def write(model: Decoder, ids: np.ndarray, tokens: int, *, temperature: float = 
     found: list[int] = []
     while len(found) < tokens:
         starts = dice.integers(0, len(ids) - given, BATCH)
-        batch = [Sequence([*prefix, *ids[at : at + given].tolist()], limit=long, context=model.config.context, law=law,
-                          seed=int(dice.integers(2**31))) for at in starts]
+        begun = [[*prefix, *(opening or ids[at : at + given].tolist())] for at in starts]
+        batch = [Sequence(one, limit=long, context=model.config.context, law=law, seed=int(dice.integers(2**31)))
+                 for one in begun]
         for _ in run(made, batch):
             pass
         found += [token for s in batch for token in s.ids[len(prefix) :]]

@@ -149,8 +149,9 @@ def _weights(folder: Path, module: nn.Module) -> dict[str, Tensor]:
     if unlike := sorted(name for name in entries.keys() ^ wanted.keys()):
         raise FormatError(f"{path} does not hold the tensors of this method and these knobs: {some(unlike)}")
     for name, entry in entries.items():
-        if entry.shape != tuple(wanted[name].shape) or entry.dtype not in checkpoint.DTYPES:
-            raise FormatError(f"{path}: {name} is {entry.dtype} {list(entry.shape)}, not floats {list(wanted[name].shape)}")
+        legal, kind = (checkpoint.DTYPES, "floats") if wanted[name].is_floating_point() else (("I64",), "whole numbers")
+        if entry.shape != tuple(wanted[name].shape) or entry.dtype not in legal:
+            raise FormatError(f"{path}: {name} is {entry.dtype} {list(entry.shape)}, not {kind} {list(wanted[name].shape)}")
     try:
         found = load_file(path)
     except (SafetensorError, OSError) as problem:

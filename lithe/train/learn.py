@@ -50,8 +50,9 @@ def learn(entry: Entry, knobs: Any, model: Decoder, ids: np.ndarray, lesson: Les
     """Fit a method's weights to a target on a text of token ids; with a folder, resume there and leave the result.
 
     The method's `build(knobs, model)` gives a module with `signals`, `loss(batch)` and, where it guesses tokens,
-    `guesses(batch)`. The target is frozen. Raises UsageError for a method that has nothing to learn and for a folder that
-    holds another fit; Interrupted where a signal came, the state being saved.
+    `guesses(batch)`; one that the text has a say in has `prepare(ids)`, too. The target is frozen. Raises UsageError for a
+    method that has nothing to learn and for a folder that holds another fit; Interrupted where a signal came, the state being
+    saved.
     """
     build = getattr(entry.module.Method, "build", None)
     if build is None:
@@ -65,7 +66,10 @@ def learn(entry: Entry, knobs: Any, model: Decoder, ids: np.ndarray, lesson: Les
     windows = Windows(ids=ids, rows=lesson.rows, length=length, seed=lesson.seed, prefix=prefix)
     model.requires_grad_(False)
     torch.manual_seed(lesson.seed)
-    module = fitted.fresh(build, knobs, model, lesson.seed).to(model.device)
+    module = fitted.fresh(build, knobs, model, lesson.seed)
+    if hasattr(module, "prepare"):
+        module.prepare(ids[: windows.held[0] * (length - len(prefix))])  # what is measured on has no say
+    module = module.to(model.device)
     if model.dtype == torch.float64:
         module.double()
     teacher = Teacher(model, windows, module.signals, folder / STATES if folder is not None and lesson.keep else None)

@@ -35,8 +35,11 @@ class Knobs:
 
 
 class Method:
+    stop = None  # what ends a chain after a token that was read: stop(sequence, tree, state [C]) -> bool
+
     def __init__(self, knobs: Knobs, model):
         self.knobs, self.second = knobs, Second(knobs.model, model, knobs.dtype)
+        self.width = self.second.model.config.width
         self.lanes, self.reach, self.laws = self.second.lanes, self.second.reach, self.second.laws
         self.length: dict[int, int] = {}  # adaptive length by sequence
 
@@ -57,8 +60,12 @@ class Method:
             self.lanes.prefill()
             rows = [[s.ids[-1]] for s in live]
         for depth in range(max(wanted)):
-            logits_BV = self.lanes.run(rows).scores[:, 0]
+            out = self.lanes.run(rows, taps=("final",) if self.stop else ())
+            logits_BV = out.scores[:, 0]
             self.lanes.commit([len(row) for row in rows])
+            if depth and self.stop:
+                rows = [[] if row and self.stop(s, trees[place[s.number]], out.taps["final"][b, 0]) else row
+                        for b, (s, row) in enumerate(zip(live, rows, strict=True))]
             for b, s in enumerate(live):
                 i = place[s.number]
                 rows[b] = self._draw(trees[i], s, logits_BV[b]) if depth < wanted[i] and rows[b] else []
@@ -71,6 +78,10 @@ class Method:
         for r in rounds:
             grown = len(r.tree) > 1 and len(r.walk.path) == len(r.tree) - 1
             self.length[r.sequence.number] = max(1, self._length(r.sequence) + (2 if grown else -1))
+
+    def stands(self, ids_BT):
+        """States [B, T, C] and logits [B, T, V] of the draft at every token of texts: for what learns when it is right."""
+        return self.second.stands(ids_BT)
 
     def _length(self, sequence) -> int:
         return self.length.get(sequence.number, 5) if self.knobs.adaptive else self.knobs.tokens
