@@ -185,22 +185,6 @@ INLINE void bf16_block(const int rows, const Packed *w, const Rows *x, const Pie
     }
 }
 
-/* A tile of whole numbers from a piece's first input on, and where it asks for weights, so many bytes further every block. */
-typedef struct {
-    const uint16_t *scale;
-    const uint8_t *weights, *next;
-    int64_t step;
-} Tile;
-
-INLINE Tile tile_at(const int bits, const Packed *w, const Piece *at, int tile) {
-    const int64_t k = padded(w), block_bytes = BLOCK * TILE * bits / 8, turns = (at->to - at->from) / BLOCK;
-    const int64_t scales = scale_bytes(w, k), size = scales + k / BLOCK * block_bytes;
-    const uint8_t *start = w->data + (2 * at->panel + tile) * size, *weights = start + scales + at->from / BLOCK * block_bytes;
-    const int64_t step = at->parts ? block_bytes / at->parts : 0;
-    const uint8_t *next = turns == k / BLOCK ? weights + AHEAD : at->to < k ? weights + turns * block_bytes : start + 2 * size + scales;
-    return (Tile){(const uint16_t *)start + at->from / w->group * TILE, weights, step ? next + at->part * turns * step : weights, step};
-}
-
 #if LANES == 8
 /* The exact sums of a block of 32 inputs for the 16 columns of a tile, AVX2's way. Bytes are taken apart into halves, which
  * multiply and add in pairs without overflow: two instructions for 32 products where bytes times bytes would take four. The
@@ -247,36 +231,37 @@ INLINE void tile_sums(const int rows, const int bits, const uint8_t *weights, co
 
 /* Blocks add up in order under their activation scales, groups under the weights'. */
 INLINE void int_block(const int rows, const int bits, const int one, const Packed *w, const Rows *x, const Piece *at, float *out) {
-    const int64_t blocks = padded(w) / BLOCK, per_group = one ? 1 : w->group / BLOCK, last = at->to / BLOCK;
+    const int64_t k = padded(w), blocks = k / BLOCK;
+    const int64_t block_bytes = BLOCK * TILE * bits / 8, scales = scale_bytes(w, k), tile_bytes = scales + blocks * block_bytes;
+    const int64_t per_group = one ? 1 : w->group / BLOCK;
     for (int c = 0; c < PANEL; c += TILE) {
-        Tile tile = tile_at(bits, w, at, c / TILE);
-        int64_t g = at->from / BLOCK, done = at->first * blocks + g * rows; /* blocks of activations before these */
-        const int8_t *q = (const int8_t *)x->x + done * BLOCK_BYTES;
-        const float *x_scale = x->scale + done;
-        const int32_t *start = x->start + done;
-        float inner[ROWS_MAX][TILE] __attribute__((aligned(64)));
-        if (!g) UNROLL for (int m = 0; m < rows; m++) memset(out + m * PANEL + c, 0, sizeof inner[m]);
-        for (; g < last; tile.scale += TILE) {
-            const int64_t end = one ? g + 1 : g + per_group < last ? g + per_group : last;
-            vf by[2] = {vf_half(tile.scale), vf_half(tile.scale + LANES)};
+        const uint16_t *scale = (const uint16_t *)(w->data + (2 * at->panel + c / TILE) * tile_bytes);
+        const uint8_t *weights = (const uint8_t *)scale + scales;
+        const int8_t *q0 = (const int8_t *)x->x + at->first * blocks * BLOCK_BYTES;
+        const float *x_scale = x->scale + at->first * blocks;
+        const int32_t *start = x->start + at->first * blocks;
+        float sums[ROWS_MAX][TILE] __attribute__((aligned(64))) = {0}, inner[ROWS_MAX][TILE] __attribute__((aligned(64)));
+        for (int64_t g = 0; g < blocks; scale += TILE) {
+            const int64_t end = one ? g + 1 : g + per_group < blocks ? g + per_group : blocks;
+            vf by[2] = {vf_half(scale), vf_half(scale + LANES)};
             if (!one) memset(inner, 0, sizeof inner);
-            for (; g < end; g++, q += rows * BLOCK_BYTES, x_scale += rows, start += rows) {
+            for (; g < end; g++, weights += block_bytes, q0 += rows * BLOCK_BYTES, x_scale += rows, start += rows) {
                 vi s[ROWS_MAX][2];
-                for (int64_t i = 0; i < tile.step; i += 64) fetch(tile.next + i, 64);
-                tile_sums(rows, bits, tile.weights, q, start, s);
-                tile.weights += BLOCK * TILE * bits / 8, tile.next += tile.step;
+                if (at->parts) fetch(weights + AHEAD, (int)(bits * TILE * BLOCK / 8));
+                tile_sums(rows, bits, weights, q0, start, s);
                 UNROLL for (int m = 0; m < rows; m++) UNROLL for (int v = 0; v < 2; v++) {
                     vf exact = vi_to_vf(s[m][v]), mine = vf_set1(x_scale[m]);
-                    float *sum = out + m * PANEL + c + v * LANES, *part = inner[m] + v * LANES;
+                    float *sum = sums[m] + v * LANES, *part = inner[m] + v * LANES;
                     if (one) vf_store(sum, vf_fma(exact * mine, by[v], vf_load(sum)));
                     else vf_store(part, vf_fma(exact, mine, vf_load(part)));
                 }
             }
             if (!one) UNROLL for (int m = 0; m < rows; m++) UNROLL for (int v = 0; v < 2; v++) {
-                float *sum = out + m * PANEL + c + v * LANES;
+                float *sum = sums[m] + v * LANES;
                 vf_store(sum, vf_fma(vf_load(inner[m] + v * LANES), by[v], vf_load(sum)));
             }
         }
+        UNROLL for (int m = 0; m < rows; m++) memcpy(out + m * PANEL + c, sums[m], sizeof sums[m]);
     }
 }
 
@@ -297,26 +282,26 @@ INLINE void block_weights(const int bits, const uint8_t *p, vi *w) {
 
 /* Inside a block of 32 the sum is exact; blocks add up in order under their activation scales, groups under the weights'. */
 INLINE void int_block(const int rows, const int bits, const int one, const Packed *w, const Rows *x, const Piece *at, float *out) {
-    const int64_t blocks = padded(w) / BLOCK, per_group = one ? 1 : w->group / BLOCK, last = at->to / BLOCK;
+    const int64_t k = padded(w), blocks = k / BLOCK;
+    const int64_t block_bytes = BLOCK * TILE * bits / 8, scales = scale_bytes(w, k), tile_bytes = scales + blocks * block_bytes;
+    const int64_t per_group = one ? 1 : w->group / BLOCK;
     const int together = 4; /* rows whose dot products are under way at once */
     for (int c = 0; c < PANEL; c += LANES) {
-        Tile tile = tile_at(bits, w, at, c / TILE);
-        const uint16_t *scale = tile.scale + c % TILE;
-        const uint8_t *weights = tile.weights + c % TILE * 4;
-        int64_t g = at->from / BLOCK, done = at->first * blocks + g * rows; /* blocks of activations before these */
-        const int8_t *q0 = (const int8_t *)x->x + done * BLOCK;
-        const float *x_scale = x->scale + done;
-        const int32_t *start = x->start + done;
+        const uint8_t *tile = w->data + (2 * at->panel + c / TILE) * tile_bytes;
+        const uint16_t *scale = (const uint16_t *)tile + c % TILE;
+        const uint8_t *weights = tile + scales + c % TILE * 4;
+        const int8_t *q0 = (const int8_t *)x->x + at->first * k;
+        const float *x_scale = x->scale + at->first * blocks;
+        const int32_t *start = x->start + at->first * blocks;
         vf sums[ROWS_MAX], inner[ROWS_MAX];
-        UNROLL for (int m = 0; m < rows; m++) sums[m] = g ? vf_load(out + m * PANEL + c) : vf_set1(0);
-        for (; g < last; scale += TILE) {
+        UNROLL for (int m = 0; m < rows; m++) sums[m] = vf_set1(0);
+        for (int64_t g = 0; g < blocks; scale += TILE) {
             UNROLL for (int m = 0; m < rows; m++) inner[m] = vf_set1(0);
-            const int64_t end = one ? g + 1 : g + per_group < last ? g + per_group : last;
-            for (; g < end; g++, weights += BLOCK * TILE * bits / 8, q0 += rows * BLOCK, x_scale += rows, start += rows) {
+            const int64_t end = one ? g + 1 : g + per_group < blocks ? g + per_group : blocks;
+            for (; g < end; g++, weights += block_bytes, q0 += rows * BLOCK, x_scale += rows, start += rows) {
                 vi v[8];
                 if (one) __asm__("" : "+r"(q0), "+r"(weights)); /* otherwise gcc keeps a pointer for every address below */
-                for (int64_t i = 0; i < tile.step; i += 64) fetch(tile.next + i, 64);
-                tile.next += tile.step;
+                if (at->parts) fetch(weights + AHEAD, bits * LANES * BLOCK / 8);
                 block_weights(bits, weights, v);
                 UNROLL for (int m0 = 0; m0 < rows; m0 += together) {
                     const int m1 = m0 + together < rows ? m0 + together : rows;
@@ -359,21 +344,17 @@ MAKE(5) MAKE(6) MAKE(7) MAKE(8)
 #endif
 static const Block table[][ROWS_MAX] = {TABLE(fp32), TABLE(bf16), TABLE(byte), TABLE(nibble), TABLE(byte32), TABLE(nibble32)};
 
-/* Inputs a piece: AHEAD bytes of a panel, and whole groups; all of them where the weights are read but once. */
+/* Inputs a piece: AHEAD bytes of floats; all of them where weights are read but once, or where multiplying takes far longer. */
 static int64_t piece_of(const Packed *w, int64_t k, int64_t rows) {
-    if (block_count(rows) == 1 && (w->kind >= INT8 || at_once((int)rows) * LANES == PANEL)) return k;
-    if (w->kind < INT8) return AHEAD / PANEL / (w->kind == FP32 ? 4 : 2);
-    const int64_t most = AHEAD / PANEL * (w->kind == INT8 ? 1 : 2) / w->group * w->group;
-    if (most < w->group) return k;
-    const int64_t groups = (k + w->group - 1) / w->group, pieces = (k + most - 1) / most;
-    return (groups + pieces - 1) / pieces * w->group;
+    const int once = block_count(rows) == 1 && at_once((int)rows) * LANES == PANEL;
+    return w->kind >= INT8 || once ? k : AHEAD / PANEL / (w->kind == FP32 ? 4 : 2);
 }
 
 /* Columns [PANEL * panel, + PANEL) of row blocks [b, b_end) into out[their rows][PANEL]. */
 static void panel_product(const Packed *w, const Rows *x, int panel, int b, int b_end, float *out) {
     const Block *block = table[w->kind + 2 * (w->kind >= INT8 && w->group == BLOCK)];
     const int64_t k = padded(w), piece = piece_of(w, k, x->rows);
-    const int parts = b_end - b > 1 ? 2 : 1, base = block_start(b, x->rows);
+    const int parts = piece < k && b_end - b > 1 ? 2 : 1, base = block_start(b, x->rows);
     for (int64_t from = 0; from < k; from += piece)
         for (int i = b; i < b_end; i++) {
             const int first = block_start(i, x->rows), count = block_start(i + 1, x->rows) - first;
