@@ -326,7 +326,7 @@ static Rows normed_rows(const Job *job, const float *x, const float *weight, con
         rms_norm(x + (int64_t)r * width, weight, job->normed + (int64_t)r * width, width, job->layer->eps);
         prepare_row(w, &into, job->normed, r);
     }
-    if (job->rows > PRIVATE) pool_barrier(threads);
+    if (job->rows > PRIVATE) pool_barrier(thread, threads);
     return into;
 }
 
@@ -340,16 +340,16 @@ static void attention_half(const Job *job, int thread, int threads) {
                      {&layer->k, x, job->k, layer->k_bias, NULL, (int64_t)G * D},
                      {&layer->v, x, job->v, layer->v_bias, NULL, (int64_t)G * D}};
     products(qkv, 3, job->rows, thread, threads);
-    pool_barrier(threads);
+    pool_barrier(thread, threads);
     share(job->rows * G, thread, threads, &from, &to);
     for (int i = from; i < to; i++) finish_heads(job, i / G, i % G);
-    pool_barrier(threads);
+    pool_barrier(thread, threads);
     for (int unit; (unit = atomic_fetch_add(job->next, 1)) < job->units;) {
         int c = unit % dealt, t = unit / dealt % job->blocks * job->block, end = t + job->block;
         int g = unit / dealt / job->blocks % G, b = unit / dealt / job->blocks / G;
         attend(job, b, g, t, end < pass->rows ? end : pass->rows, c, job->chunks ? c + 1 : INT32_MAX, job->own);
     }
-    pool_barrier(threads);
+    pool_barrier(thread, threads);
     Rows mixed = rows_of(job, &layer->o, job->mixed, job->room);
     const int nothing = !job->chunks && mixed.x == job->mixed; /* is left to do: the product reads floats as they are */
     share(nothing ? 0 : job->rows, thread, threads, &from, &to);
@@ -367,7 +367,7 @@ static void attention_half(const Job *job, int thread, int threads) {
         }
         prepare_row(&layer->o, &mixed, job->mixed, r);
     }
-    if (!nothing) pool_barrier(threads);
+    if (!nothing) pool_barrier(thread, threads);
     Product out = {&layer->o, mixed, pass->out, layer->o_bias, job->x, layer->width};
     products(&out, 1, job->rows, thread, threads);
 }
@@ -390,7 +390,7 @@ static void ffn_half(const Job *job, const float *x, int thread, int threads) {
     Product both[] = {{&layer->gate, normed, job->gate, NULL, NULL, layer->ffn},
                       {&layer->up, normed, job->up, NULL, NULL, layer->ffn}};
     products(both, 2, job->rows, thread, threads);
-    pool_barrier(threads);
+    pool_barrier(thread, threads);
     Rows inner = rows_of(job, &layer->down, job->gate, job->room);
     const int64_t k = padded(&layer->down), pieces = (k + BLOCK - 1) / BLOCK;
     int from, to;
@@ -403,7 +403,7 @@ static void ffn_half(const Job *job, const float *x, int thread, int threads) {
         prepare(layer->down.kind, gate, k, layer->ffn, &inner, (int)row, start, end < k ? end : k);
         from += (int)count;
     }
-    pool_barrier(threads);
+    pool_barrier(thread, threads);
     Product down = {&layer->down, inner, job->pass->out, NULL, x, layer->width};
     products(&down, 1, job->rows, thread, threads);
 }
@@ -490,13 +490,13 @@ static void stack_job(void *with, int thread, int threads) {
                    .wide = whole_vectors(layer->head_dim), .normed = at[NORMED], .q = at[Q], .k = at[K], .v = at[V],
                    .mixed = at[MIXED], .gate = at[GATE], .up = at[UP], .parts = at[PARTS], .own = at[OWN],
                    .room = (char *)at[ROOM], .normed_room = (char *)at[NORMED_ROOM], .next = (_Atomic int *)at[NEXT] + i};
-        if (x == pass->out && (attn || ffn)) pool_barrier(threads); /* the layer before is whole */
+        if (x == pass->out && (attn || ffn)) pool_barrier(thread, threads); /* the layer before is whole */
         if (attn) {
             deal(pass, layer, &job);
             attention_half(&job, thread, threads);
             x = pass->out;
         }
-        if (attn && ffn) pool_barrier(threads);
+        if (attn && ffn) pool_barrier(thread, threads);
         if (ffn) {
             ffn_half(&job, x, thread, threads);
             x = pass->out;
@@ -538,7 +538,7 @@ static void head_job(void *with, int thread, int threads) {
         if (job->product.w) prepare_row(job->product.w, &job->product.x, job->normed, r);
     }
     if (!job->product.w) return;
-    pool_barrier(threads);
+    pool_barrier(thread, threads);
     products(&job->product, 1, job->rows, thread, threads);
 }
 

@@ -414,7 +414,7 @@ static void linear_job(void *with, int thread, int threads) {
     int from, to;
     share(job->rows, thread, threads, &from, &to);
     for (int r = from; r < to; r++) prepare(w->kind, job->x + r * job->x_stride, padded(w), w->k, &job->product.x, r, 0, padded(w));
-    pool_barrier(threads);
+    pool_barrier(thread, threads);
     products(&job->product, 1, job->rows, thread, threads);
 }
 
