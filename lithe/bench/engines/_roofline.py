@@ -22,8 +22,8 @@ FAR = 256_000_000  # bytes that no cache holds
 
 @dataclass(frozen=True, kw_only=True)
 class Roofline:
-    """kind: that of most weights, whose peak counts. memory, weights: bytes a second from memory, and from where weights of this
-    size lie. peak, peak_fp32: operations a second. passes: by rows, median seconds, the bound's, their ratio over the rounds."""
+    """kind: that of most weights, whose peak counts. memory, weights: bytes a second from memory, and from where weights of
+    this size lie. peak, peak_fp32: operations a second. passes: by rows, median seconds, the bound's, their ratio by round."""
 
     kind: str
     size: int
@@ -34,7 +34,8 @@ class Roofline:
     passes: dict[int, tuple[float, float, Ratio]]
 
     def json(self) -> dict[str, Any]:
-        passes = {n: {"ms": took * 1e3, "bound_ms": least * 1e3, "ratio": r.json()} for n, (took, least, r) in self.passes.items()}
+        passes = {n: {"ms": took * 1e3, "bound_ms": least * 1e3, "ratio": over.json()}
+                  for n, (took, least, over) in self.passes.items()}
         return {"kind": self.kind, "bytes": self.size, "GB/s": self.weights / 1e9, "memory_GB/s": self.memory / 1e9,
                 "Gop/s": self.peak / 1e9, "fp32_Gop/s": self.peak_fp32 / 1e9, "passes": passes}
 
