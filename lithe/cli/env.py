@@ -70,8 +70,8 @@ def _measured(name: str, anew: bool, roofline: bool, dtype: str, device: str, th
 
 def _roofline(found: dict[str, Any]) -> list[tuple[str, str]]:
     """A line a pass: what it took over the larger of bytes over bandwidth and operations over peaks."""
-    lines = [("roofline", f"{found['kind']}: {found['GB/s']:.1f} GB/s of {found['bytes'] / 1e6:.0f} MB, "
-                          f"{found['memory_GB/s']:.1f} from memory; {found['Gop/s']:.0f} Gop/s, fp32 {found['fp32_Gop/s']:.0f}")]
+    lines = [("roofline", f"{found['kind']}, {found['bytes'] / 1e6:.0f} MB: {found['GB/s']:.1f} GB/s, from memory "
+                          f"{found['memory_GB/s']:.1f}; {found['Gop/s']:.0f} Gop/s, fp32 {found['fp32_Gop/s']:.0f}")]
     return lines + [(f"T({n})", f"{each['ms']:.2f} ms, {each['ratio'][0]:.2f} of {each['bound_ms']:.2f} ms "
                                 f"({each['ratio'][1]:.2f} to {each['ratio'][2]:.2f})") for n, each in found["passes"].items()]
 
