@@ -110,7 +110,12 @@ def take_threads(model: Decoder, asked: int | None = None) -> None:
 
 
 def why_threads() -> str:
-    """Why the kernels run on as many threads as they do."""
+    """Why the kernels run on as many threads as they do, and whether they could."""
+    kept = library.alone()
+    return _why_threads() + (f"; {kept} calls ran on one, as something else used the cores" if kept else "")
+
+
+def _why_threads() -> str:
     for name in ("LITHE_THREADS", "OMP_NUM_THREADS"):
         if name in os.environ and not (_reason and name[0] == "O"):
             return f"{name}={os.environ[name]} asks for it"

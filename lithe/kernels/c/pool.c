@@ -32,6 +32,7 @@ static void *job;
 static void *scratch;
 static size_t scratch_size;
 static int64_t waited_ns;                  /* what the caller spent on waiting in the job under way, time off its core left out */
+static int64_t pauses_ns;                  /* how long PAUSES pauses take */
 static int64_t window_ns, busy_ns, alone_ns, alone_for_ns = ALONE_NS;
 static int last_threads;
 static _Atomic int64_t alone_jobs;
@@ -112,8 +113,18 @@ static void forked(void) {
     atomic_store(&sleepers, 0);
 }
 
+static void time_pauses(void) {
+    for (int i = 0; i < 3; i++) { /* the least of three, as something else may run meanwhile */
+        int64_t begun = now_ns(CLOCK_MONOTONIC);
+        for (int j = 0; j < PAUSES; j++) relax();
+        int64_t took = now_ns(CLOCK_MONOTONIC) - begun;
+        pauses_ns = !i || took < pauses_ns ? took : pauses_ns;
+    }
+}
+
 static int grow(int wanted) {
     static int registered;
+    if (!pauses_ns) time_pauses();
     if (!registered) registered = pthread_atfork(NULL, NULL, forked) == 0;
     for (; workers < wanted; workers++) {
         pthread_t thread;
@@ -161,7 +172,7 @@ static inline __attribute__((always_inline)) void wait_for(int (*so)(unsigned), 
     int64_t since = 0;
     for (int i = 0; !so(what); wait_a_little(&i))
         if (timed && i == PAUSES - 1) since = now_ns(CLOCK_THREAD_CPUTIME_ID);
-    if (since) waited_ns += now_ns(CLOCK_THREAD_CPUTIME_ID) - since;
+    if (since) waited_ns += pauses_ns + now_ns(CLOCK_THREAD_CPUTIME_ID) - since;
 }
 
 static void share_out(Work todo, void *with, int threads) {
