@@ -14,6 +14,7 @@ import typer
 from lithe import __version__
 from lithe.cli._common import DEVICE, DTYPE, JSON, OFFLINE, THREADS, emit, open_model, runs_as
 from lithe.cli._measure import progress
+from lithe.errors import UsageError
 
 GROUP = "look up"
 
@@ -21,6 +22,7 @@ GROUP = "look up"
 def command(
     model: Annotated[str | None, typer.Argument(help="a model folder, zoo:NAME or a hub id")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="measure the model's passes anew")] = False,
+    roofline: Annotated[bool, typer.Option("--roofline", help="hold passes against what the machine could do")] = False,
     as_json: JSON = False,
     dtype: DTYPE = "auto",
     device: DEVICE = "cpu",
@@ -32,20 +34,24 @@ def command(
     Of a model it tells what runs it, why, and what a pass of many rows costs; that is measured the first time and kept.
     Where fewer threads than all are found faster, the model is run on so many from then on.
     """
-    facts = environment() | ({} if model is None else {"model": _measured(model, measure, dtype, device, threads, offline)})
+    if roofline and model is None:
+        raise UsageError("--roofline is of a model: lithe env MODEL --roofline")
+    of_model = {} if model is None else {"model": _measured(model, measure, roofline, dtype, device, threads, offline)}
+    facts = environment() | of_model
     if as_json:
         emit(facts)
         return
     told = facts.pop("model", None)
     lines = [(name, _text(name, value)) for name, value in facts.items()]
     if told is not None:
-        lines += [("", ""), ("model", told["name"]), *runs_as(told)]
+        lines += [("", ""), ("model", told["name"]), *runs_as(told), *(_roofline(told["roofline"]) if roofline else [])]
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
         print(f"{name:<{width}}  {text}".rstrip())
 
 
-def _measured(name: str, anew: bool, dtype: str, device: str, threads: int | None, offline: bool) -> dict[str, Any]:
+def _measured(name: str, anew: bool, roofline: bool, dtype: str, device: str, threads: int | None,
+              offline: bool) -> dict[str, Any]:
     from lithe.model import runtime
 
     model = open_model(name, dtype=dtype, device=device, threads=threads, offline=offline)
@@ -54,7 +60,20 @@ def _measured(name: str, anew: bool, dtype: str, device: str, threads: int | Non
         if anew or known is None or not known.curves:
             runtime.measure(model, progress=tell)
         runtime.cost_curve(model, progress=tell)  # on as many threads as were asked for
-    return {"name": name} | runtime.report(model)
+    found = {"name": name} | runtime.report(model)
+    if roofline:
+        from lithe.bench.engines._roofline import roofline as measured
+
+        found["roofline"] = measured(model).json()
+    return found
+
+
+def _roofline(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """A line a pass: what it took over the larger of bytes over bandwidth and operations over peaks."""
+    lines = [("roofline", f"{found['kind']}, {found['bytes'] / 1e6:.0f} MB: {found['GB/s']:.1f} GB/s, from memory "
+                          f"{found['memory_GB/s']:.1f}; {found['Gop/s']:.0f} Gop/s, fp32 {found['fp32_Gop/s']:.0f}")]
+    return lines + [(f"T({n})", f"{each['ms']:.2f} ms, {each['ratio'][0]:.2f} of {each['bound_ms']:.2f} ms "
+                                f"({each['ratio'][1]:.2f} to {each['ratio'][2]:.2f})") for n, each in found["passes"].items()]
 
 
 def environment() -> dict[str, Any]:

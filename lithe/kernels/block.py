@@ -22,15 +22,16 @@ from lithe.kernels.library import PackedStruct
 from lithe.kernels.pack import Packed
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
-VECTORS = ("attn_norm", "mlp_norm", "q_norm", "k_norm", "q_bias", "k_bias", "v_bias", "o_bias")
+VECTORS = ("attn_norm", "mlp_norm", "q_norm", "k_norm", "q_bias", "k_bias", "v_bias", "o_bias", "attn_out_norm",
+           "mlp_out_norm")
 
 
 class LayerStruct(ctypes.Structure):
     """Layer of layer.c."""
 
     _fields_ = (*((name, PackedStruct) for name in MATRICES), *((name, c_void_p) for name in VECTORS),
-                *((name, c_int32) for name in ("width", "heads", "kv_heads", "head_dim", "rotated", "ffn")),
-                ("eps", c_float), ("scale", c_float))  # fmt: skip
+                *((name, c_int32) for name in ("width", "heads", "kv_heads", "head_dim", "rotated", "ffn", "gelu")),
+                *((name, c_float) for name in ("eps", "scale", "cap")))  # fmt: skip
 
 
 class PlaceStruct(ctypes.Structure):
@@ -66,17 +67,22 @@ class LayerWeights:
     k_bias: Tensor | None = None
     v_bias: Tensor | None = None
     o_bias: Tensor | None = None
+    attn_out_norm: Tensor | None = None
+    mlp_out_norm: Tensor | None = None
     heads: int
     kv_heads: int
     head_dim: int
     rotated: int
     eps: float
     scale: float
+    cap: float = 0.0  # of scores; 0 for none
+    gelu: bool = False  # in its tanh form, where SiLU gates otherwise
 
     @cached_property
     def struct(self) -> LayerStruct:
         made = LayerStruct(width=len(self.attn_norm), ffn=self.up.n if self.up else 0, heads=self.heads,
-                           kv_heads=self.kv_heads, head_dim=self.head_dim, rotated=self.rotated, eps=self.eps, scale=self.scale)
+                           kv_heads=self.kv_heads, head_dim=self.head_dim, rotated=self.rotated, eps=self.eps, scale=self.scale,
+                           cap=self.cap, gelu=self.gelu)
         for name in MATRICES:
             if (packed := getattr(self, name)) is not None:
                 setattr(made, name, packed.struct)

@@ -95,7 +95,7 @@ def variant(name: str) -> Library:
     lib.lithe_norm.argtypes = (c_void_p, c_void_p, c_void_p, c_int32, c_int32, c_float)
     for function in (lib.lithe_linear, lib.lithe_layers, lib.lithe_gather, lib.lithe_norm, lib.lithe_head):
         function.restype = None
-    lib.lithe_rows.restype = c_int64
+    lib.lithe_rows.restype = lib.lithe_alone.restype = c_int64
     return Library(name, lib)
 
 
@@ -105,6 +105,12 @@ def take_threads() -> None:
     if _taken is None or torch.get_num_threads() > 1:
         _taken = torch.get_num_threads()
         torch.set_num_threads(1)
+
+
+def alone() -> int:
+    """How many calls ran on one thread so far although more were wanted, as something else used the cores."""
+    found = load()
+    return 0 if found is None else int(found.lib.lithe_alone())
 
 
 def threads() -> int:

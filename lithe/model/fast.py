@@ -25,6 +25,8 @@ from lithe.model.linear import PackedEmbedding, PackedLinear
 from lithe.model.mask import Pass
 from lithe.model.modules import ACTIVATIONS, FFN, RMSNorm
 
+GATES = (ACTIVATIONS["silu"], ACTIVATIONS["gelu_tanh"])  # that are compiled
+
 
 class KernelNorm(RMSNorm):
     """The same norm by the layers' kernel, in float32: PyTorch promises nothing about rows of different company."""
@@ -192,8 +194,8 @@ def gather(block: Any) -> LayerWeights | str:
     """What the compiled twin of a block needs, or why there is none."""
     attention: Any = block.self_attn
     ffn: Any = block.mlp
-    if block.parallel or not all(isinstance(norm, nn.Identity) for norm in (block.attn_out_norm, block.mlp_out_norm)):
-        return "its norms are not laid out as attention and FFN in turn, each normed before"
+    if block.parallel or not all(isinstance(norm, nn.Identity | RMSNorm) for norm in (block.attn_out_norm, block.mlp_out_norm)):
+        return "its norms are not laid out as attention and FFN in turn, each normed before and perhaps behind"
     if not all(isinstance(norm, RMSNorm) for norm in (block.attn_in_norm, block.mlp_in_norm)):
         return "it has no norm before attention or FFN"
     if attention is None or ffn is None:
@@ -207,10 +209,11 @@ def _gathered(block: Block, attention: Any, ffn: Any) -> LayerWeights:
     linears |= {name: getattr(ffn, f"{name}_proj") for name in ("gate", "up", "down")}
     matrices: dict[str, Any] = {name: linear.packed for name, linear in linears.items()}
     biases: dict[str, Any] = {f"{name}_bias": linears[name].bias for name in "qkvo"}
+    own = lambda norm: None if norm is None or isinstance(norm, nn.Identity) else _vector(norm)
     return LayerWeights(
         **matrices, **biases, attn_norm=_vector(block.attn_in_norm), mlp_norm=_vector(block.mlp_in_norm),
-        q_norm=None if attention.q_norm is None else _vector(attention.q_norm),
-        k_norm=None if attention.k_norm is None else _vector(attention.k_norm),
+        attn_out_norm=own(block.attn_out_norm), mlp_out_norm=own(block.mlp_out_norm), q_norm=own(attention.q_norm),
+        k_norm=own(attention.k_norm), cap=config.attn_cap or 0.0, gelu=ffn.activation is ACTIVATIONS["gelu_tanh"],
         heads=shape.heads, kv_heads=shape.kv_heads, head_dim=shape.head_dim,
         rotated=int(shape.head_dim * shape.rope.part) // 2 * 2, eps=config.norm_eps,
         scale=config.attn_scale if config.attn_scale is not None else shape.head_dim**-0.5)
@@ -219,14 +222,14 @@ def _gathered(block: Block, attention: Any, ffn: Any) -> LayerWeights:
 def _attention_problem(attention: Any) -> str:
     if type(attention) is not Attention:
         return f"its attention is a {type(attention).__name__}"
-    if attention.config.attn_cap is not None or attention.sub_norm is not None or attention.config.qk_norm == "all":
-        return "its attention has a soft cap, a norm of its output or a norm over all heads"
+    if attention.sub_norm is not None or attention.config.qk_norm == "all":
+        return "its attention has a norm of its output before the last matrix, or one over all heads"
     return _linear_problem([attention.q_proj, attention.k_proj, attention.v_proj], [attention.o_proj])
 
 
 def _ffn_problem(ffn: Any) -> str:
-    if type(ffn) is not FFN or ffn.gate_proj is None or ffn.activation is not ACTIVATIONS["silu"] or ffn.sub_norm is not None:
-        return "its FFN is not the SiLU-gated one"
+    if type(ffn) is not FFN or ffn.gate_proj is None or ffn.activation not in GATES or ffn.sub_norm is not None:
+        return "its FFN is not gated by SiLU or by GELU in its tanh form"
     if any(getattr(linear, "bias", None) is not None for linear in (ffn.gate_proj, ffn.up_proj, ffn.down_proj)):
         return "its FFN has biases"
     return _linear_problem([ffn.gate_proj, ffn.up_proj], [ffn.down_proj])

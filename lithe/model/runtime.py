@@ -62,7 +62,7 @@ def measure(model: Decoder, *, progress: Progress | None = None) -> Runtime:
     counts = sorted({1 << i for i in range(allowed.bit_length()) if 1 << i < allowed} | {allowed})
     times = {count: [] for count in counts} if model.device.type == "cpu" and len(counts) > 1 else {}  # type: ignore[var-annotated]
     disturbed = False
-    with _Bench(model) as bench:
+    with Bench(model) as bench:
         for block in range(BLOCKS if times else 0):
             if block >= LEAST and bench.spent > BUDGET_S:
                 break
@@ -110,7 +110,12 @@ def take_threads(model: Decoder, asked: int | None = None) -> None:
 
 
 def why_threads() -> str:
-    """Why the kernels run on as many threads as they do."""
+    """Why the kernels run on as many threads as they do, and whether they could."""
+    kept = library.alone()
+    return _why_threads() + (f"; {kept} calls ran on one, as something else used the cores" if kept else "")
+
+
+def _why_threads() -> str:
     for name in ("LITHE_THREADS", "OMP_NUM_THREADS"):
         if name in os.environ and not (_reason and name[0] == "O"):
             return f"{name}={os.environ[name]} asks for it"
@@ -139,7 +144,7 @@ def _why_kernels(model: Decoder) -> str:
     return found["why"] if model.fast is not None or found["variant"] == "torch" else "it was loaded to run without"
 
 
-class _Bench:
+class Bench:
     """Passes of a model behind a context of random tokens."""
 
     def __init__(self, model: Decoder):
@@ -148,7 +153,7 @@ class _Bench:
         self.most = min(ROWS[-1], window - self.context)
         self.spent = self.busy = 0.0  # seconds of the clock, and of all threads
 
-    def __enter__(self) -> _Bench:
+    def __enter__(self) -> Bench:
         self.mode = torch.inference_mode()
         self.mode.__enter__()
         dice = torch.Generator().manual_seed(0)
@@ -177,7 +182,7 @@ class _Bench:
 
 def _curve(model: Decoder, threads: int, progress: Progress | None) -> CostCurve:
     """Rounds over all row counts, so that whatever disturbs the machine disturbs all of them."""
-    with _Bench(model) as bench, _on(model, threads):
+    with Bench(model) as bench, _on(model, threads):
         rows = [n for n in ROWS if n <= bench.most]
         for n in rows:
             bench.seconds(n)  # unmeasured: buffers grow, threads wake

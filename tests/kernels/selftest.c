@@ -91,9 +91,10 @@ static int check(int kind, int n, int k, int group, int rows, int threads) {
 /* Layers over a batch whose buffers end where they should: rows together, one by one and with what they see spelled out. */
 typedef struct {
     Packed q, k, v, o, gate, up, down;
-    const float *attn_norm, *mlp_norm, *q_norm, *k_norm, *q_bias, *k_bias, *v_bias, *o_bias;
-    int32_t width, heads, kv_heads, head_dim, rotated, ffn;
-    float eps, scale;
+    const float *attn_norm, *mlp_norm, *q_norm, *k_norm, *q_bias, *k_bias, *v_bias, *o_bias, *attn_out_norm,
+        *mlp_out_norm;
+    int32_t width, heads, kv_heads, head_dim, rotated, ffn, gelu;
+    float eps, scale, cap;
 } Layer;
 typedef struct {
     void *k, *v;
@@ -129,7 +130,9 @@ static int check_layers(int kind, int cache_kind, int D, int heads, int kv_heads
     size_t bytes = (size_t)BATCH * kv_heads * capacity * D * size;
     Layer layer = {matrix(kind, heads * D, C), matrix(kind, kv_heads * D, C), matrix(kind, kv_heads * D, C),
                    matrix(kind, C, heads * D), matrix(kind, F, C), matrix(kind, F, C), matrix(kind, C, F),
-                   numbers(C), numbers(C), numbers(D), numbers(D), NULL, NULL, NULL, NULL, C, heads, kv_heads, D, D, F, 1e-5f, 0.3f};
+                   numbers(C), numbers(C), numbers(D), numbers(D), NULL, NULL, NULL, NULL, NULL, NULL, C, heads, kv_heads, D, D, F, 0, 1e-5f,
+                   0.3f, 0};
+    if (window > 3) layer.attn_out_norm = layer.attn_norm, layer.mlp_out_norm = layer.mlp_norm, layer.gelu = 1, layer.cap = 2;
     float *x = numbers(N * C), *out = exactly(sizeof(float) * N * C), *one = exactly(sizeof(float) * BATCH * C);
     float *cos = numbers(capacity * D), *sin = numbers(capacity * D), *step = exactly(sizeof(float) * BATCH * C);
     char *store[COUNT][2], *store1[COUNT][2];

@@ -19,6 +19,7 @@ ROWS = 41
 KINDS = [("fp32", 0, torch.float32), ("bf16", 0, torch.bfloat16), ("int8", 32, torch.float32), ("int8", 128, torch.bfloat16),
          ("int4", 32, torch.bfloat16)]  # fmt: skip
 every_kind = pytest.mark.parametrize(("kind", "group", "dtype"), KINDS)
+GEMMA = {"activation": "gelu_tanh", "norm_out": True, "attn_cap": 2.0, "logit_cap": 3.0, "norm_offset": 1.0, "tied": True}
 TRAITS = {
     "plain": {},
     "tied, narrow heads": {"tied": True, "head_dim": 8},
@@ -28,6 +29,7 @@ TRAITS = {
     "llama3 rope": {"rope": Rope(kind="llama3", factor=8.0, original_context=64)},
     "half of a head rotates": {"rope": Rope(part=0.5), "head_dim": 40, "heads": 5, "kv_heads": 5},
     "gemma's norm": {"norm_offset": 1.0, "attn_scale": 0.3},
+    "gelu, norms behind, a soft cap": GEMMA,
 }
 
 
@@ -97,7 +99,7 @@ def test_rows_do_not_depend_on_their_company(kind, group, dtype, variant, monkey
 @torch.inference_mode()
 def test_passes_without_a_cache_give_the_same_rows(kind, group, dtype):
     """One pass over a text, a longer text, a batch of texts and a text fed token by token."""
-    model, text = fuse(decoder(window=9, windowed=(True, False, True)).to(dtype), kind, group), ids(3, ROWS)
+    model, text = fuse(decoder(**GEMMA, window=9, windowed=(True, False, True)).to(dtype), kind, group), ids(3, ROWS)
     whole = model(text, logits=ALL).scores
     assert torch.equal(whole, passes(model, text, range(1, ROWS + 1)))
     assert torch.equal(model(text[1:2, :17], logits=ALL).scores, whole[1:2, :17])
@@ -203,7 +205,7 @@ def test_a_swapped_site_unfuses_its_block_and_says_why():
     assert torch.equal(passes(made, ids(), [ROWS]), expected) and not made.fast.why
 
 
-@pytest.mark.parametrize("traits", [{"norm_out": True}, {"qk_norm": "all"}, {"attn_cap": 30.0}, {"activation": "gelu"},
+@pytest.mark.parametrize("traits", [{"norm_in": False, "norm_out": True}, {"qk_norm": "all"}, {"activation": "gelu"},
                                     {"parallel": True}, {"gated": False}, {"mlp_bias": True}])  # fmt: skip
 def test_other_families_fall_back_and_say_why(traits):
     plain = decoder(**traits)

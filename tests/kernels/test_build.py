@@ -84,3 +84,22 @@ with ThreadPoolExecutor(4) as pool:
 """
     done = python(code)
     assert done.returncode == 0, done.stderr
+
+
+@compiled
+def test_threads_without_cores_give_way_to_one():
+    """Four threads on one core wait for each other at every step; the same bits come out, soon from the caller alone."""
+    code = f"""{LINEAR}
+import os, time
+from lithe.kernels import library
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+packed, x = pack(torch.randn(64, 64), "fp32"), torch.randn(4, 64)
+first, end = linear(packed, x, threads=1), time.perf_counter() + 20
+while not library.alone() and time.perf_counter() < end:
+    assert torch.equal(linear(packed, x, threads=4), first)
+assert library.alone()
+"""
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system does not pin processes to cores")
+    done = python(code)
+    assert done.returncode == 0, done.stderr

@@ -86,7 +86,7 @@ def test_what_times_depend_on_is_in_the_key(folder, tmp_path):
 
 
 def test_nothing_is_measured_unasked(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, "_Bench", lambda *_: pytest.fail("something was measured"))
+    monkeypatch.setattr(runtime, "Bench", lambda *_: pytest.fail("something was measured"))
     model = load(folder)
     assert len(list(lithe.generate(model, [1, 2, 3], max_tokens=4))) == 4
     assert runtime.report(model)["curve"] is None and files(tmp_path) == []
@@ -118,12 +118,12 @@ def test_fewer_threads_are_taken_where_they_were_faster(folder, monkeypatch):
 def test_all_threads_are_kept_without_a_clear_gain(folder, monkeypatch):
     """Two threads are tried, and only a slow quartile below all threads' quick one counts."""
     took = iter([3.0, 1.0, 2.0, 1.0, 1.0, 2.0, 3.0] * 99)
-    monkeypatch.setattr(runtime._Bench, "seconds", lambda self, rows: next(took))
+    monkeypatch.setattr(runtime.Bench, "seconds", lambda self, rows: next(took))
     torch.set_num_threads(2)
     found = runtime.measure(load(folder))
     assert found.threads == 2 and set(found.tried) == {1, 2}
     quick = lambda self, rows: 1.0 if self.model.threads == 1 else 2.0
-    monkeypatch.setattr(runtime._Bench, "seconds", quick)
+    monkeypatch.setattr(runtime.Bench, "seconds", quick)
     torch.set_num_threads(2)
     assert runtime.measure(load(folder)).threads == 1 and "LITHE_THREADS" not in os.environ
 
@@ -133,7 +133,7 @@ def test_on_a_busy_machine_nothing_is_chosen(folder, monkeypatch, capsys):
         self.spent += 1.0  # by the clock, while this process got nothing
         return 1.0 if self.model.threads == 1 else 2.0
 
-    monkeypatch.setattr(runtime._Bench, "seconds", taken)
+    monkeypatch.setattr(runtime.Bench, "seconds", taken)
     torch.set_num_threads(2)
     found = runtime.measure(load(folder))
     assert (found.threads, found.tried) == (2, {}) and "threads were not compared" in capsys.readouterr().err

@@ -45,7 +45,7 @@ class Engine:
 
     def peak(self, kind: str) -> float:
         """Operations a second of the instructions that products of a kind run on."""
-        probe = {"fp32": self.lib.probe_fp32, "bf16": self.lib.probe_bf16}.get(kind, self.lib.probe_int8)
+        probe = getattr(self.lib, f"probe_{kind}")
         done: list[int] = []
         turns = max(1, round(100_000 * SPAN_S / self._all(lambda i: probe(100_000))))
         seconds = self._all(lambda i: done.append(probe(turns)))
@@ -62,6 +62,6 @@ def _compiled(variant: str) -> CDLL:
     stamp = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
     lib = CDLL(str(build.library(f"probe-{variant}-{stamp}", build.VARIANTS[variant][1], (str(SOURCE),))))
     lib.probe_read.argtypes, lib.probe_read.restype = (c_void_p, c_int64, c_int32), c_float
-    for probe in (lib.probe_fp32, lib.probe_bf16, lib.probe_int8):
+    for probe in (lib.probe_fp32, lib.probe_bf16, lib.probe_int8, lib.probe_int4):
         probe.argtypes, probe.restype = (c_int64,), c_int64
     return lib

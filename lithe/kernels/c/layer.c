@@ -1,6 +1,7 @@
 /* Decoder layers for all rows of a pass: norm, q k v, rotary positions, cache write, attention, output, gated FFN.
  *
- * The twin of model/decoder.py's Block for RMSNorm before, rotary positions, grouped queries and a SiLU-gated FFN. Rows meet
+ * The twin of model/decoder.py's Block for RMSNorm before a half and perhaps behind it, rotary positions, grouped queries,
+ * perhaps capped scores, and an FFN gated by SiLU or by GELU in its tanh form. Rows meet
  * only in attention, and there a row's result depends on which keys it sees, in order, and on nothing else: it takes them in
  * chunks of CHUNK, each with its own softmax, merged one after another. So a row is bitwise the same alone, in a batch, in a
  * tree (its ancestors being the keys it sees) and however the prompt was cut.
@@ -22,9 +23,10 @@ enum {
 
 typedef struct {
     Packed q, k, v, o, gate, up, down;
-    const float *attn_norm, *mlp_norm, *q_norm, *k_norm, *q_bias, *k_bias, *v_bias, *o_bias; /* NULL where there is none */
-    int32_t width, heads, kv_heads, head_dim, rotated, ffn;
-    float eps, scale;
+    const float *attn_norm, *mlp_norm, *q_norm, *k_norm, *q_bias, *k_bias, *v_bias, *o_bias, *attn_out_norm,
+        *mlp_out_norm; /* NULL where there is none */
+    int32_t width, heads, kv_heads, head_dim, rotated, ffn, gelu;
+    float eps, scale, cap; /* cap: scores become cap * tanh(score / cap); 0: they stay */
 } Layer;
 
 typedef struct { /* what of a pass differs from layer to layer */
@@ -51,7 +53,7 @@ typedef struct { /* the layer under way, as one thread sees it */
     const float *x; /* its input; pass->out is its output, and may be the same */
     int rows, wide; /* wide: head_dim in whole vectors */
     int block, blocks, chunks, units; /* attention: rows taken together, such blocks a sequence, chunks dealt out one by one */
-    float *normed, *q, *k, *v, *mixed, *gate, *up, *parts, *own;
+    float *normed, *q, *k, *v, *mixed, *gate, *up, *parts, *post, *own;
     char *room;       /* activations as a product reads them */
     char *normed_room; /* the same, of what `normed` holds */
     _Atomic int *next;
@@ -207,7 +209,11 @@ static void each(const Scores *table, int queries, const void *store, const int3
 }
 
 /* Scores to weights e^(score - top), in place; their sum, taken lane by lane. */
-static float weights_of(float *scores, int count, float *top) {
+static float weights_of(float *scores, int count, float cap, float *top) {
+    for (int j = 0; cap > 0 && j < count; j += LANES) { /* tanh(x) = 1 - 2 / (e^2x + 1) */
+        vf twice = vf_exp(vf_load(scores + j) * (2.0f / cap));
+        vf_store(scores + j, cap - 2.0f * cap / (twice + 1.0f));
+    }
     for (int j = count; j % LANES; j++) scores[j] = -INFINITY;
     vf high = vf_load(scores), sum = vf_set1(0);
     for (int j = LANES; j < count; j += LANES) high = vf_max(high, vf_load(scores + j));
@@ -296,7 +302,7 @@ static void attend(const Job *job, int b, int g, int t, int t_end, int c, int c_
             each(score, R, keys, slots[r], shared, counts[r], q + r * R * wide, wide, 0, wide, D, scores + r * R * SPAN, SPAN, shared);
         for (int n = 0; n < all; n++) {
             one[n] = (Soft){-INFINITY, 0};
-            if (counts[n / R]) one[n].sum = weights_of(scores + n * SPAN, counts[n / R], &one[n].top);
+            if (counts[n / R]) one[n].sum = weights_of(scores + n * SPAN, counts[n / R], layer->cap, &one[n].top);
         }
         each(mix, all, values, slots[0], 0, shared, scores, SPAN, 0, wide, D, sums, wide, 0);
         for (int r = 0; r < rows; r++)
@@ -326,8 +332,25 @@ static Rows normed_rows(const Job *job, const float *x, const float *weight, con
         rms_norm(x + (int64_t)r * width, weight, job->normed + (int64_t)r * width, width, job->layer->eps);
         prepare_row(w, &into, job->normed, r);
     }
-    if (job->rows > PRIVATE) pool_barrier(threads);
+    if (job->rows > PRIVATE) pool_barrier(thread, threads);
     return into;
+}
+
+/* The end of a half: its last product, normed where that is asked for, is added to the residual stream. */
+static void add_up(const Job *job, const Packed *w, Rows from_rows, const float *bias, const float *to, const float *norm,
+                   int thread, int threads) {
+    const int width = job->layer->width;
+    Product last = {w, from_rows, norm ? job->post : job->pass->out, bias, norm ? NULL : to, width};
+    products(&last, 1, job->rows, thread, threads);
+    if (!norm) return;
+    pool_barrier(thread, threads);
+    int from, end;
+    share(job->rows, thread, threads, &from, &end);
+    for (int64_t r = from; r < end; r++) {
+        float *row = job->post + r * width;
+        rms_norm(row, norm, row, width, job->layer->eps);
+        for (int i = 0; i < width; i++) job->pass->out[r * width + i] = to[r * width + i] + row[i];
+    }
 }
 
 static void attention_half(const Job *job, int thread, int threads) {
@@ -340,16 +363,16 @@ static void attention_half(const Job *job, int thread, int threads) {
                      {&layer->k, x, job->k, layer->k_bias, NULL, (int64_t)G * D},
                      {&layer->v, x, job->v, layer->v_bias, NULL, (int64_t)G * D}};
     products(qkv, 3, job->rows, thread, threads);
-    pool_barrier(threads);
+    pool_barrier(thread, threads);
     share(job->rows * G, thread, threads, &from, &to);
     for (int i = from; i < to; i++) finish_heads(job, i / G, i % G);
-    pool_barrier(threads);
+    pool_barrier(thread, threads);
     for (int unit; (unit = atomic_fetch_add(job->next, 1)) < job->units;) {
         int c = unit % dealt, t = unit / dealt % job->blocks * job->block, end = t + job->block;
         int g = unit / dealt / job->blocks % G, b = unit / dealt / job->blocks / G;
         attend(job, b, g, t, end < pass->rows ? end : pass->rows, c, job->chunks ? c + 1 : INT32_MAX, job->own);
     }
-    pool_barrier(threads);
+    pool_barrier(thread, threads);
     Rows mixed = rows_of(job, &layer->o, job->mixed, job->room);
     const int nothing = !job->chunks && mixed.x == job->mixed; /* is left to do: the product reads floats as they are */
     share(nothing ? 0 : job->rows, thread, threads, &from, &to);
@@ -367,21 +390,21 @@ static void attention_half(const Job *job, int thread, int threads) {
         }
         prepare_row(&layer->o, &mixed, job->mixed, r);
     }
-    if (!nothing) pool_barrier(threads);
-    Product out = {&layer->o, mixed, pass->out, layer->o_bias, job->x, layer->width};
-    products(&out, 1, job->rows, thread, threads);
+    if (!nothing) pool_barrier(thread, threads);
+    add_up(job, &layer->o, mixed, layer->o_bias, job->x, layer->attn_out_norm, thread, threads);
 }
 
-/* silu(gate) * up for some of a row's inner units, in place of the gate. */
-static void gated(float *gate, const float *up, int i, int end) {
-    for (; i + LANES <= end; i += LANES) {
-        vf g = vf_load(gate + i);
-        vf_store(gate + i, g / (vf_exp(-g) + 1.0f) * vf_load(up + i));
-    }
-    if (i < end) {
-        vf g = vf_load_part(gate + i, end - i);
-        vf_store_part(gate + i, g / (vf_exp(-g) + 1.0f) * vf_load_part(up + i, end - i), end - i);
-    }
+/* silu(x) = x / (1 + e^-x); gelu in its tanh form is the same of z = sqrt(8 / pi) (x + 0.044715 x^3) in the exponent. */
+INLINE vf activated(vf g, int gelu) {
+    vf z = gelu ? g * vf_fma(g * g, vf_set1(0.0713548162726f), vf_set1(1.59576912161f)) : g;
+    return g / (vf_exp(-z) + 1.0f);
+}
+
+/* activation(gate) * up for some of a row's inner units, in place of the gate. */
+static void gated(float *gate, const float *up, int i, int end, int gelu) {
+    for (; i + LANES <= end; i += LANES) vf_store(gate + i, activated(vf_load(gate + i), gelu) * vf_load(up + i));
+    if (i < end)
+        vf_store_part(gate + i, activated(vf_load_part(gate + i, end - i), gelu) * vf_load_part(up + i, end - i), end - i);
 }
 
 static void ffn_half(const Job *job, const float *x, int thread, int threads) {
@@ -390,7 +413,7 @@ static void ffn_half(const Job *job, const float *x, int thread, int threads) {
     Product both[] = {{&layer->gate, normed, job->gate, NULL, NULL, layer->ffn},
                       {&layer->up, normed, job->up, NULL, NULL, layer->ffn}};
     products(both, 2, job->rows, thread, threads);
-    pool_barrier(threads);
+    pool_barrier(thread, threads);
     Rows inner = rows_of(job, &layer->down, job->gate, job->room);
     const int64_t k = padded(&layer->down), pieces = (k + BLOCK - 1) / BLOCK;
     int from, to;
@@ -399,18 +422,17 @@ static void ffn_half(const Job *job, const float *x, int thread, int threads) {
         int64_t row = from / pieces, piece = from % pieces, count = to - from < pieces - piece ? to - from : pieces - piece;
         int64_t start = piece * BLOCK, end = start + count * BLOCK;
         float *gate = job->gate + row * layer->ffn;
-        gated(gate, job->up + row * layer->ffn, (int)start, (int)(end < layer->ffn ? end : layer->ffn));
+        gated(gate, job->up + row * layer->ffn, (int)start, (int)(end < layer->ffn ? end : layer->ffn), layer->gelu);
         prepare(layer->down.kind, gate, k, layer->ffn, &inner, (int)row, start, end < k ? end : k);
         from += (int)count;
     }
-    pool_barrier(threads);
-    Product down = {&layer->down, inner, job->pass->out, NULL, x, layer->width};
-    products(&down, 1, job->rows, thread, threads);
+    pool_barrier(thread, threads);
+    add_up(job, &layer->down, inner, NULL, x, layer->mlp_out_norm, thread, threads);
 }
 
 /* ---- a stack of layers ------------------------------------------------------------------------------------------------ */
 
-enum { NORMED, NORMED_ROOM, Q, K, V, MIXED, GATE, UP, PARTS, ROOM, OWN, NEXT, BUFFERS };
+enum { NORMED, NORMED_ROOM, Q, K, V, MIXED, GATE, UP, PARTS, POST, ROOM, OWN, NEXT, BUFFERS };
 
 typedef struct {
     const Layer *const *layers;
@@ -449,6 +471,7 @@ static size_t measure(Stack *stack) {
         const Layer *layer = stack->layers[i];
         const int D = layer->head_dim, wide = whole_vectors(D);
         size[NORMED] = most(size[NORMED], rows * layer->width);
+        if (layer->attn_out_norm || layer->mlp_out_norm) size[POST] = most(size[POST], rows * layer->width);
         if (has_attention(pass, layer)) {
             Job job;
             deal(pass, layer, &job);
@@ -488,15 +511,15 @@ static void stack_job(void *with, int thread, int threads) {
         const int attn = has_attention(pass, layer), ffn = has_ffn(pass, layer);
         Job job = {.layer = layer, .place = &stack->places[i], .pass = pass, .x = x, .rows = pass->batch * pass->rows,
                    .wide = whole_vectors(layer->head_dim), .normed = at[NORMED], .q = at[Q], .k = at[K], .v = at[V],
-                   .mixed = at[MIXED], .gate = at[GATE], .up = at[UP], .parts = at[PARTS], .own = at[OWN],
+                   .mixed = at[MIXED], .gate = at[GATE], .up = at[UP], .parts = at[PARTS], .post = at[POST], .own = at[OWN],
                    .room = (char *)at[ROOM], .normed_room = (char *)at[NORMED_ROOM], .next = (_Atomic int *)at[NEXT] + i};
-        if (x == pass->out && (attn || ffn)) pool_barrier(threads); /* the layer before is whole */
+        if (x == pass->out && (attn || ffn)) pool_barrier(thread, threads); /* the layer before is whole */
         if (attn) {
             deal(pass, layer, &job);
             attention_half(&job, thread, threads);
             x = pass->out;
         }
-        if (attn && ffn) pool_barrier(threads);
+        if (attn && ffn) pool_barrier(thread, threads);
         if (ffn) {
             ffn_half(&job, x, thread, threads);
             x = pass->out;
@@ -538,7 +561,7 @@ static void head_job(void *with, int thread, int threads) {
         if (job->product.w) prepare_row(job->product.w, &job->product.x, job->normed, r);
     }
     if (!job->product.w) return;
-    pool_barrier(threads);
+    pool_barrier(thread, threads);
     products(&job->product, 1, job->rows, thread, threads);
 }
 

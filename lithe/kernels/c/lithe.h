@@ -26,10 +26,11 @@ typedef struct {
     const int32_t *start; /* as scale: -128 times the sum of a block, as weights are stored with 128 added */
 } Rows;
 
-/* pool.c: `work` runs on threads 0 to threads - 1, the caller being 0. One job at a time; others wait. */
+/* pool.c: `work` runs on threads 0 to threads - 1, the caller being 0, or on the caller alone where the others are kept from their
+ * cores. One job at a time; others wait. */
 typedef void (*Work)(void *job, int thread, int threads);
 void pool_run(Work work, void *job, int threads);
-void pool_barrier(int threads);
+void pool_barrier(int thread, int threads);
 void *pool_scratch(size_t bytes); /* of the job under way; valid until the next call. Only before the job starts. */
 void pool_lock(void);
 void pool_unlock(void);

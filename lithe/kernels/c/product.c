@@ -4,7 +4,8 @@
  * accumulator that walks over the inputs in order. Rows and columns only decide which registers are busy. For that
  * reason there are no sums across lanes, no splitting of the inputs, and no other kernel for other row counts.
  *
- * A panel of 32 columns is read from memory once; the row blocks that follow find it in the cache.
+ * A panel of 32 columns is read from memory once, in pieces that fit the innermost cache: all row blocks go over a piece, and
+ * meanwhile ask for the next one, so that reading and multiplying overlap whatever the number of rows.
  */
 #include "lithe.h"
 #include "simd.h"
@@ -15,7 +16,8 @@
 #define NATIVE_BF16 0 /* activations are rounded all the same, but kept as floats */
 #endif
 
-#define AHEAD 8192 /* bytes that weights are asked for before they are needed: enough to cover memory's delay */
+#define AHEAD 8192 /* bytes that weights are asked for before they are needed: enough to cover memory's delay; a piece has as many */
+#define BLOCKS_MAX (64 / ROWS_MAX) /* row blocks that go over a piece: their sums fit the innermost cache too */
 #if LANES == 8
 #define BLOCK_BYTES (3 * BLOCK) /* of a row's block of 32 whole numbers: as bytes, then as halves */
 #else
@@ -95,26 +97,44 @@ void prepare(int32_t kind, const float *x, int64_t k, int64_t real_k, const Rows
 
 /* ---- register blocks: `rows` is a constant in each of the functions made below ------------------------------------- */
 
+/* What a row block does at once: inputs [from, to) of a panel for rows from `first` on. Of the piece behind these inputs it asks
+ * for the share `part` of `parts`; none where parts is 0. */
+typedef struct {
+    int panel, first, part, parts;
+    int64_t from, to;
+} Piece;
+
 /* Ask for weights that will be needed soon. */
 INLINE void fetch(const void *p, const int bytes) {
     UNROLL for (int i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i, 0, 2);
 }
 
+/* Where floats are asked for by the strip that starts at column c, and how many bytes further with every vector of inputs. */
+INLINE const char *soon(const void *column, const Piece *at, int c, const int wide, int64_t turns, int64_t *step) {
+    const int strips = PANEL / (wide * LANES), line = 4 * PANEL, parts = at->parts * strips;
+    const char *start = (const char *)column - 4 * c;
+    *step = parts ? line / parts : 0;
+    return parts ? start + AHEAD + (at->part * strips + c / (wide * LANES)) * turns * *step : start;
+}
+
 /* Vectors of columns that accumulate at once: few rows alone would wait for each sum before the next. */
 INLINE int at_once(const int rows) { return LANES == 16 || rows > 2 ? 2 : 4; }
 
-INLINE void fp32_block(const int rows, const Packed *w, const Rows *x, int panel, int first, int ahead, float *out) {
-    const float *x0 = (const float *)x->x + first * x->stride;
+INLINE void fp32_block(const int rows, const Packed *w, const Rows *x, const Piece *at, float *out) {
+    const float *x0 = (const float *)x->x + at->first * x->stride;
     const int64_t k = w->k, stride = x->stride;
     const int wide = at_once(rows);
     for (int c = 0; c < PANEL; c += wide * LANES) {
-        const float *column = (const float *)w->data + panel * k * PANEL + c;
+        const float *column = (const float *)w->data + (at->panel * k + at->from) * PANEL + c;
+        int64_t step;
+        const char *next = soon(column, at, c, wide, at->to - at->from, &step);
         vf sum[ROWS_MAX][4];
-        UNROLL for (int m = 0; m < rows; m++) UNROLL for (int v = 0; v < wide; v++) sum[m][v] = vf_set1(0);
-        for (int64_t i = 0; i < k; i++, column += PANEL) {
+        UNROLL for (int m = 0; m < rows; m++)
+            UNROLL for (int v = 0; v < wide; v++) sum[m][v] = at->from ? vf_load(out + m * PANEL + c + v * LANES) : vf_set1(0);
+        for (int64_t i = at->from; i < at->to; i++, column += PANEL, next += step) {
             vf weight[4];
             UNROLL for (int v = 0; v < wide; v++) weight[v] = vf_load(column + v * LANES);
-            if (ahead) fetch((const char *)column + ahead, 4 * wide * LANES);
+            fetch(next, 4 * wide * LANES);
             UNROLL for (int m = 0; m < rows; m++) {
                 vf s = vf_set1(x0[m * stride + i]);
                 UNROLL for (int v = 0; v < wide; v++) sum[m][v] = vf_fma(s, weight[v], sum[m][v]);
@@ -125,22 +145,25 @@ INLINE void fp32_block(const int rows, const Packed *w, const Rows *x, int panel
     }
 }
 
-INLINE void bf16_block(const int rows, const Packed *w, const Rows *x, int panel, int first, int ahead, float *out) {
+INLINE void bf16_block(const int rows, const Packed *w, const Rows *x, const Piece *at, float *out) {
     const int64_t k = padded(w), stride = x->stride;
     const int wide = at_once(rows);
     for (int c = 0; c < PANEL; c += wide * LANES) {
-        const uint16_t *column = (const uint16_t *)w->data + panel * k * PANEL + 2 * c;
+        const uint16_t *column = (const uint16_t *)w->data + (at->panel * k + at->from) * PANEL + 2 * c;
+        int64_t step;
+        const char *next = soon(column, at, c, wide, (at->to - at->from) / 2, &step);
         vf sum[ROWS_MAX][4];
-        UNROLL for (int m = 0; m < rows; m++) UNROLL for (int v = 0; v < wide; v++) sum[m][v] = vf_set1(0);
+        UNROLL for (int m = 0; m < rows; m++)
+            UNROLL for (int v = 0; v < wide; v++) sum[m][v] = at->from ? vf_load(out + m * PANEL + c + v * LANES) : vf_set1(0);
 #if NATIVE_BF16
-        const uint16_t *x0 = (const uint16_t *)x->x + first * stride;
+        const uint16_t *x0 = (const uint16_t *)x->x + at->first * stride;
 #else
-        const float *x0 = (const float *)x->x + first * stride;
+        const float *x0 = (const float *)x->x + at->first * stride;
 #endif
-        for (int64_t i = 0; i < k; i += 2, column += 2 * PANEL) {
+        for (int64_t i = at->from; i < at->to; i += 2, column += 2 * PANEL, next += step) {
             vi pair[4];
             UNROLL for (int v = 0; v < wide; v++) pair[v] = vi_load(column + 2 * v * LANES);
-            if (ahead) fetch((const char *)column + ahead, 4 * wide * LANES);
+            fetch(next, 4 * wide * LANES);
 #if NATIVE_BF16
             UNROLL for (int m = 0; m < rows; m++) {
                 __m512bh s = (__m512bh)vi_set1(read_i32(x0 + m * stride + i));
@@ -207,17 +230,16 @@ INLINE void tile_sums(const int rows, const int bits, const uint8_t *weights, co
 }
 
 /* Blocks add up in order under their activation scales, groups under the weights'. */
-INLINE void int_block(const int rows, const int bits, const int one, const Packed *w, const Rows *x, int panel, int first,
-                      int ahead, float *out) {
+INLINE void int_block(const int rows, const int bits, const int one, const Packed *w, const Rows *x, const Piece *at, float *out) {
     const int64_t k = padded(w), blocks = k / BLOCK;
     const int64_t block_bytes = BLOCK * TILE * bits / 8, scales = scale_bytes(w, k), tile_bytes = scales + blocks * block_bytes;
     const int64_t per_group = one ? 1 : w->group / BLOCK;
     for (int c = 0; c < PANEL; c += TILE) {
-        const uint16_t *scale = (const uint16_t *)(w->data + (2 * panel + c / TILE) * tile_bytes);
+        const uint16_t *scale = (const uint16_t *)(w->data + (2 * at->panel + c / TILE) * tile_bytes);
         const uint8_t *weights = (const uint8_t *)scale + scales;
-        const int8_t *q0 = (const int8_t *)x->x + first * blocks * BLOCK_BYTES;
-        const float *x_scale = x->scale + first * blocks;
-        const int32_t *start = x->start + first * blocks;
+        const int8_t *q0 = (const int8_t *)x->x + at->first * blocks * BLOCK_BYTES;
+        const float *x_scale = x->scale + at->first * blocks;
+        const int32_t *start = x->start + at->first * blocks;
         float sums[ROWS_MAX][TILE] __attribute__((aligned(64))) = {0}, inner[ROWS_MAX][TILE] __attribute__((aligned(64)));
         for (int64_t g = 0; g < blocks; scale += TILE) {
             const int64_t end = one ? g + 1 : g + per_group < blocks ? g + per_group : blocks;
@@ -225,7 +247,7 @@ INLINE void int_block(const int rows, const int bits, const int one, const Packe
             if (!one) memset(inner, 0, sizeof inner);
             for (; g < end; g++, weights += block_bytes, q0 += rows * BLOCK_BYTES, x_scale += rows, start += rows) {
                 vi s[ROWS_MAX][2];
-                if (ahead) fetch(weights + ahead, (int)(bits * TILE * BLOCK / 8));
+                if (at->parts) fetch(weights + AHEAD, (int)(bits * TILE * BLOCK / 8));
                 tile_sums(rows, bits, weights, q0, start, s);
                 UNROLL for (int m = 0; m < rows; m++) UNROLL for (int v = 0; v < 2; v++) {
                     vf exact = vi_to_vf(s[m][v]), mine = vf_set1(x_scale[m]);
@@ -259,19 +281,18 @@ INLINE void block_weights(const int bits, const uint8_t *p, vi *w) {
 }
 
 /* Inside a block of 32 the sum is exact; blocks add up in order under their activation scales, groups under the weights'. */
-INLINE void int_block(const int rows, const int bits, const int one, const Packed *w, const Rows *x, int panel, int first,
-                      int ahead, float *out) {
+INLINE void int_block(const int rows, const int bits, const int one, const Packed *w, const Rows *x, const Piece *at, float *out) {
     const int64_t k = padded(w), blocks = k / BLOCK;
     const int64_t block_bytes = BLOCK * TILE * bits / 8, scales = scale_bytes(w, k), tile_bytes = scales + blocks * block_bytes;
     const int64_t per_group = one ? 1 : w->group / BLOCK;
     const int together = 4; /* rows whose dot products are under way at once */
     for (int c = 0; c < PANEL; c += LANES) {
-        const uint8_t *tile = w->data + (2 * panel + c / TILE) * tile_bytes;
+        const uint8_t *tile = w->data + (2 * at->panel + c / TILE) * tile_bytes;
         const uint16_t *scale = (const uint16_t *)tile + c % TILE;
         const uint8_t *weights = tile + scales + c % TILE * 4;
-        const int8_t *q0 = (const int8_t *)x->x + first * k;
-        const float *x_scale = x->scale + first * blocks;
-        const int32_t *start = x->start + first * blocks;
+        const int8_t *q0 = (const int8_t *)x->x + at->first * k;
+        const float *x_scale = x->scale + at->first * blocks;
+        const int32_t *start = x->start + at->first * blocks;
         vf sums[ROWS_MAX], inner[ROWS_MAX];
         UNROLL for (int m = 0; m < rows; m++) sums[m] = vf_set1(0);
         for (int64_t g = 0; g < blocks; scale += TILE) {
@@ -280,7 +301,7 @@ INLINE void int_block(const int rows, const int bits, const int one, const Packe
             for (; g < end; g++, weights += block_bytes, q0 += rows * BLOCK, x_scale += rows, start += rows) {
                 vi v[8];
                 if (one) __asm__("" : "+r"(q0), "+r"(weights)); /* otherwise gcc keeps a pointer for every address below */
-                if (ahead) fetch(weights + ahead, bits * LANES * BLOCK / 8);
+                if (at->parts) fetch(weights + AHEAD, bits * LANES * BLOCK / 8);
                 block_weights(bits, weights, v);
                 UNROLL for (int m0 = 0; m0 < rows; m0 += together) {
                     const int m1 = m0 + together < rows ? m0 + together : rows;
@@ -306,14 +327,14 @@ INLINE void int_block(const int rows, const int bits, const int one, const Packe
 #endif
 
 /* One function for each number of rows: all in one, the compiler would spill the accumulators. */
-typedef void (*Block)(const Packed *, const Rows *, int, int, int, float *);
+typedef void (*Block)(const Packed *, const Rows *, const Piece *, float *);
 #define MAKE(R) \
-    static void fp32_##R(const Packed *w, const Rows *x, int p, int f, int a, float *o) { fp32_block(R, w, x, p, f, a, o); } \
-    static void bf16_##R(const Packed *w, const Rows *x, int p, int f, int a, float *o) { bf16_block(R, w, x, p, f, a, o); } \
-    static void byte_##R(const Packed *w, const Rows *x, int p, int f, int a, float *o) { int_block(R, 8, 0, w, x, p, f, a, o); } \
-    static void byte32_##R(const Packed *w, const Rows *x, int p, int f, int a, float *o) { int_block(R, 8, 1, w, x, p, f, a, o); } \
-    static void nibble_##R(const Packed *w, const Rows *x, int p, int f, int a, float *o) { int_block(R, 4, 0, w, x, p, f, a, o); } \
-    static void nibble32_##R(const Packed *w, const Rows *x, int p, int f, int a, float *o) { int_block(R, 4, 1, w, x, p, f, a, o); }
+    static void fp32_##R(const Packed *w, const Rows *x, const Piece *at, float *o) { fp32_block(R, w, x, at, o); } \
+    static void bf16_##R(const Packed *w, const Rows *x, const Piece *at, float *o) { bf16_block(R, w, x, at, o); } \
+    static void byte_##R(const Packed *w, const Rows *x, const Piece *at, float *o) { int_block(R, 8, 0, w, x, at, o); } \
+    static void byte32_##R(const Packed *w, const Rows *x, const Piece *at, float *o) { int_block(R, 8, 1, w, x, at, o); } \
+    static void nibble_##R(const Packed *w, const Rows *x, const Piece *at, float *o) { int_block(R, 4, 0, w, x, at, o); } \
+    static void nibble32_##R(const Packed *w, const Rows *x, const Piece *at, float *o) { int_block(R, 4, 1, w, x, at, o); }
 MAKE(1) MAKE(2) MAKE(3) MAKE(4)
 #if ROWS_MAX == 8
 MAKE(5) MAKE(6) MAKE(7) MAKE(8)
@@ -323,11 +344,23 @@ MAKE(5) MAKE(6) MAKE(7) MAKE(8)
 #endif
 static const Block table[][ROWS_MAX] = {TABLE(fp32), TABLE(bf16), TABLE(byte), TABLE(nibble), TABLE(byte32), TABLE(nibble32)};
 
-/* Columns [PANEL * panel, + PANEL) of `count` <= ROWS_MAX rows from `first` on, into out[count][PANEL]. */
-static void panel_product(const Packed *w, const Rows *x, int panel, int first, int count, int ahead,
-                          float *out) {
-    const int one = w->kind >= INT8 && w->group == BLOCK;
-    table[w->kind + 2 * one][count - 1](w, x, panel, first, ahead, out);
+/* Inputs a piece: AHEAD bytes of floats; all of them where weights are read but once, or where multiplying takes far longer. */
+static int64_t piece_of(const Packed *w, int64_t k, int64_t rows) {
+    const int once = block_count(rows) == 1 && at_once((int)rows) * LANES == PANEL;
+    return w->kind >= INT8 || once ? k : AHEAD / PANEL / (w->kind == FP32 ? 4 : 2);
+}
+
+/* Columns [PANEL * panel, + PANEL) of row blocks [b, b_end) into out[their rows][PANEL]. */
+static void panel_product(const Packed *w, const Rows *x, int panel, int b, int b_end, float *out) {
+    const Block *block = table[w->kind + 2 * (w->kind >= INT8 && w->group == BLOCK)];
+    const int64_t k = padded(w), piece = piece_of(w, k, x->rows);
+    const int parts = piece < k && b_end - b > 1 ? 2 : 1, base = block_start(b, x->rows);
+    for (int64_t from = 0; from < k; from += piece)
+        for (int i = b; i < b_end; i++) {
+            const int first = block_start(i, x->rows), count = block_start(i + 1, x->rows) - first;
+            Piece at = {panel, first, i - b, i - b < parts ? parts : 0, from, from + piece < k ? from + piece : k};
+            block[count - 1](w, x, &at, out + (first - base) * PANEL);
+        }
 }
 
 /* ---- products of the same rows, shared out over threads by panels ---------------------------------------------------- */
@@ -356,11 +389,11 @@ void products(const Product *list, int count, int rows, int thread, int threads)
         const Product *p = &list[i];
         int panels = (p->w->n + PANEL - 1) / PANEL;
         for (int at = from > before ? from : before; at < to && at < before + panels; at++)
-            for (int b = 0; b < block_count(rows); b++) {
-                float tile[ROWS_MAX * PANEL] __attribute__((aligned(64)));
-                int first = block_start(b, rows), end = block_start(b + 1, rows);
-                panel_product(p->w, &p->x, at - before, first, end - first, b ? 0 : AHEAD, tile);
-                store(p, (at - before) * PANEL, first, end - first, tile);
+            for (int b = 0, all = block_count(rows); b < all; b += BLOCKS_MAX) {
+                float tile[BLOCKS_MAX * ROWS_MAX * PANEL] __attribute__((aligned(64)));
+                int end = b + BLOCKS_MAX < all ? b + BLOCKS_MAX : all, first = block_start(b, rows);
+                panel_product(p->w, &p->x, at - before, b, end, tile);
+                store(p, (at - before) * PANEL, first, block_start(end, rows) - first, tile);
             }
         before += panels;
     }
@@ -381,7 +414,7 @@ static void linear_job(void *with, int thread, int threads) {
     int from, to;
     share(job->rows, thread, threads, &from, &to);
     for (int r = from; r < to; r++) prepare(w->kind, job->x + r * job->x_stride, padded(w), w->k, &job->product.x, r, 0, padded(w));
-    pool_barrier(threads);
+    pool_barrier(thread, threads);
     products(&job->product, 1, job->rows, thread, threads);
 }
 
