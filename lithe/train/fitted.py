@@ -26,8 +26,10 @@ from lithe.errors import FormatError, UnsupportedError, UsageError
 from lithe.model import checkpoint
 from lithe.model.decoder import Decoder
 from lithe.model.header import read_header, read_json, some
+from lithe.model.load import ZOO
 
 VERSION = 1
+SHIPPED = ZOO / "heads"  # a folder a method, fitted to one of the zoo's models
 NOTES, WEIGHTS = "fitted.json", "fitted.safetensors"
 FRESH = "fresh"  # stands for untrained weights where a folder could be named
 MOST = 64  # depths, and ranks of each, that a folder may tell rates of
@@ -47,17 +49,12 @@ def load(method: str, knobs: Any, model: Decoder, build: Any) -> Fitted:
     """The weights that knobs.heads names, in the model's precision and place.
 
     method: its name. build: its module's class, called as build(knobs, model). Knobs that shape weights, build.SHAPED_BY, are
-    as they were fitted; another value than the default must say the same. Raises UsageError where nothing was named,
-    FormatError for a folder that cannot be read, UnsupportedError for one that was fitted to another target.
+    as they were fitted; another value than the default must say the same. Raises UsageError where nothing was named and none
+    is shipped, FormatError for a folder that cannot be read, UnsupportedError for one that was fitted to another target.
     """
-    if not knobs.heads:
-        raise UsageError(f"{method} needs weights fitted to its target: lithe fit MODEL --method {method} --data FILE -o DIR "
-                         f"makes them, {method}:heads=DIR takes them ({method}:heads={FRESH} takes untrained ones)")
     if knobs.heads == FRESH:
         return Fitted(_placed(fresh(build, knobs, model), model))
-    folder = Path(knobs.heads).expanduser()
-    if not folder.is_dir():
-        raise UsageError(f"there is no folder {str(folder)!r} of fitted weights; lithe fit makes one")
+    folder = _folder(method, knobs.heads, model)
     notes = read_notes(folder)
     if notes["method"] != method:
         raise UnsupportedError(f"{folder} holds weights of {notes['method']}, not of {method}")
@@ -66,6 +63,20 @@ def load(method: str, knobs: Any, model: Decoder, build: Any) -> Fitted:
     module = fresh(build, _as_fitted(method, knobs, notes["knobs"], build.SHAPED_BY, folder), model)
     module.load_state_dict(_weights(folder, module))
     return Fitted(_placed(module, model), notes["rates"])
+
+
+def _folder(method: str, heads: str, model: Decoder) -> Path:
+    """The folder that was named; where none was, the one that is shipped for this very target."""
+    if heads:
+        folder = Path(heads).expanduser()
+        if not folder.is_dir():
+            raise UsageError(f"there is no folder {str(folder)!r} of fitted weights; lithe fit makes one")
+        return folder
+    shipped = SHIPPED / method
+    if (shipped / NOTES).is_file() and read_notes(shipped)["target"] == identity(model):
+        return shipped
+    raise UsageError(f"{method} needs weights fitted to its target: lithe fit MODEL --method {method} --data FILE -o DIR "
+                     f"makes them, {method}:heads=DIR takes them ({method}:heads={FRESH} takes untrained ones)")
 
 
 def fresh(build: Any, knobs: Any, model: Decoder, seed: int = 0) -> Any:
