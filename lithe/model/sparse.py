@@ -93,8 +93,7 @@ class Sparse(Part):
         """
         found_S = entries.source(self.places, idx_S.to(self.idx))
         gradient_S = self.values.grad
-        self.values.grad = None
-        self.values.data = entries.follow(self.values.data, found_S)
+        replace(self.values, entries.follow(self.values.data, found_S))
         if gradient_S is not None:
             self.values.grad = entries.follow(gradient_S, found_S)
         self.idx = idx_S.to(self.idx)
@@ -153,8 +152,8 @@ class Settling(Sparse):
         """Settled entries train again: what is saved after training has one list."""
         values, idx = _joined(self.idx, self.values.detach(), self.settled_idx, self.settled)
         self.settled, self.settled_idx = self.settled[:0], self.settled_idx[:0]
-        self.values.grad = None
-        self.values.data, self.idx = values, idx
+        replace(self.values, values)
+        self.idx = idx
 
     def product(self, x: Tensor) -> Tensor:
         moved = super().product(x)
@@ -174,6 +173,13 @@ class Settling(Sparse):
             raise FormatError("a settling sparse part must have settled values")
         checked(own["settled_idx"], own["settled"], part.shape)
         return cls(part.idx, part.values.detach(), part.shape, own["settled_idx"], own["settled"])
+
+
+def replace(weight: nn.Parameter, values: Tensor) -> None:
+    """Give a weight other values, as many as there are, and no gradient."""
+    weight.grad = None
+    weight.data = values[:0].half()  # another dtype: autograd, which may still hold a graph, then forgets how many there were
+    weight.data = values
 
 
 def _joined(idx: Tensor, values: Tensor, more_idx: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:

@@ -86,7 +86,6 @@ class Method(Moving):
             old = self.chosen.get(site, new[:0])
             self.chosen[site] = torch.cat([old, new]).sort().values
             forget(optimizers, part.values)
-            part.values.grad = None
             resize(part, self.chosen[site].int())
 
     def _change(self, site: str) -> Tensor:
@@ -99,6 +98,5 @@ class Method(Moving):
         for part in parts.values():
             now = part.matrix().flatten()
             forget(optimizers, part.values)
-            part.values.grad = None
             resize(part, WHOLE)
             part.values.copy_(now)
