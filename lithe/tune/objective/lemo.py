@@ -38,6 +38,8 @@ class Knobs:
     corpus: str = knob("", "text like the one trained on, from which predictors learn which blocks matter")
     rows: int = knob(16, "rows of it", low=1, high=65536)
     length: int = knob(512, "tokens of such a row", low=4, high=10_000_000)
+    scores: str = knob("predicted", "who tells which blocks matter: predictors, or one more pass of attention without a gradient",
+                       choices=("predicted", "exact"))
     hidden: int = knob(128, "inner width of a predictor", low=1, high=65536)
     steps: int = knob(300, "to fit a predictor", low=1, high=1_000_000)
     rate: float = knob(1e-3, "to fit it with", low=1e-9, high=1)
@@ -70,7 +72,8 @@ class Method:
             predictors, shares = self._learn(model, seen)
         for i, block in enumerate(model.layers):
             if i in predictors:
-                scores = partial(_scores, predictors[i], k.causal)
+                told = predictors[i]
+                scores = partial(_exact, k.block, k.causal) if told is None else partial(_told, told, k.causal)
                 host = partial(FewerTokens, size=k.block, share=shares[i], scores=scores)
                 self.tokens[i] = self._put(model, f"layers.{i}.self_attn", host)  # type: ignore[assignment]
             if k.channels < 1 and block.mlp is not None:
@@ -92,6 +95,9 @@ class Method:
         for i, one in seen.items():
             cut = max(1, len(one.inputs) * 3 // 4)
             most, rest = looking.Seen(one.inputs[:cut], one.scores[:cut]), looking.Seen(one.inputs[cut:], one.scores[cut:])
+            if k.scores == "exact":
+                made[i] = None
+                continue
             made[i] = looking.fitted(most, model.config.layer(i).heads, k.block, hidden=k.hidden, steps=k.steps, rate=k.rate,
                                      dead=k.dead, dice=dice)
             self.recall[i] = looking.recall(made[i], rest if rest.inputs else most, shares[i])
@@ -141,5 +147,11 @@ class Method:
         return total / max(1, tokens)
 
 
-def _scores(predictor: Any, causal: bool, x_BTC: Tensor, run: Any) -> Tensor:
+def _told(predictor: Any, causal: bool, x_BTC: Tensor, run: Any, attention: Any) -> Tensor:
     return informative(predictor(x_BTC), causal)
+
+
+def _exact(size: int, causal: bool, x_BTC: Tensor, run: Any, attention: Any) -> Tensor:
+    cache = looking.Scores(len(x_BTC), size)
+    attention(x_BTC, run.over(cache))
+    return informative(cache.found[attention.index], causal)
