@@ -153,7 +153,8 @@ def test_a_predictor_learns_which_blocks_matter():
 def test_exact_scores_are_those_that_the_text_was_looked_at_with(tmp_path):
     np.save(tmp_path / "text.npy", np.random.default_rng(0).integers(0, 257, 3000))
     model, batch = shaped()
-    ours = method(model, keep=0.5, channels=1.0, block=16, whole=0.25, scores="exact", rows=2, corpus=str(tmp_path / "text.npy"))
+    ours = method(model, keep=0.5, channels=1.0, block=16, whole=0.25, scores="exact", rows=2,
+                  corpus=str(tmp_path / "text.npy"))
     seen = looking.look(model.eval(), [batch], [1], 16)[1]
     ours.enter(model.train())
     given = []
