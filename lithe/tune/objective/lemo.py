@@ -38,7 +38,7 @@ class Knobs:
     corpus: str = knob("", "text like the one trained on, from which predictors learn which blocks matter")
     rows: int = knob(16, "rows of it", low=1, high=65536)
     length: int = knob(512, "tokens of such a row", low=4, high=10_000_000)
-    scores: str = knob("predicted", "who tells which blocks matter: predictors, or a pass of attention more, without a gradient",
+    scores: str = knob("predicted", "who tells which blocks matter: predictors, or another pass of attention without gradient",
                        choices=("predicted", "exact"))
     hidden: int = knob(128, "inner width of a predictor", low=1, high=65536)
     steps: int = knob(300, "to fit a predictor", low=1, high=1_000_000)
