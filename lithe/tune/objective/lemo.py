@@ -65,7 +65,9 @@ class Method:
     def enter(self, model: Any) -> None:
         k, depth = self.knobs, model.config.layers
         skipping = [i for i in range(int(k.whole * depth), depth - 1) if model.config.layer(i).heads] if k.keep < 1 else []
-        predictors, shares, batches = {}, {}, []
+        predictors: dict[int, Any] = {}
+        shares: dict[int, float] = {}
+        batches: list[Any] = []
         if skipping:
             batches = sample(model, k.corpus, rows=k.rows, length=k.length)
             seen = looking.look(model, batches, skipping, k.block)
@@ -90,7 +92,8 @@ class Method:
 
     def _learn(self, model: Any, seen: dict[int, looking.Seen]) -> tuple[dict[int, Any], dict[int, float]]:
         """A predictor for each layer, learned from most rows and tried on the others; and the share of blocks that it keeps."""
-        k, dice, made = self.knobs, torch.Generator().manual_seed(0), {}
+        k, dice = self.knobs, torch.Generator().manual_seed(0)
+        made: dict[int, Any] = {}
         shares = looking.shares(seen, k.keep)
         for i, one in seen.items():
             cut = max(1, len(one.inputs) * 3 // 4)
@@ -120,7 +123,8 @@ class Method:
         """By finite differences give blocks to layers where the loss falls by them, take them elsewhere; if it helps."""
         hosts = self.tokens
         before = {i: host.share for i, host in hosts.items()}
-        first, slopes = self._tried(model, batches, before), {}
+        first = self._tried(model, batches, before)
+        slopes: dict[int, float] = {}
         for i in hosts:
             at = lambda way, i=i: before | {i: min(1.0, max(0.01, before[i] + way))}
             more, less = (self._tried(model, batches, at(way)) for way in (step, -step))
