@@ -62,10 +62,10 @@ class FewerTokens(Host):
     """An Attention that only the blocks of tokens that matter run through, while training; the others get nothing from it.
 
     Kept tokens see each other, at their own positions. share: of the blocks, how many run. scores: of the blocks [B, J], told
-    from what attention reads and the pass.
+    from what attention reads, the pass, and the attention itself.
     """
 
-    def __init__(self, base: nn.Module, size: int, share: float, scores: Callable[[Tensor, Any], Tensor]):
+    def __init__(self, base: nn.Module, size: int, share: float, scores: Callable[[Tensor, Any, Any], Tensor]):
         super().__init__(base, Choice())
         self.size, self.share, self.scores = size, share, scores
 
@@ -75,7 +75,7 @@ class FewerTokens(Host):
         if not self.training or count >= T // self.size:
             return self.base(x_BTC, run)
         with torch.no_grad():
-            rows_BR = blocks.rows_of(self.scores(x_BTC, run).topk(count).indices, self.size, T)
+            rows_BR = blocks.rows_of(self.scores(x_BTC, run, self.base).topk(count).indices, self.size, T)
             flat = (rows_BR + torch.arange(B, device=x_BTC.device).unsqueeze(1) * T).flatten()
         kept = x_BTC.flatten(0, 1).index_select(0, flat).view(B, -1, C)
         out = self.base(kept, run.only(rows_BR))

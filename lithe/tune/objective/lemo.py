@@ -38,6 +38,8 @@ class Knobs:
     corpus: str = knob("", "text like the one trained on, from which predictors learn which blocks matter")
     rows: int = knob(16, "rows of it", low=1, high=65536)
     length: int = knob(512, "tokens of such a row", low=4, high=10_000_000)
+    scores: str = knob("predicted", "who tells which blocks matter: predictors, or another pass of attention without gradient",
+                       choices=("predicted", "exact"))
     hidden: int = knob(128, "inner width of a predictor", low=1, high=65536)
     steps: int = knob(300, "to fit a predictor", low=1, high=1_000_000)
     rate: float = knob(1e-3, "to fit it with", low=1e-9, high=1)
@@ -63,14 +65,17 @@ class Method:
     def enter(self, model: Any) -> None:
         k, depth = self.knobs, model.config.layers
         skipping = [i for i in range(int(k.whole * depth), depth - 1) if model.config.layer(i).heads] if k.keep < 1 else []
-        predictors, shares, batches = {}, {}, []
+        predictors: dict[int, Any] = {}
+        shares: dict[int, float] = {}
+        batches: list[Any] = []
         if skipping:
             batches = sample(model, k.corpus, rows=k.rows, length=k.length)
             seen = looking.look(model, batches, skipping, k.block)
             predictors, shares = self._learn(model, seen)
         for i, block in enumerate(model.layers):
             if i in predictors:
-                scores = partial(_scores, predictors[i], k.causal)
+                told = predictors[i]
+                scores = partial(_exact, k.block, k.causal) if told is None else partial(_told, told, k.causal)
                 host = partial(FewerTokens, size=k.block, share=shares[i], scores=scores)
                 self.tokens[i] = self._put(model, f"layers.{i}.self_attn", host)  # type: ignore[assignment]
             if k.channels < 1 and block.mlp is not None:
@@ -87,11 +92,15 @@ class Method:
 
     def _learn(self, model: Any, seen: dict[int, looking.Seen]) -> tuple[dict[int, Any], dict[int, float]]:
         """A predictor for each layer, learned from most rows and tried on the others; and the share of blocks that it keeps."""
-        k, dice, made = self.knobs, torch.Generator().manual_seed(0), {}
+        k, dice = self.knobs, torch.Generator().manual_seed(0)
+        made: dict[int, Any] = {}
         shares = looking.shares(seen, k.keep)
         for i, one in seen.items():
             cut = max(1, len(one.inputs) * 3 // 4)
             most, rest = looking.Seen(one.inputs[:cut], one.scores[:cut]), looking.Seen(one.inputs[cut:], one.scores[cut:])
+            if k.scores == "exact":
+                made[i] = None
+                continue
             made[i] = looking.fitted(most, model.config.layer(i).heads, k.block, hidden=k.hidden, steps=k.steps, rate=k.rate,
                                      dead=k.dead, dice=dice)
             self.recall[i] = looking.recall(made[i], rest if rest.inputs else most, shares[i])
@@ -114,7 +123,8 @@ class Method:
         """By finite differences give blocks to layers where the loss falls by them, take them elsewhere; if it helps."""
         hosts = self.tokens
         before = {i: host.share for i, host in hosts.items()}
-        first, slopes = self._tried(model, batches, before), {}
+        first = self._tried(model, batches, before)
+        slopes: dict[int, float] = {}
         for i in hosts:
             at = lambda way, i=i: before | {i: min(1.0, max(0.01, before[i] + way))}
             more, less = (self._tried(model, batches, at(way)) for way in (step, -step))
@@ -141,5 +151,11 @@ class Method:
         return total / max(1, tokens)
 
 
-def _scores(predictor: Any, causal: bool, x_BTC: Tensor, run: Any) -> Tensor:
+def _told(predictor: Any, causal: bool, x_BTC: Tensor, run: Any, attention: Any) -> Tensor:
     return informative(predictor(x_BTC), causal)
+
+
+def _exact(size: int, causal: bool, x_BTC: Tensor, run: Any, attention: Any) -> Tensor:
+    cache = looking.Scores(len(x_BTC), size)
+    attention(x_BTC, run.over(cache))
+    return informative(cache.found[attention.index], causal)

@@ -77,7 +77,8 @@ class Method:
 
     def _plan(self, model: Any) -> dict[str, tuple[Cut, int]]:
         """How many units of each kind are trained, all layers together."""
-        k, cuts = self.knobs, {}
+        k = self.knobs
+        cuts: dict[str, Cut] = {}
         shares = {"o": k.o, "down": k.down, "v": k.v, "up": k.up}
         for name, share in shares.items():
             if share or (k.share and name in ("o", "down")):
@@ -107,7 +108,8 @@ class Method:
     def _random(cut: Cut, count: int, dice: torch.Generator) -> dict[str, Tensor]:
         """Drawn from the units of all layers together, so that layers get unequal numbers."""
         drawn = torch.randperm(sum(map(cut.units, cut.layers.values())), generator=dice)[:count].sort().values
-        chosen, first = {}, 0
+        chosen: dict[str, Tensor] = {}
+        first = 0
         for site, layer in cut.layers.items():
             own = drawn[(drawn >= first) & (drawn < first + cut.units(layer))] - first
             chosen |= {site: own} if len(own) else {}
@@ -117,7 +119,8 @@ class Method:
     def _scored(self, model: Any, name: str, cut: Cut, count: int) -> dict[str, Tensor]:
         """The best of each layer, as many in each: what is measured has another scale in every layer."""
         scores = self._scores(model, cut)
-        chosen, layers = {}, len(cut.layers)
+        chosen: dict[str, Tensor] = {}
+        layers = len(cut.layers)
         for number, (site, layer) in enumerate(cut.layers.items()):
             own = min(cut.units(layer), (number + 1) * count // layers - number * count // layers)
             if own:
