@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lithe import recipe
-from lithe.bench.advise import Advice, advise, candidates, reason
+from lithe.bench.advise import Advice, Advised, advise, candidates, reason
 from lithe.cli import run
 from lithe.contracts.small import small_model
 from lithe.model.cache import PlainCache
@@ -96,3 +96,13 @@ def test_the_verb_writes_a_recipe_that_can_be_read(mine, tmp_path, capsys):
     assert "there already" in capsys.readouterr().err
     assert run(["advise", *words]) == 0
     assert "advice: " in capsys.readouterr().out
+
+
+def test_predictions_are_held_against_what_was_measured():
+    way = lambda speedup, measured, problem=None: Advice(method="m", spec=f"{speedup}", lossless=True, speedup=speedup,
+                                                         measured=measured, problem=problem)
+    curve = CostCurve(rows=(1,), medians=(0.001,), spreads=(0.0,), context=4, threads=1)
+    found = Advised(curve=curve, plain=way(1.0, None), best=None,
+                    ways=[way(1.1, 1.0), way(0.8, 1.0), way(2.0, None), way(5.0, 1.0, "broken")])
+    assert {spec: round(error, 3) for spec, error in found.errors.items()} == {"1.1": 0.1, "0.8": -0.2} and found.close == 1
+    assert found.json()["close"] == 1
