@@ -36,7 +36,7 @@ temperature 0, sampled ones above it.
 
 
 def tried(**slots: str) -> str:
-    """"" where the combination decodes, else why it is refused. Anything but a refusal is raised."""
+    """"" where a combination of specs decodes, else why it is refused. Anything but a refusal is raised."""
     target = small_model()
     try:
         made = plan(target, **slots)
@@ -44,14 +44,17 @@ def tried(**slots: str) -> str:
         law = Law.of(temperature=0.0 if greedy else 1.0)
         list(run(made, [Sequence(TEXT, limit=TOKENS, context=target.config.context, law=law)]))
     except LitheError as problem:
-        return plainly(str(problem))
+        return plainly(str(problem), slots)
     return ""
 
 
-def plainly(reason: str) -> str:
-    """A refusal without what belongs to this machine or this pair: folders, knobs and the names that the table has anyway."""
-    reason = re.sub(r":[a-z_]+=\S+", "", reason).replace("decode/draft/", "").replace("decode/tree/", "")
-    return re.sub(r"; (drafts that do|it takes).*", "", re.sub(r", which .* proposes?\b", "", reason))
+def plainly(reason: str, slots: dict[str, str]) -> str:
+    """A refusal without what belongs to this pair alone: names, settings, and what would do instead."""
+    for slot, text in slots.items():
+        name, what = text.partition(":")[0], {"accept": "the rule", "tree": "the policy"}.get(slot, "the draft")
+        for said in (text, name, name.rpartition("/")[2]):
+            reason = re.sub(rf"(?<![\w/=]){re.escape(said)}(?![\w/=:])", what, reason)
+    return re.sub(r"; (drafts that do|it takes).*", "", re.sub(r", which [^,]* proposes?\b", "", reason))
 
 
 class Notes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -80,7 +81,7 @@ def _show(found: Advised, model: str) -> None:
     if found.disturbed:
         print("disturbed: something else ran on this machine, so believe no time above")
     best = found.best
-    print(f"advice: lithe generate {model} PROMPT --method {best.spec}" if best
+    print(f"advice: lithe generate {model} PROMPT --method {quote(best.spec)}" if best
           else "advice: plain decoding; no method is surely faster here")
 
 

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from lithe import recipe
-from lithe.bench.advise import Advice, advise, candidates, reason
+from lithe.bench.advise import Advice, Advised, advise, candidates, reason
 from lithe.cli import run
+from lithe.cli.advise import recipe as written
 from lithe.contracts.small import small_model
 from lithe.model.cache import PlainCache
 from lithe.model.curve import CostCurve
@@ -96,3 +97,22 @@ def test_the_verb_writes_a_recipe_that_can_be_read(mine, tmp_path, capsys):
     assert "there already" in capsys.readouterr().err
     assert run(["advise", *words]) == 0
     assert "advice: " in capsys.readouterr().out
+
+
+def test_predictions_are_held_against_what_was_measured():
+    way = lambda speedup, measured, problem=None: Advice(method="m", spec=f"{speedup}", lossless=True, speedup=speedup,
+                                                         measured=measured, problem=problem)
+    curve = CostCurve(rows=(1,), medians=(0.001,), spreads=(0.0,), context=4, threads=1)
+    found = Advised(curve=curve, plain=way(1.0, None), best=None,
+                    ways=[way(1.1, 1.0), way(0.8, 1.0), way(2.0, None), way(5.0, 1.0, "broken")])
+    assert {spec: round(error, 3) for spec, error in found.errors.items()} == {"1.1": 0.1, "0.8": -0.2} and found.close == 1
+    assert found.json()["close"] == 1
+
+
+def test_a_plan_of_several_slots_is_written_as_a_recipe_that_says_the_same(tmp_path):
+    joined = "dyspec:nodes=4 + draft_model:tokens=4"
+    best = Advice(method="both", spec=joined, lossless=True, speedup=2.0)
+    curve = CostCurve(rows=(1,), medians=(0.001,), spreads=(0.0,), context=4, threads=1)
+    (tmp_path / "plan.toml").write_text(written(Advised(curve=curve, plain=best, best=best, ways=[best]), "zoo:tiny"))
+    assert recipe.read(str(tmp_path / "plan.toml"), "draft")["draft"] == joined
+    assert any(" + " in text for text in candidates())  # such plans are among what is tried

@@ -8,10 +8,12 @@ import lithe
 from lithe import registry
 from lithe.contracts.draft import suited
 from lithe.contracts.small import small_model
+from lithe.decode.budget import costs
 from lithe.decode.generate import request
 from lithe.decode.loop import run, step
 from lithe.decode.plan import plan
 from lithe.errors import TooLargeError, UnsupportedError, UsageError
+from lithe.model.runtime import cost_curve
 from lithe.sampling.law import Law
 from lithe.sampling.sequence import Sequence
 from lithe.train.fitted import FRESH
@@ -123,3 +125,12 @@ def test_rules_that_are_not_exact_for_a_tree_are_refused():
 def test_a_draft_with_another_vocabulary_is_refused(zoo):
     with pytest.raises(UnsupportedError, match="cannot draft"):
         plan(small_model(), draft="draft_model:model=zoo:tiny-draft")
+
+
+def test_budgets_come_from_the_stored_curve_and_nothing_is_measured(monkeypatch, tmp_path):
+    monkeypatch.setenv("LITHE_CACHE", str(tmp_path))
+    model = small_model()
+    assert costs(model, 2) == [1.0, 1.05, 1.1] and costs(model, 2, row=1.0) == [1.0, 2.0, 3.0]
+    assert not list(tmp_path.iterdir())
+    curve = cost_curve(model)
+    assert costs(model, 3) == [curve.ratio(n) for n in (1, 2, 3, 4)]

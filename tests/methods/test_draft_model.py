@@ -3,9 +3,11 @@
 import pytest
 
 import lithe
+from lithe.contracts.small import small_model
 from lithe.decode.generate import request
 from lithe.decode.loop import run
 from lithe.decode.plan import plan
+from lithe.errors import UnsupportedError
 from lithe.sampling.law import Law
 from tests.bench.methods import WARM
 from tests.cli.folders import padded, spoken
@@ -39,3 +41,15 @@ def test_embeddings_may_be_padded_to_different_sizes(warm, target, draft, prompt
     sampled = request(model, prompt, law=warm, max_tokens=24)
     list(run(made, [sampled]))  # the draft's law is as wide as the target's, whatever reads it
     assert len(sampled.tokens) == 24
+
+
+def test_a_twin_in_another_precision_drafts_and_a_model_without_a_name_has_none():
+    model = lithe.load("zoo:tiny-draft")
+    made = plan(model, draft="draft_model:model=self,dtype=int8")
+    assert "int8" in repr(made.draft.second.model) and "int8" not in repr(model)
+    alone, drafted = (request(model, "Once upon a time", max_tokens=24) for _ in range(2))
+    passes = len(list(run(made, [drafted])))
+    list(run(plan(model), [alone]))
+    assert drafted.tokens == alone.tokens and passes < 12  # it is nearly always right
+    with pytest.raises(UnsupportedError, match="no twin"):
+        plan(small_model(), draft="draft_model:model=self")

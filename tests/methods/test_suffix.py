@@ -61,3 +61,14 @@ def test_ablations_point_where_the_paper_says():
     assert full > 1.2
     assert full > tokens_per_pass(model, "suffix:outputs=false", prompts)
     assert full > tokens_per_pass(model, "suffix:alpha=0,offset=1", prompts)
+
+
+def test_without_a_size_as_many_tokens_are_drafted_as_pay():
+    """The same draft on a machine where rows are free, dear, and where the second is free."""
+    draft = made("suffix", nodes=0)
+    text = [1, 2, 3, 4, 5, 6, 1, 2, 3, 4]
+    sizes = []
+    for costs in ([1.0] * 65, [1.0, *[9.0] * 64], [1.0, 1.0, *[9.0] * 63]):
+        draft.costs = costs
+        sizes.append(len(draft.propose([sequence(*text)], [9])[0]) - 1)
+    assert sizes == [4, 0, 1]

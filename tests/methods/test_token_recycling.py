@@ -83,3 +83,12 @@ def test_ablations_point_where_the_paper_says():
     assert full > tokens_per_pass(model, "token_recycling:update=accepted", prompts)
     assert full > tokens_per_pass(model, "token_recycling:hot=false", prompts)
     assert full >= tokens_per_pass(model, "token_recycling:k=2", prompts)
+
+
+def test_without_a_size_the_tree_is_as_large_as_pays():
+    draft = made(nodes=0)
+    draft.right[:], draft.tested[:] = 1e-9, 1.0
+    draft.right[:, 0], draft.right[0, 1] = 0.6, 0.3  # chances of paths: 0.6, 0.36, 0.3, 0.216, ...
+    for costs, paths in (([1.0, 1.0, *[9.0] * 79], [(0,)]), ([1.0, 1.1, 1.15, 1.2, *[9.0] * 77], [(0,), (1,), (0, 0)])):
+        draft.costs = costs
+        assert draft._shape() == paths

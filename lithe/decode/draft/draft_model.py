@@ -27,7 +27,7 @@ CARD = Card(
 
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
-    model: str = knob("zoo:tiny-draft", "the model that drafts, of the target's tokenizer: a folder or zoo:name; self: the target")
+    model: str = knob("zoo:tiny-draft", "the model that drafts, with the target's tokenizer: a folder, zoo:name, or self")
     dtype: str = knob("", "its precision, as in load: int8 makes a quick twin of the target; else the target's")
     tokens: int = knob(4, "tokens to draft each round; the start of an adaptive length is 5", low=1, high=64)
     adaptive: bool = knob(False, "two more tokens after a chain accepted whole, else one fewer")
