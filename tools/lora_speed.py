@@ -47,7 +47,8 @@ class Ours:
         ends, losses = [time.perf_counter()], []
         note = lambda record: (ends.append(time.perf_counter()), losses.append(record["loss"]))
         order = self.order
-        settings = Settings(steps=order.steps + 1, batch_tokens=order.rows * order.length, lr=RATE, packing=False, log_every=1)
+        settings = Settings(steps=order.steps + 1, batch_tokens=order.rows * order.length, lr=RATE, packing=False, bins=0,
+                            log_every=1)
         train(self.model, self.examples, settings, context=order.length, adapter=True, quiet=True, trackers=[note],
               guide=Guide(self.adapter.method, self.adapter.parts))
         return [b - a for a, b in zip(ends, ends[1:], strict=False)], losses[0]

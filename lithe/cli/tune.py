@@ -18,6 +18,8 @@ METHOD = Annotated[str | None, typer.Option("--method", help="what to tune, as n
                                                           "Objectives join it, or stand alone: \"NAME + NAME:knob=value\"")]
 LONG = Annotated[int | None, typer.Option(help=HOW_LONG)]
 MICRO = Annotated[int | None, typer.Option(help="tokens of a pass: smaller takes less memory, the step is the same")]
+PACKING = Annotated[bool | None, typer.Option("--packing/--no-packing", help="put several examples in a row, each seeing itself "
+                                              "only; chosen, and the reason told, where not given")]
 BINS = Annotated[int, typer.Option(help="with --no-packing: length buckets a step is drawn from; 0 for none", min=0)]
 WEIGHTS = Annotated[str, typer.Option("--dtype", help="of the weights: auto, float32, bfloat16, float16 or float64")]
 VALID_EVERY = Annotated[int, typer.Option(help="steps between held-out losses; 0: before and after only", min=0)]
@@ -38,7 +40,7 @@ def command(
     context: Annotated[int | None, typer.Option(help="longest row; the model's context where not given")] = None,
     cut: Annotated[bool, typer.Option("--cut", help="cut rows longer than that, which are an error otherwise")] = False,
     learn_prompts: Annotated[bool, typer.Option("--learn-prompts", help="learn prompts too, not only answers")] = False,
-    packing: Annotated[bool, typer.Option(help="put several examples in a row, each seeing itself only")] = True,
+    packing: PACKING = None,
     bins: BINS = 30,
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="compute blocks twice and keep less")] = False,
     optimizer: Annotated[str, typer.Option(help="adamw or muon")] = "adamw",
@@ -60,7 +62,7 @@ def command(
 
     The result is a folder like any other. Over several devices: torchrun --nproc-per-node N -m lithe tune ...
     """
-    given = locals() | {"bins": 0 if packing else bins}
+    given = locals()
     from lithe.train.session import Settings
     from lithe.tune.run import Order, named, run
 

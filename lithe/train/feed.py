@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from lithe.errors import UsageError
+from lithe.model.config import Config, Layer
 from lithe.train import buckets
 from lithe.train.batches import IGNORED, Batch
 from lithe.train.text import Examples
@@ -51,11 +52,15 @@ class Feed:
 
     def __call__(self, step: int, ending: bool = False) -> list[Batch]:
         chosen = self.chosen(step)
-        limit = min(self.micro or self.tokens, -(-self.tokens // self.processes))
-        parts = [self._batch(rows) for rows in self._layout(chosen, limit)]
+        parts = [self._batch(rows) for rows in self._layout(chosen, self._limit)]
         ours = parts[self.rank :: self.processes]
         # Every process runs as many passes, since each of them gathers weights from all.
         return ours + [nothing()] * (-(-len(parts) // self.processes) - len(ours))
+
+    @property
+    def _limit(self) -> int:
+        """Tokens of a micro-batch."""
+        return min(self.micro or self.tokens, -(-self.tokens // self.processes))
 
     def chosen(self, step: int) -> np.ndarray:
         """The examples of a step."""
@@ -67,6 +72,17 @@ class Feed:
     def steps(self, epochs: int) -> int:
         """How many steps so many epochs take."""
         return sum(len(self._plan(epoch)) for epoch in range(epochs))
+
+    def cost(self, config: Config, steps: int = 4) -> float:
+        """Multiplications a real token of a pass, padding and attention across a row counted, over the first steps of a run."""
+        real = done = 0.0
+        for step in range(min(steps, self.steps(1))):
+            chosen = self.chosen(step)
+            real += float(self.examples.lengths[chosen].sum())
+            for rows in self._layout(chosen, self._limit):
+                width = max(self.examples.lengths[row].sum() for row in rows)
+                done += len(rows) * float(sum(layer_cost(config.layer(i), float(width)) for i in range(config.layers)))
+        return done / real
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
         if epoch not in self._epoch:
@@ -123,6 +139,13 @@ class Feed:
         else:
             batch["rows_B"] = self.examples.lengths[[i for row in rows for i in row]]
         return {name: torch.from_numpy(value) for name, value in batch.items()}
+
+
+def layer_cost(layer: Layer, rows: float) -> float:
+    """Multiplications of a block's pass over one text of so many rows. Experts count as one."""
+    heads = layer.heads * layer.head_dim
+    weights = layer.width * (2 * heads + 2 * layer.kv_heads * layer.head_dim + 3 * layer.ffn)
+    return rows * weights + 2 * rows * rows * heads
 
 
 def pack(lengths: np.ndarray, room: int) -> list[list[int]]:

@@ -85,6 +85,8 @@ def fit(model: nn.Module, batches: Batches, loss: Loss, plan: Plan, *, folder: P
         raise UsageError("`seconds` is for the schedule Wsd: no other can begin its decay when time is short")
     if plan.seconds is not None and team.size > 1:
         raise UnsupportedError("a run by several processes cannot be timed by their clocks: give steps instead of `seconds`")
+    if plan.optimizer.name == "muon" and team.size > 1:
+        raise UnsupportedError("Muon works on whole matrices, which several processes hold in pieces: use the optimizer adamw")
     run = Run(model, batches, loss, plan, folder, on_save, guide, team)
     run.resume(identity or {})
     path = folder / "log.jsonl" if folder and team.first else None

@@ -41,8 +41,8 @@ def kept(passes: Callable[[], Tensor], model: nn.Module) -> int:
         for place, size in _places([tensor]):
             if place not in own and place not in found:
                 found[place] = size
-                alive.append(tensor)
-        return tensor
+                alive.append(tensor.detach())
+        return tensor.detach()  # with its history a saved tensor would keep the graph, and its leaves' shapes, for good
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         passes()

@@ -29,6 +29,7 @@ ADAPTER_RATE = 1e-3  # ours: the law says nothing of adapters
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 WARMUP, FLOOR = 0.03, 0.1  # share of the steps, and of the peak rate at the end
 HELD_OUT_TOKENS = 4096  # of a held-out micro-batch
+NEARLY = 1.05  # buckets hold texts of like length only, so they must be that much cheaper than packed rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,8 @@ class Settings:
     lr: float | None = None
     batch_tokens: int | None = None  # of a step, over all processes
     micro_tokens: int | None = None  # of a micro-batch, padding included
-    packing: bool = True
-    bins: int = 0  # length buckets, where rows are not packed
+    packing: bool | None = None
+    bins: int = 30  # length buckets, where rows are not packed
     checkpointing: bool = False
     chunk: int = 1024  # tokens whose logits are held at once
     optimizer: str = "adamw"
@@ -131,12 +132,14 @@ def train(model: Decoder, examples: Examples, settings: Settings, *, context: in
         raise UnsupportedError("this method looks at gradients or moves weights between steps, which needs one process")
     if team.size > 1 and settings.pull:
         raise UnsupportedError("the pull to the start looks at the moments of all weights, which needs one process")
-    length = min(context, int(examples.lengths.max())) if not settings.packing else context
+    length = min(context, int(examples.lengths.max())) if settings.packing is False else context
     chosen = choose(model, examples, settings, adapter=adapter, fresh=fresh, length=length)
-    for reason in chosen.reasons:
-        tell(reason)
-    feed = Feed(examples=examples, tokens=chosen.tokens, context=context, packing=settings.packing, bins=settings.bins,
-                micro=settings.micro_tokens, seed=settings.seed, rank=team.rank, processes=team.size)
+    make = partial(Feed, examples=examples, tokens=chosen.tokens, context=context, micro=settings.micro_tokens, seed=settings.seed,
+                   rank=team.rank, processes=team.size)
+    feed, reason = laid_out(make, settings, model)
+    chosen.reasons += [reason] if reason else []
+    for line in chosen.reasons:
+        tell(line)
     steps = _steps(feed, settings)
     plan = Plan(schedule=Cosine(steps=steps, warmup=max(1, round(WARMUP * steps)), floor=FLOOR),
                 autocast=AUTOCAST[settings.autocast] if settings.autocast else None,
@@ -151,6 +154,19 @@ def train(model: Decoder, examples: Examples, settings: Settings, *, context: in
              trackers=trackers)
     model.recompute = False
     return Session(at, chosen, steps, at.held | {"activations": kept, "peak": memory.peak(team.device)})
+
+
+def laid_out(make: Callable[..., Feed], settings: Settings, model: Decoder) -> tuple[Feed, str]:
+    """Packed rows, or padded ones from length buckets: as the settings say, else what costs fewer operations, and why.
+
+    Counted, not timed, so that a run that goes on chooses what it did. A packed row's attention is that of one long text.
+    """
+    packed, padded = make(packing=True), make(packing=False, bins=settings.bins)
+    if settings.packing is not None:
+        return (packed, "") if settings.packing else (padded, "")
+    one, other = packed.cost(model.config), padded.cost(model.config)
+    chosen, why = (packed, "packed rows") if one <= NEARLY * other else (padded, f"padded rows from {settings.bins} length buckets")
+    return chosen, f"{why}: a token costs {one / 1e6:.1f} million operations packed, {other / 1e6:.1f} million padded"
 
 
 def _steps(feed: Feed, settings: Settings) -> int:

@@ -31,7 +31,7 @@ VERSION = 1  # of lithe_adapter.json and of the adapter's entry in lithe.json
 THEIRS, OURS, RECEIPT, WEIGHTS = "adapter_config.json", "lithe_adapter.json", "lithe.json", "adapter_model.safetensors"
 FLOATS = {"F64", "F32", "F16", "BF16"}
 WHOLES = {"I32", "I64", "U8", "BOOL"}
-RECEIPT_KEYS = {"method": str, "knobs": dict, "seed": int, "base": dict, "lithe": str}
+RECEIPT_KEYS = {"method": str, "knobs": dict, "seed": int, "base": dict, "lithe": str, "training": dict}
 
 
 def save(parts: Mapping[str, Part], receipt: dict[str, Any], model: Decoder, folder: Path, *, overwrite: bool = False) -> Path:

@@ -192,6 +192,7 @@ def write(order: Order, settings: Settings, model: Decoder, adapter: Adapter | N
         folders.save(model, order.out, tokenizer_from=model.folder, overwrite=True)
     else:
         Guide(adapter.method, adapter.parts).finish()
+        adapter.receipt["training"] = {key: receipt[key] for key in ("run", "data", "steps", "tokens", "rate", "batch_tokens")}
         Rack.of(model).save(NAME, order.out, overwrite=True)
     shutil.copyfile(order.run / "log.jsonl", order.out / LOG)
     aside = order.out / f".{RESULT}"

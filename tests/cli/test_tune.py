@@ -66,7 +66,8 @@ def test_a_finished_command_says_so_and_another_one_is_refused(tune, tmp_path):
     assert code == 2 and "not the result of this command" in said
 
 
-@pytest.mark.parametrize("words", [(), ("--no-packing", "--method", "bitfit"), ("--checkpointing", "--method", "adalora")])
+@pytest.mark.parametrize("words", [(), ("--no-packing", "--method", "bitfit"), ("--checkpointing", "--method", "adalora"),
+                                   ("--method", "spiel:density=0.1,every=3,look=1"), ("--method", "id3:density=0.1")])
 def test_an_interrupted_command_goes_on_bit_for_bit(tune, tmp_path, monkeypatch, words):
     plain = Feed.__call__
 
@@ -114,6 +115,8 @@ def test_an_adapter_is_tuned_beside_the_weights(tune, tmp_path):
     code, told, _ = tune("--method", "bitfit", "--steps", "4", "--valid", str(tmp_path / "valid.jsonl"))
     assert code == 0 and told["valid_loss"] < told["valid_loss_before"]
     assert told["bytes"]["gradients"] < told["bytes"]["weights"] / 100
+    training = json.loads((tmp_path / "out" / "lithe.json").read_text())["adapter"]["training"]
+    assert (training["steps"], training["data"], training["rate"]) == (4, told["run"]["data"], 1e-2)
     base = open_model(spoken(), fast=False)
     rack = Rack.of(base)
     rack.load(tmp_path / "out")

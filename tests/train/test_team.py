@@ -15,7 +15,8 @@ from lithe.model.decoder import Decoder
 from lithe.train import checkpoint
 from lithe.train.loop import Plan, fit
 from lithe.train.loss import next_token
-from lithe.train.schedule import Wsd
+from lithe.train.optim import Optimizer
+from lithe.train.schedule import Cosine, Wsd
 from lithe.train.team import Team, join
 from tests.train.together import SMALL, STEPS, train
 
@@ -72,6 +73,9 @@ def test_one_process_goes_on_where_two_stopped(pair, tmp_path):
 def test_what_several_processes_cannot_do_is_told(monkeypatch, tmp_path):
     with pytest.raises(UnsupportedError, match="cannot be timed"):
         fit(Decoder(SMALL).init(0), lambda *_: {}, next_token, Plan(schedule=Wsd(), seconds=1), team=Team(0, 2))
+    with pytest.raises(UnsupportedError, match="Muon works on whole matrices"):
+        fit(Decoder(SMALL).init(0), lambda *_: {}, next_token, Plan(schedule=Cosine(steps=1), optimizer=Optimizer(name="muon")),
+            team=Team(0, 2))
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(UsageError, match="must be numbers"), join():
         pass

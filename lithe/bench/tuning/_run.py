@@ -57,7 +57,8 @@ def run(cell: Cell, model: Decoder, plan: Plan, found: Texts, home: Examples) ->
     else:
         model.requires_grad_(True)
     values = sum(weight.numel() for weight in trainable(model).values())
-    settings = Settings(steps=plan.steps, batch_tokens=plan.tokens, lr=cell.rate, seed=cell.seed, weight_decay=0.0)
+    settings = Settings(steps=plan.steps, batch_tokens=plan.tokens, lr=cell.rate, seed=cell.seed, weight_decay=0.0,
+                        packing=True)
     begun, cpu = time.perf_counter(), time.process_time()
     try:
         session = train(model, found.train, settings, context=plan.context, guide=guide, adapter=adapter is not None, quiet=True)

@@ -135,8 +135,8 @@ class Matrix:
         try:
             measured = run(cell, model, self.plan, found, self._home)
             parts = () if model.adapters is None else (model.adapters.owner.adapters["a"].method,)
-        except LitheError as problem:
-            measured = {"error": str(problem)}
+        except Exception as problem:  # a fault of one method is its own result, and the matrix goes on
+            measured = {"error": str(problem) if isinstance(problem, LitheError) else repr(problem)}
         record = provenance.record(
             SUITE, model, measured={"weights": model.size, **before, **measured}, inputs=[found.digest, self._home.digest],
             settings={**self.plan.sizes, **dataclasses.asdict(cell)}, seed=cell.seed, method=cell.method, parts=parts)
