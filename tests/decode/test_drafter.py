@@ -13,7 +13,7 @@ from lithe.contracts.small import small_folder, small_model
 from lithe.decode import drafter
 from lithe.decode.drafter import Recipe, following, make, shape, spoken
 from lithe.decode.loop import run
-from lithe.decode.plan import plan
+from lithe.decode.plan import plan, shapeable
 from lithe.errors import UnsupportedError, UsageError
 from lithe.model.config import Config
 from lithe.model.load import load
@@ -34,7 +34,7 @@ def made(tmp_path_factory):
 
 def tokens_per_pass(target, model):
     batch = [Sequence([i, 3 * i % 32], limit=30, context=64) for i in range(16)]
-    passes = sum(1 for _ in run(plan(target, draft=f"draft_model:tokens=3,model={model}"), batch))
+    passes = sum(1 for _ in run(plan(target, draft=f"{shapeable().entry.name}:tokens=3,model={model}"), batch))
     return sum(len(s.tokens) for s in batch) / passes
 
 
