@@ -26,7 +26,6 @@ from torch import Tensor
 
 from lithe.errors import UsageError
 from lithe.kernels.library import KINDS, PackedStruct
-from lithe.kernels.room import room
 
 PANEL, TILE, BLOCK = 32, 16, 32
 UNIT = {"fp32": 1, "bf16": 2, "int8": BLOCK, "int4": BLOCK}  # what K is padded to
@@ -79,11 +78,11 @@ def pack(weight_NK: Tensor, kind: str, group: int = 0) -> Packed:
     n, k = weight_NK.shape
     if kind in LEVELS:
         return pack_levels(*quantize(weight_NK, kind, group), kind)
-    data, dtype = room(size(kind, n, k, group)), torch.float32 if kind == "fp32" else torch.bfloat16
+    size(kind, n, k, group)
+    dtype = torch.float32 if kind == "fp32" else torch.bfloat16
     w_NK = F.pad(weight_NK.detach().to(dtype), (0, -k % UNIT[kind], 0, -n % PANEL))
     panels = w_NK.view(-1, PANEL, w_NK.shape[1] // UNIT[kind], UNIT[kind]).permute(0, 2, 1, 3)
-    data.view(dtype).view(panels.shape).copy_(panels)
-    return Packed(data, kind, n, k)
+    return Packed(panels.contiguous().view(torch.uint8).flatten(), kind, n, k)
 
 
 def quantize(weight_NK: Tensor, kind: str, group: int = 0) -> tuple[Tensor, Tensor]:
@@ -120,9 +119,9 @@ def pack_levels(levels_NK: Tensor, scale_NG: Tensor, kind: str) -> Packed:
         quads = quads[:, :, :4] | quads[:, :, 4:] << 4
     scale = F.pad(scale_NG.half(), (0, 0, 0, columns - n)).view(columns // TILE, TILE, groups).transpose(1, 2)
     scale_bytes = F.pad(scale.reshape(columns // TILE, -1), (0, (_scale_bytes(inputs, group) - groups * TILE * 2) // 2))
-    data, parts = room(total), (scale_bytes.contiguous().view(torch.uint8), quads.reshape(columns // TILE, -1))
-    torch.cat(parts, dim=1, out=data.view(columns // TILE, -1))
-    return Packed(data, kind, n, k, group)
+    data = torch.cat((scale_bytes.contiguous().view(torch.uint8), quads.reshape(columns // TILE, -1)), dim=1)
+    assert data.numel() == total
+    return Packed(data.flatten(), kind, n, k, group)
 
 
 def unpack(packed: Packed, rows: Tensor | None = None) -> Tensor:
