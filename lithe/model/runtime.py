@@ -110,12 +110,7 @@ def take_threads(model: Decoder, asked: int | None = None) -> None:
 
 
 def why_threads() -> str:
-    """Why the kernels run on as many threads as they do, and whether they could."""
-    kept = library.alone()
-    return _why_threads() + (f"; {kept} calls ran on one, as something else used the cores" if kept else "")
-
-
-def _why_threads() -> str:
+    """Why the kernels run on as many threads as they do."""
     for name in ("LITHE_THREADS", "OMP_NUM_THREADS"):
         if name in os.environ and not (_reason and name[0] == "O"):
             return f"{name}={os.environ[name]} asks for it"
@@ -130,11 +125,16 @@ def report(model: Decoder) -> dict[str, Any]:
     found = known.curves.get(model.threads) if known else None
     why: dict[int, str] = model.fast.why if model.fast is not None else {}
     return {"precision": precision(model), "kernels": model.kernels, "why_kernels": _why_kernels(model),
-            "threads": model.threads, "why_threads": why_threads(),
+            "threads": model.threads, "why_threads": why_threads() + _gave_way(),
             "layers": layers, "compiled": 0 if model.kernels == "torch" else layers - len(why), "why_not": why,
             "best_threads": known.threads if known and known.tried else None,
             "curve": None if found is None else asdict(found) | {
                 "T1_ms": found.seconds(1) * 1e3, "T8/T1": found.ratio(8), "T16/T1": found.ratio(16), "noisy": found.noisy}}
+
+
+def _gave_way() -> str:
+    """Whether calls ran on one thread as the others were kept from their cores."""
+    return f"; {count} calls ran on one, as something else used the cores" if (count := library.alone()) else ""
 
 
 def _why_kernels(model: Decoder) -> str:

@@ -22,9 +22,20 @@ def python(code: str, **env: str) -> subprocess.CompletedProcess:
 @compiled
 @pytest.mark.parametrize("name", [*VARIANTS[:1], *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS[1:])])
 def test_sanitizers_find_nothing(name, tmp_path):
+    sanitized(build.VARIANTS[name][1], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("avx2" not in VARIANTS, reason="its loops want AVX2")
+def test_the_avx512_code_holds_where_no_processor_runs_it(tmp_path):
+    sanitized((*build.VARIANTS["avx2"][1], "-Wno-psabi", "-include", str(Path(__file__).with_name("emulated.h"))), tmp_path)
+
+
+def sanitized(extra: tuple[str, ...], tmp_path: Path) -> None:
+    """Build the self-test under sanitizers and run it."""
     program, sources = tmp_path / "selftest", [p for p in build.SOURCES.glob("*.c") if p.name != "cpu.c"]
     flags = [flag for flag in build.COMMON if flag not in ("-shared", "-O3")]
-    made = subprocess.run([build.compiler(), *flags, "-O1", *build.VARIANTS[name][1], "-fsanitize=address,undefined",
+    made = subprocess.run([build.compiler(), *flags, "-O1", *extra, "-fsanitize=address,undefined",
                            "-fno-sanitize-recover=all", *map(str, sources), str(Path(__file__).with_name("selftest.c")),
                            "-o", str(program), "-lpthread", "-lm"], capture_output=True, text=True)
     if "cannot find" in made.stderr or "unsupported option" in made.stderr:
