@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,7 +48,8 @@ def fake(monkeypatch):
     def measured(cell, model, plan, found, home):
         ran.append(cell)
         off = abs(torch.tensor(cell.rate).log10().item() + 2)
-        return {"trainable": 10, "values": 10, "chosen_by": 1 + off, "after": 1 + off, "home_after": 2.0, "cpu_seconds": 1.0, "seconds": 1.0,
+        return {"trainable": 10, "values": 10, "chosen_by": 1 + off, "after": 1 + off, "home_after": 2.0, "cpu_seconds": 1.0, "seconds": 1.0, "tokens": 9,
+                "step_seconds": 1.0,
                 "bytes": {"gradients": 1, "optimizer": 2, "activations": 3}}
 
     monkeypatch.setattr(_suite, "run", measured)
@@ -124,3 +126,14 @@ def test_what_is_no_plan_is_told(data, monkeypatch):
     monkeypatch.setenv("LITHE_DATA", str(data / "nowhere"))
     with pytest.raises(UsageError, match=r"\$LITHE_DATA"):
         matrix(data)
+
+
+def test_the_page_is_written_from_the_ledger(data, fake, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
+    import tuning as tool
+
+    suite = matrix(data)
+    suite.run()
+    text = tool.page(suite.ledger.read())
+    assert "## digits" in text and "| ranks |" in text and "| 100% |" in text
+    assert tool.picture(rows(suite.ledger.read())).count("<polyline") == 1
