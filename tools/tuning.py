@@ -26,23 +26,25 @@ order and optimizer (AdamW without weight decay, warm-up, cosine). {sizes}
 
 - **gain**: of the loss that tuning all weights takes off held-out text, the share that the method takes off.
 - **forgets**: nats a token that held-out text of the old kind ({home}) costs more than before.
-- **values**: what the result holds, as a share of the model's weights; **MiB** is what training holds beside the weights: gradients,
-  optimizer state, activations (and what a method holds on its way).
-- Rates are a grid of factors of about 3, the same for all. The best is chosen on held-out tokens that are not the reported ones; **rates**
-  says how many were tried. Where it is one, the gain is a lower bound. All weights: searched on every text.
+- **values**: what the result holds, as a share of the model's weights; **MiB** is what training holds beside the weights:
+  gradients, optimizer state, activations, and what a method needs on its way.
+- Rates are a grid of factors of about 3, the same for all. The best is chosen on held-out tokens that are not the reported
+  ones; **rates** says how many were tried. Where it is one, the gain is a lower bound. All weights: searched on every text.
 - One seed where nothing else is said; on these few tokens differences below some 3 points say nothing."""
 
 
 def page(records: list[Record]) -> str:
     found = rows(records)
     said = next(record.settings for record in records if record.suite == SUITE)
-    sizes = (f"{said['steps']} steps of {said['tokens']} tokens in pieces of {said['context']}; {said['held_out']:,} tokens held out "
-             f"for the loss, {said['chosen_by']:,} for the choice of the rate.")
+    sizes = (f"{said['steps']} steps of {said['tokens']} tokens in pieces of {said['context']}; {said['held_out']:,} tokens held "
+             f"out for the loss, {said['chosen_by']:,} for the choice of the rate.")
     parts = [INTRODUCTION.format(sizes=sizes, home="TinyStories' own held-out stories")]
     for shift in dict.fromkeys(row.shift for row in found):
         own = [row for row in found if row.shift == shift]
         full = next((row for row in own if row.method == FULL), None)
-        known = f"all weights take the loss from {full.before:.3f} to {full.after:.3f}" if full else "all weights were not tuned"
+        known = "all weights were not tuned"
+        if full is not None:
+            known = f"all weights take the loss from {full.before:.3f} to {full.after:.3f}"
         parts += [f"## {shift}", f"Here {known}.", table(sorted(own, key=lambda row: (row.share or 0, -(row.gain or 0))))]
     failed = {(r.method, r.measured["error"]) for r in records if r.suite == SUITE and "error" in r.measured}
     parts += [f"Did not run: {name}: {why}" for name, why in sorted(failed)]
@@ -57,8 +59,8 @@ def table(found: list[Row]) -> str:
         gain = "-" if row.gain is None else f"{row.gain:.0%}"
         quick = "" if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f}"
         lines.append("| " + " | ".join([
-            row.method if row.seeds == 1 else f"{row.method} ({row.seeds} seeds)", f"{row.values:.2%}", gain, f"{row.forgets:+.3f}",
-            f"{row.after:.3f}", f"{row.rate:g}", str(row.rates), f"{row.beside / 2**20:.1f}", quick]) + " |")
+            row.method if row.seeds == 1 else f"{row.method} ({row.seeds} seeds)", f"{row.values:.2%}", gain,
+            f"{row.forgets:+.3f}", f"{row.after:.3f}", f"{row.rate:g}", str(row.rates), f"{row.beside / 2**20:.1f}", quick]) + " |")
     return "\n".join(lines)
 
 
@@ -69,10 +71,11 @@ def speed(records: list[Record]) -> list[str]:
         return []
     last, told = found[-1], found[-1].measured
     low, high = told["interval"] or (told["ratio"], told["ratio"])
-    return [f"## LoRA's speed\n\n`python tools/lora_speed.py {last.model}`, {told['tokens']} tokens a step, rank 8, {last.precision}, "
-            f"{last.threads} threads, turn by turn in one run: lithe {told['tokens_per_s']['lithe']:.0f} tokens/s, PEFT {told['peft']} "
-            f"with transformers {told['transformers']}' Trainer {told['tokens_per_s']['peft']:.0f}; ratio {told['ratio']:.2f} "
-            f"({low:.2f} to {high:.2f})" + (", disturbed." if told["disturbed"] else ".")]
+    quick = told["tokens_per_s"]
+    return [f"## LoRA's speed\n\n`python tools/lora_speed.py {last.model}`, {told['tokens']} tokens a step, rank 8, "
+            f"{last.precision}, {last.threads} threads, turn by turn in one run: lithe {quick['lithe']:.0f} tokens/s, "
+            f"PEFT {told['peft']} with transformers {told['transformers']}' Trainer {quick['peft']:.0f}; ratio "
+            f"{told['ratio']:.2f} ({low:.2f} to {high:.2f})" + (", disturbed." if told["disturbed"] else ".")]
 
 
 def picture(found: list[Row]) -> str:

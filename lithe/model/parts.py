@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lithe.errors import FormatError
 from lithe.model.adapted import Below, Part, taken, width_problem
+from lithe.model.dual import Dual, Thinned
 from lithe.model.lowrank import Directed, LowRank, Singular
 from lithe.model.masked import Masked
 from lithe.model.modules import ACTIVATIONS
@@ -120,7 +121,7 @@ class Bottleneck(Part):
 
 
 KINDS: tuple[type[Part], ...] = (LowRank, Singular, Directed, Scale, Shift, Bottleneck, Prefix, Prompt, Sparse, Settling, Slice,
-                                Whole, Masked)
+                                Whole, Masked, Thinned, Dual)
 PARTS = {kind.kind: kind for kind in KINDS}
 
 

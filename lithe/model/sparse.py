@@ -47,6 +47,12 @@ class _Product(torch.autograd.Function):
         return grad_x, grad_S, None, None, None
 
 
+def few(x: Tensor, values_S: Tensor, idx_S: Tensor, shape: Shape, watch: Callable[[Tensor], None] | None = None) -> Tensor:
+    """D x for a matrix D of these entries, in their precision."""
+    with torch.autocast(x.device.type, enabled=False):
+        return _Product.apply(x, values_S, idx_S, shape, watch)
+
+
 class Sparse(Part):
     """y + D x, D being values [S] at the flat places idx [S] of the weight, in int32 and ascending, row by row.
 
@@ -87,8 +93,7 @@ class Sparse(Part):
         """
         found_S = entries.source(self.places, idx_S.to(self.idx))
         gradient_S = self.values.grad
-        self.values.grad = None
-        self.values.data = entries.follow(self.values.data, found_S)
+        replace(self.values, entries.follow(self.values.data, found_S))
         if gradient_S is not None:
             self.values.grad = entries.follow(gradient_S, found_S)
         self.idx = idx_S.to(self.idx)
@@ -96,8 +101,7 @@ class Sparse(Part):
 
     def product(self, x: Tensor) -> Tensor:
         """D x in the part's own precision."""
-        with torch.autocast(x.device.type, enabled=False):
-            return _Product.apply(x, self.values, self.idx, self.shape, self.watch)
+        return few(x, self.values, self.idx, self.shape, self.watch)
 
     def matrix(self) -> Tensor:
         """D [N, K]."""
@@ -148,15 +152,14 @@ class Settling(Sparse):
         """Settled entries train again: what is saved after training has one list."""
         values, idx = _joined(self.idx, self.values.detach(), self.settled_idx, self.settled)
         self.settled, self.settled_idx = self.settled[:0], self.settled_idx[:0]
-        self.values.grad = None
-        self.values.data, self.idx = values, idx
+        replace(self.values, values)
+        self.idx = idx
 
     def product(self, x: Tensor) -> Tensor:
         moved = super().product(x)
         if not len(self.settled):
             return moved
-        with torch.autocast(x.device.type, enabled=False):
-            return moved + _Product.apply(x, self.settled, self.settled_idx, self.shape, None)
+        return moved + few(x, self.settled, self.settled_idx, self.shape)
 
     def merged(self, weight_NK: Tensor, bias_N: Tensor | None) -> tuple[Tensor, Tensor | None]:
         weight_NK, bias_N = super().merged(weight_NK, bias_N)
@@ -170,6 +173,13 @@ class Settling(Sparse):
             raise FormatError("a settling sparse part must have settled values")
         checked(own["settled_idx"], own["settled"], part.shape)
         return cls(part.idx, part.values.detach(), part.shape, own["settled_idx"], own["settled"])
+
+
+def replace(weight: nn.Parameter, values: Tensor) -> None:
+    """Give a weight other values, as many as there are, and no gradient."""
+    weight.grad = None
+    weight.data = values[:0].half()  # another dtype: autograd, which may still hold a graph, then forgets how many there were
+    weight.data = values
 
 
 def _joined(idx: Tensor, values: Tensor, more_idx: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:

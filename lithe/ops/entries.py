@@ -93,3 +93,14 @@ def _matrix(row_S: Tensor, column_S: Tensor, values_S: Tensor, shape: Shape) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that the layout is young
         return torch.sparse_csr_tensor(starts, column_S, values_S, shape, check_invariants=False)
+
+
+def packed(mask: Tensor) -> Tensor:
+    """A flat mask as bytes of eight flags, the first in the lowest bit."""
+    flags = torch.nn.functional.pad(mask.flatten().to(torch.uint8), (0, -mask.numel() % 8)).view(-1, 8)
+    return (flags << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
+
+
+def unpacked(bits: Tensor, count: int) -> Tensor:
+    """The first so many flags of such bytes."""
+    return (bits[:, None] >> torch.arange(8, dtype=torch.uint8, device=bits.device) & 1).flatten()[:count].bool()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lithe.model.sparse import Sparse
+from lithe.model.sparse import Sparse, replace
 from lithe.ops.entries import Shape
 from lithe.train import entries as optimizers
 from lithe.train.optim import Optimizer
@@ -64,9 +64,9 @@ class Moving:
 @torch.no_grad()
 def resize(part: Sparse, idx: Tensor) -> None:
     """Make a part hold these places, its values being loaded next."""
-    whole = torch.equal(idx, WHOLE)
+    whole = len(idx) == 1 and int(idx) == int(WHOLE)
     part.idx = part.idx[:0] if whole else idx.to(part.idx)
-    part.values.data = part.values.new_zeros(part.shape[0] * part.shape[1] if whole else len(idx))
+    replace(part.values, part.values.new_zeros(part.shape[0] * part.shape[1] if whole else len(idx)))
 
 
 def move(part: Sparse, idx: Tensor, opts: Iterable[torch.optim.Optimizer], seeds: dict[str, Tensor] | None = None) -> None:

@@ -29,7 +29,7 @@ def made(lengths, tokens, config=SMALL, **settings):
 
 
 def test_the_cheaper_layout_is_chosen_and_the_reason_told():
-    """Short texts of like length lose nothing to padding, but pay for a packed row's attention; a few unlike ones the reverse."""
+    """Short texts of like length lose nothing to padding, but pay for a packed row's attention; unlike ones the reverse."""
     feed, reason = made([9] * 200, 500, bins=2)
     assert not feed.packing and feed.bins == 2 and reason.startswith("padded rows from 2 length buckets: a token costs")
     feed, reason = made([20, 5, 4, 3, 18, 6, 2, 19] * 5, 64, WIDE, bins=0)
@@ -65,5 +65,6 @@ def test_parts_may_change_their_length_while_they_train():
     rack.train("a")
     before = sum(part.values.numel() for part in adapter.parts.values())
     settings = Settings(steps=6, batch_tokens=64, lr=1e-2)
-    train(model, examples([9] * 60), settings, context=512, quiet=True, guide=Guide(adapter.method, adapter.parts), adapter=True)
+    guide = Guide(adapter.method, adapter.parts)
+    train(model, examples([9] * 60), settings, context=512, quiet=True, guide=guide, adapter=True)
     assert sum(part.values.numel() for part in adapter.parts.values()) < before

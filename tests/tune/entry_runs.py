@@ -8,7 +8,7 @@ from lithe.model.decoder import Decoder
 from lithe.train.feed import Feed
 from lithe.train.guide import Guide
 from lithe.train.loop import Plan, fit
-from lithe.train.loss import next_token
+from lithe.train.loss import Chunked
 from lithe.train.optim import Optimizer
 from lithe.train.schedule import Cosine
 from lithe.train.text import of_ids
@@ -59,7 +59,7 @@ def run(spec, steps=12, *, base=None, folder=None, stop=None, tell=lambda *_: No
     guide = Watched(adapter.method, adapter.parts, tell)
     guide.begin(steps)
     plan = Plan(schedule=Cosine(steps=steps), optimizer=Optimizer(lr=lr), log_every=100, save_every=0.0)
-    at = fit(rack.model, feeding, next_token, plan, folder=folder, quiet=True, guide=guide)
+    at = fit(rack.model, feeding, Chunked(rows=16), plan, folder=folder, quiet=True, guide=guide)
     return adapter, at
 
 

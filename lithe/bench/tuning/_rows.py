@@ -75,7 +75,8 @@ def _row(group: list[Record], full: list[Record] | None) -> Row:
     return Row(
         method=best[0].method, spec=said["spec"], base=said["base"], shift=said["shift"], share=said["share"], seeds=len(best),
         rate=said["rate"], rates=len({record.settings["rate"] for record in group}),
-        values=found[0].get("values", found[0]["trainable"]) / found[0]["weights"], before=found[0]["before"], after=mean(m["after"] for m in found),
+        values=found[0].get("values", found[0]["trainable"]) / found[0]["weights"], before=found[0]["before"],
+        after=mean(m["after"] for m in found),
         gain=mean(gains) if gains else None, spread=max(gains) - min(gains) if len(gains) > 1 else None,
         forgets=mean(m["home_after"] - m["home_before"] for m in found), bytes=found[0]["bytes"],
         tokens_per_s=_speed(group))

@@ -75,7 +75,8 @@ class Method(Moving):
 
     def restore(self, state: dict[str, Tensor]) -> None:
         super().restore(state)
-        self.chosen = {site: state[f"chosen:{site}"] for site in self.parts if f"chosen:{site}" in state}
+        self.chosen = {site: state[f"chosen:{site}"].to(part.idx.device) for site, part in self.parts.items()
+                       if f"chosen:{site}" in state}
 
     def _choose(self, parts: dict[str, Sparse], count: int, optimizers: Any) -> None:
         """The entries of earlier rounds and those that have changed most, `count` in all; every change goes back to zero."""
@@ -85,7 +86,6 @@ class Method(Moving):
             old = self.chosen.get(site, new[:0])
             self.chosen[site] = torch.cat([old, new]).sort().values
             forget(optimizers, part.values)
-            part.values.grad = None
             resize(part, self.chosen[site].int())
 
     def _change(self, site: str) -> Tensor:
@@ -98,6 +98,5 @@ class Method(Moving):
         for part in parts.values():
             now = part.matrix().flatten()
             forget(optimizers, part.values)
-            part.values.grad = None
             resize(part, WHOLE)
             part.values.copy_(now)

@@ -32,7 +32,8 @@ class Knobs:
     density: float = knob(0.1, "share of all entries that train, the smallest weights", low=1e-6, high=0.5)
     turn: float = knob(0.5, "share of the steps after which grown entries stay as they are; 1: never", low=0.01, high=1)
     nuclear: float = knob(5e-4, "weight of a random matrix's nuclear norm in the loss", low=0, high=1e3)
-    slow: float = knob(350.0, "the run's rate is taken times exp(-slow * threshold)", low=0, high=1e5)
+    slow: float = knob(0.0, "the run's rate is taken times exp(-slow * threshold); the authors have 350 for one of 0.002",
+                       low=0, high=1e5)
     of: str = knob("change", "what the norm is of: change, or weight for the trained entries themselves",
                    choices=("change", "weight"))
     targets: tuple[str, ...] = knob(LINEARS, "linear layers by the end of their name or by a pattern of all of it, joined by +")
@@ -97,7 +98,7 @@ class Method(Moving):
         super().restore(state)
         self.draws = int(state["draws"])
         for site, part in self.parts.items():
-            part.settled_idx = state[f"settled:{site}"]
+            part.settled_idx = state[f"settled:{site}"].to(part.idx)
             part.settled = part.values.new_zeros(len(part.settled_idx))
 
     def _base(self, site: str, part: Settling) -> Tensor:

@@ -92,7 +92,7 @@ class Method(Moving):
     def restore(self, state: dict[str, Tensor]) -> None:
         super().restore(state)
         held = [site for site in self.parts if f"{TRACES[0]}:{site}" in state]
-        self.seen = {site: [state[f"{name}:{site}"] for name in TRACES] for site in held}
+        self.seen = {site: [state[f"{name}:{site}"].to(self.parts[site].values.device) for name in TRACES] for site in held}
         self._watch()
 
     def held(self) -> int:
@@ -137,7 +137,7 @@ class Method(Moving):
         """
         candidates, sums, squares = seen
         least = _least(part, turn)
-        stays = torch.ones(len(part.values), dtype=torch.bool).index_fill(0, least, False)
+        stays = torch.ones_like(part.values, dtype=torch.bool).index_fill(0, least, False)
         free = ~torch.isin(candidates, part.places[stays])
         candidates, sums, squares = candidates[free], sums[free], squares[free]
         best = sums.abs().topk(min(len(least), len(sums))).indices
@@ -168,5 +168,5 @@ def _least(part: Sparse, turn: float) -> Tensor:
 
 def _replace(part: Sparse, gone: Tensor, new: Tensor, optimizers: Any, seeds: dict[str, Tensor] | None) -> None:
     """Put ascending new places where those that stand at `gone` were."""
-    stays = torch.ones(len(part.values), dtype=torch.bool).index_fill(0, gone, False)
+    stays = torch.ones_like(part.values, dtype=torch.bool).index_fill(0, gone, False)
     move(part, torch.cat([part.places[stays].long(), new]).sort().values, optimizers, seeds)
