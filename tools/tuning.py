@@ -36,8 +36,8 @@ order and optimizer (AdamW without weight decay, warm-up, cosine). {sizes}
 def page(records: list[Record]) -> str:
     found = rows(records)
     said = next(record.settings for record in records if record.suite == SUITE)
-    sizes = (f"{said['steps']} steps of {said['tokens']} tokens in pieces of {said['context']}; {said['held_out']:,} tokens held "
-             f"out for the loss, {said['chosen_by']:,} for the choice of the rate.")
+    sizes = (f"{said['steps']} steps of {said['tokens']} tokens in pieces of {said['context']}; {said['held_out']:,} tokens "
+             f"held out for the loss, {said['chosen_by']:,} for the choice of the rate.")
     parts = [INTRODUCTION.format(sizes=sizes, home="TinyStories' own held-out stories")]
     for shift in dict.fromkeys(row.shift for row in found):
         own = [row for row in found if row.shift == shift]
@@ -58,9 +58,9 @@ def table(found: list[Row]) -> str:
     for row in found:
         gain = "-" if row.gain is None else f"{row.gain:.0%}"
         quick = "" if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f}"
+        name = row.method if row.seeds == 1 else f"{row.method} ({row.seeds} seeds)"
         lines.append("| " + " | ".join([
-            row.method if row.seeds == 1 else f"{row.method} ({row.seeds} seeds)", f"{row.values:.2%}", gain,
-            f"{row.forgets:+.3f}", f"{row.after:.3f}", f"{row.rate:g}", str(row.rates), f"{row.beside / 2**20:.1f}", quick]) + " |")
+            name, f"{row.values:.2%}", gain, f"{row.forgets:+.3f}", f"{row.after:.3f}", f"{row.rate:g}", str(row.rates), f"{row.beside / 2**20:.1f}", quick]) + " |")
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import time
+from typing import Any
 
 import torch
 
@@ -21,7 +22,8 @@ from lithe.train import memory, optim
 from lithe.train.loss import Chunked
 from lithe.tune.rack import Rack
 
-SHAPE = {"vocab": 49152, "width": 576, "layers": 30, "heads": 9, "kv_heads": 3, "ffn": 1536, "context": 8192, "tied": True}
+SHAPE: dict[str, Any] = {"vocab": 49152, "width": 576, "layers": 30, "heads": 9, "kv_heads": 3, "ffn": 1536, "context": 8192,
+                         "tied": True}
 LOSS = Chunked(256)
 
 

@@ -76,8 +76,9 @@ def tune(order: Order, settings: Settings, *, quiet: bool = False) -> dict[str, 
             tell(line)
         session = train(
             model, examples, settings, context=context, folder=order.run, valid=held_out, team=team, quiet=quiet, tell=tell,
-            guide=Guide(*((adapter.method, adapter.parts) if adapter else (None, None)), objectives), adapter=adapter is not None,
-            fresh=order.from_scratch, identity=identity, trackers=tracker(order.log_to, order.run) if team.first else ())
+            guide=Guide(*((adapter.method, adapter.parts) if adapter else (None, None)), objectives),
+            adapter=adapter is not None, fresh=order.from_scratch, identity=identity,
+            trackers=tracker(order.log_to, order.run) if team.first else ())
         if not team.first:
             return None
         told = {"out": str(order.out), **session.json(), "examples": len(examples), "run": identity}

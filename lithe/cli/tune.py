@@ -15,8 +15,8 @@ HOW_LONG = "one of --epochs, --steps and --tokens says how long; one epoch where
 DATA = Annotated[str, typer.Option("--data", help=".jsonl or .jsonl.gz: rows of messages, prompt and completion, text, or "
                                                   "instruction and output")]
 OUT = Annotated[Path, typer.Option("-o", "--out", help="the folder to write")]
-METHOD = Annotated[str | None, typer.Option("--method", help="what to tune, as name:knob=value,...; else all weights. Objectives "
-                                                          "are joined to it, or stand alone: \"NAME + NAME:knob=value\"")]
+METHOD = Annotated[str | None, typer.Option("--method", help="what to tune, as name:knob=value,...; else all weights. "
+                                                          "Objectives join it, or stand alone: \"NAME + NAME:knob=value\"")]
 LONG = Annotated[int | None, typer.Option(help=HOW_LONG)]
 MICRO = Annotated[int | None, typer.Option(help="tokens of a pass: smaller takes less memory, the step is the same")]
 PACKING = Annotated[bool | None, typer.Option("--packing/--no-packing", help="put several examples in a row, each seeing "

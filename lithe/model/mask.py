@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lithe.errors import UnsupportedError
+
 if TYPE_CHECKING:
     from lithe.model.adapted import Groups
     from lithe.model.cache import Cache
@@ -122,6 +124,15 @@ class Pass:
         """The same pass over another cache of the same lengths."""
         other = copy(self)
         other.cache = cache
+        return other
+
+    def only(self, rows_BR: Tensor) -> Pass:
+        """The same pass of some rows alone, in rising order, each at its own position. Raises UnsupportedError with a cache."""
+        if self.cache is not None or not isinstance(self.mask, (Causal, Full, Blocks)):
+            raise UnsupportedError("rows can be left out of a pass without a cache whose mask goes by positions")
+        docs_BR = None if self.docs_BT is None else self.docs_BT.gather(1, rows_BR)
+        other = Pass(self.model, self.pos_BT.gather(1, rows_BR), self.last, self.mask, docs_BR, self.lengths, None)
+        other.groups = self.groups
         return other
 
     def among(self) -> Tensor:

@@ -32,8 +32,8 @@ def heads(attention: Any, order: Sequence[int]) -> None:
     chosen = _permutation(order, shape.heads, "heads")
     groups = chosen.view(shape.kv_heads, repeat) // repeat
     if not bool((groups == groups[:, :1]).all()):
-        raise UsageError(f"{repeat} query heads share a key-value head: they can change places among themselves or with another "
-                         "group as a whole, but not part")
+        raise UsageError(f"{repeat} query heads share a key-value head: they can change places among themselves or with "
+                         "another group as a whole, but not part")
     if attention.config.qk_norm == "all" and chosen.tolist() != sorted(chosen.tolist()):
         for norm, moved in ((attention.q_norm, chosen), (attention.k_norm, groups[:, 0])):
             norm.weight.data = norm.weight.data[_spread(moved, D)]

@@ -1,4 +1,4 @@
-"""Parts that are whole matrices, or slices of them: some columns or rows of a linear layer's weight trained as a small dense one.
+"""Parts that are matrices: all of a linear layer's weight, or some columns or rows of it trained as a small dense one.
 
 Axes: N outputs, K inputs, S chosen columns or rows.
 """

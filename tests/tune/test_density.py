@@ -99,17 +99,19 @@ def test_on_relu_fewer_channels_are_on_at_nearly_the_same_loss():
 
 
 def test_channels_that_are_off_can_be_left_out():
-    _, on, model, seen = steps(1.0, 10)
+    _, _, model, seen = steps(1.0, 10)
     x_MF, weight = seen[0].flatten(0, 1), model.layers[0].mlp.down_proj.base.weight.detach()
     out, spent = skipping(x_MF, weight)
     assert (out - x_MF @ weight.T).abs().max() <= 1e-12
     assert spent == int(counted(x_MF).mul(64).round().sum()) * 32 < x_MF.numel() * 32
     cut = threshold(X, 0.5)
-    assert (cut == 0).double().mean() == pytest.approx(1 - counted(X, 0.5).mean().item()) and (cut[cut != 0] == X[cut != 0]).all()
+    assert (cut == 0).double().mean() == pytest.approx(1 - counted(X, 0.5).mean().item())
+    assert (cut[cut != 0] == X[cut != 0]).all()
 
 
 def test_it_is_joined_on_the_command_line_and_the_held_out_loss_stays_the_plain_one(tmp_path, capsys):
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"prompt": f"{n} ", "completion": "xyz"}) + "\n" for n in range(20)))
+    rows = [json.dumps({"prompt": f"{n} ", "completion": "xyz"}) + "\n" for n in range(20)]
+    (tmp_path / "data.jsonl").write_text("".join(rows))
 
     def go(method, out, *words):
         code = run(["tune", str(spoken()), "--data", str(tmp_path / "data.jsonl"), "--valid", str(tmp_path / "data.jsonl"),
@@ -131,9 +133,9 @@ def test_it_is_joined_on_the_command_line_and_the_held_out_loss_stays_the_plain_
     assert go("lora + dora", "two")[0] == 2
 
 
-def test_ids_reach_the_tap(capsys):
-    """A model without a gate counts what up gives."""
-    model = Decoder(Config(vocab=32, width=32, layers=1, heads=4, kv_heads=2, ffn=64, context=64, activation="gelu", gated=False))
+def test_without_a_gate_it_counts_what_up_gives():
+    model = Decoder(Config(vocab=32, width=32, layers=1, heads=4, kv_heads=2, ffn=64, context=64, activation="gelu",
+                           gated=False))
     model.init(0)
     ours = method(eps=1e-4)
     ours.enter(model)

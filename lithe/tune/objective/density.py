@@ -25,8 +25,8 @@ ZERO = {"weight": 0.0}
 class Knobs:
     weight: float = knob(1.0, "of the count beside the loss", low=0, high=1e3)
     eps: float = knob(1e-7, "a channel is half on where its square is this", low=1e-12, high=1e3)
-    relative: float = knob(0.0, "where it is this times the rms of the token's channels instead, for activations that are never "
-                                "zero; 0: eps counts", low=0, high=10)
+    relative: float = knob(0.0, "where it is this times the rms of the token's channels instead, for activations that are "
+                                "never zero; 0: eps counts", low=0, high=10)
     tap: str = knob("activation", "what is counted: the activation, or where it is gated what down reads",
                     choices=("activation", "product"))
 

@@ -30,7 +30,8 @@ class Knobs:
     mask: tuple[str, ...] = knob(("up_proj", "down_proj"), "which of the targets are moved less where general text needs them")
     where: str = knob("update", "what is made smaller: what the optimizer does, or, as in the authors' code, the gradient it "
                                 "sees, which Adam scales back", choices=("update", "grad"))
-    dropout: float = knob(0.003, "share of what attention and FFN give that is dropped to see what depends on it", low=0, high=0.9)
+    dropout: float = knob(0.003, "share of what attention and FFN give that is dropped to see what depends on it", low=0,
+                          high=0.9)
     rows: int = knob(32, "rows of each text that are looked at", low=1, high=65536)
     length: int = knob(256, "tokens of such a row", low=2, high=1_000_000)
 
@@ -75,7 +76,8 @@ class Method:
     def _layers(self, model: Any) -> dict[str, Any]:
         """The chosen layers' targets, by site."""
         numbers = self._numbers(model)
-        found = {site: layer for site, layer in linears(model, self.knobs.targets).items() if int(site.split(".")[1]) in numbers}
+        every = linears(model, self.knobs.targets)
+        found = {site: layer for site, layer in every.items() if int(site.split(".")[1]) in numbers}
         if not found:
             raise UsageError(f"layers {numbers.start} to {numbers.stop - 1} have no {' or '.join(self.knobs.targets)}")
         return found
@@ -91,7 +93,7 @@ class Method:
         k = self.knobs
         numbers = self._numbers(model)
         if any(model.config.layer(i).experts for i in numbers):
-            raise UnsupportedError("experts have no single set of inner channels whose importance could be told: leave corpus out")
+            raise UnsupportedError("experts have no single set of inner channels to be told apart: leave corpus out")
         found = [importance(model, sample(model, text, rows=k.rows, length=k.length), numbers, dropout=k.dropout, dice=dice)
                  for text in k.corpus]
         most = lambda i: Units(*(torch.stack(each).amax(0) for each in zip(*(one[i].each() for one in found), strict=True)))

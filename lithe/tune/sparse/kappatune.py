@@ -29,8 +29,8 @@ class Knobs:
     count: int = knob(20, "how many matrices are trained", low=1, high=1_000_000)
     share: float = knob(0.0, "train at most this share of the model's weights: whole matrices as long as they fit, or low-rank "
                              "products of the rank that fits beside `count` of them; 0: count and rank decide", low=0, high=1)
-    measure: str = knob("kappa", "what a matrix is ranked by: s_max / s_min; the same at 1 % from both ends; or its lesser side "
-                                 "over its effective rank", choices=("kappa", "quantile", "rank"))
+    measure: str = knob("kappa", "what a matrix is ranked by: s_max / s_min; the same at 1 % from both ends; or its lesser "
+                                 "side over its effective rank", choices=("kappa", "quantile", "rank"))
     order: str = knob("low", "which end is trained; the others are controls", choices=("low", "high", "random"))
     part: str = knob("whole", "train all of a matrix, or a low-rank product beside it", choices=("whole", "low_rank"))
     rank: int = knob(16, "of the product", low=1, high=65536)
@@ -83,7 +83,7 @@ class Method:
                     chosen.append(site)
                     left -= size
             if not chosen:
-                raise UsageError(f"share={k.share} of this model's weights is less than its smallest matrix; take part=low_rank")
+                raise UsageError(f"share={k.share} of the weights is less than the smallest matrix; take part=low_rank")
         return {site: layers[site] for site in layers if site in set(chosen)}
 
     def _rank(self, model: Any, layers: dict[str, Any]) -> int:
@@ -123,4 +123,5 @@ def evenness(values_S: Tensor) -> float:
     return len(values_S) / float(torch.special.entr(share_S).sum().exp())
 
 
-MEASURES: dict[str, Callable[[Tensor], float]] = {"kappa": kappa, "quantile": lambda values: kappa(values, 0.01), "rank": evenness}
+MEASURES: dict[str, Callable[[Tensor], float]] = {"kappa": kappa, "quantile": lambda values: kappa(values, 0.01),
+                                                  "rank": evenness}

@@ -30,7 +30,8 @@ class Knobs:
     down: float = knob(0.02, "share of all FFN channels whose columns of the FFN's output matrix are trained", low=0, high=1)
     v: float = knob(0.0, "share of all key-value heads whose rows of the value matrix are trained", low=0, high=1)
     up: float = knob(0.0, "share of all FFN channels whose rows of the up matrix are trained", low=0, high=1)
-    share: float = knob(0.0, "train this share of the model's weights, o and down alike, instead; 0: as they say", low=0, high=1)
+    share: float = knob(0.0, "train this share of the model's weights, o and down alike, instead; 0: as they say", low=0,
+                        high=1)
     select: str = knob("random", "what is trained", choices=("random", "weight", *NEED_TEXT))
     smallest: bool = knob(False, "select the smallest, not the largest, of what `select` measures")
     corpus: str = knob("", "text that activations and gradients are measured on")
@@ -76,7 +77,8 @@ class Method:
 
     def _plan(self, model: Any) -> dict[str, tuple[Cut, int]]:
         """How many units of each kind are trained, all layers together."""
-        k, cuts = self.knobs, {}
+        k = self.knobs
+        cuts: dict[str, Cut] = {}
         shares = {"o": k.o, "down": k.down, "v": k.v, "up": k.up}
         for name, share in shares.items():
             if share or (k.share and name in ("o", "down")):
@@ -84,7 +86,7 @@ class Method:
                 layers = linears(model, [target])
                 cut = Cut(where, self._width(model, name), layers)
                 if len({cut.values(layer) for layer in layers.values()}) > 1:
-                    raise UsageError(f"the {target} of this model differ in width, and units are drawn from all of them together")
+                    raise UsageError(f"the {target} of this model differ in width, and units are drawn from all together")
                 cuts[name] = cut
         total = {name: sum(map(cut.units, cut.layers.values())) for name, cut in cuts.items()}
         counts = {name: round(shares[name] * total[name]) for name in cuts}
@@ -106,7 +108,8 @@ class Method:
     def _random(cut: Cut, count: int, dice: torch.Generator) -> dict[str, Tensor]:
         """Drawn from the units of all layers together, so that layers get unequal numbers."""
         drawn = torch.randperm(sum(map(cut.units, cut.layers.values())), generator=dice)[:count].sort().values
-        chosen, first = {}, 0
+        chosen: dict[str, Tensor] = {}
+        first = 0
         for site, layer in cut.layers.items():
             own = drawn[(drawn >= first) & (drawn < first + cut.units(layer))] - first
             chosen |= {site: own} if len(own) else {}
@@ -116,7 +119,8 @@ class Method:
     def _scored(self, model: Any, name: str, cut: Cut, count: int) -> dict[str, Tensor]:
         """The best of each layer, as many in each: what is measured has another scale in every layer."""
         scores = self._scores(model, cut)
-        chosen, layers = {}, len(cut.layers)
+        chosen: dict[str, Tensor] = {}
+        layers = len(cut.layers)
         for number, (site, layer) in enumerate(cut.layers.items()):
             own = min(cut.units(layer), (number + 1) * count // layers - number * count // layers)
             if own:
