@@ -60,7 +60,8 @@ def table(found: list[Row]) -> str:
         quick = "" if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f}"
         name = row.method if row.seeds == 1 else f"{row.method} ({row.seeds} seeds)"
         lines.append("| " + " | ".join([
-            name, f"{row.values:.2%}", gain, f"{row.forgets:+.3f}", f"{row.after:.3f}", f"{row.rate:g}", str(row.rates), f"{row.beside / 2**20:.1f}", quick]) + " |")
+            name, f"{row.values:.2%}", gain, f"{row.forgets:+.3f}", f"{row.after:.3f}", f"{row.rate:g}", str(row.rates),
+            f"{row.beside / 2**20:.1f}", quick]) + " |")
     return "\n".join(lines)
 
 
