@@ -2,8 +2,8 @@
 
     python tools/lora_speed.py shape:135m --rows 4 --length 128 --rounds 5 --steps 3 --ledger docs/ledger-tuning.jsonl
 
-Both train rank 8 beside all linear layers of the blocks, AdamW, clipped gradients, every token counted. A round is so many steps by
-each of them, in turns; the first step of a turn is left out.
+Both train rank 8 beside all linear layers of the blocks, AdamW, clipped gradients, every token counted. A round is so many
+steps by each of them, in turns; the first step of a turn is left out.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -51,7 +52,7 @@ class Ours:
                             log_every=1)
         train(self.model, self.examples, settings, context=order.length, adapter=True, quiet=True, trackers=[note],
               guide=Guide(self.adapter.method, self.adapter.parts))
-        return [b - a for a, b in zip(ends, ends[1:], strict=False)], losses[0]
+        return [b - a for a, b in pairwise(ends)], losses[0]
 
 
 class Theirs:
@@ -82,12 +83,12 @@ class Theirs:
         with tempfile.TemporaryDirectory() as out, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             settings = transformers.TrainingArguments(
-                out, per_device_train_batch_size=self.order.rows, max_steps=self.order.steps + 1, learning_rate=RATE, use_cpu=True,
-                save_strategy="no", logging_steps=1, report_to=[], disable_tqdm=True)
+                out, per_device_train_batch_size=self.order.rows, max_steps=self.order.steps + 1, learning_rate=RATE,
+                use_cpu=True, save_strategy="no", logging_steps=1, report_to=[], disable_tqdm=True)
             trainer = transformers.Trainer(self.model, settings, train_dataset=self.data, callbacks=[Clock()],
                                            data_collator=transformers.default_data_collator)
             trainer.train()
-        return [b - a for a, b in zip(ends, ends[1:], strict=False)], trainer.state.log_history[0]["loss"]
+        return [b - a for a, b in pairwise(ends)], trainer.state.log_history[0]["loss"]
 
 
 def main() -> None:

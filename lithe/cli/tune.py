@@ -18,8 +18,8 @@ METHOD = Annotated[str | None, typer.Option("--method", help="what to tune, as n
                                                           "Objectives join it, or stand alone: \"NAME + NAME:knob=value\"")]
 LONG = Annotated[int | None, typer.Option(help=HOW_LONG)]
 MICRO = Annotated[int | None, typer.Option(help="tokens of a pass: smaller takes less memory, the step is the same")]
-PACKING = Annotated[bool | None, typer.Option("--packing/--no-packing", help="put several examples in a row, each seeing itself "
-                                              "only; chosen, and the reason told, where not given")]
+PACKING = Annotated[bool | None, typer.Option("--packing/--no-packing", help="put several examples in a row, each seeing "
+                                              "itself only; chosen, and the reason told, where not given")]
 BINS = Annotated[int, typer.Option(help="with --no-packing: length buckets a step is drawn from; 0 for none", min=0)]
 WEIGHTS = Annotated[str, typer.Option("--dtype", help="of the weights: auto, float32, bfloat16, float16 or float64")]
 VALID_EVERY = Annotated[int, typer.Option(help="steps between held-out losses; 0: before and after only", min=0)]

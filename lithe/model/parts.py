@@ -120,8 +120,8 @@ class Bottleneck(Part):
         return cls(*found, parallel=parallel, activation=activation, scale=scale)
 
 
-KINDS: tuple[type[Part], ...] = (LowRank, Singular, Directed, Scale, Shift, Bottleneck, Prefix, Prompt, Sparse,
-                                Settling, Thinned, Dual, Slice, Whole, Masked)
+KINDS: tuple[type[Part], ...] = (LowRank, Singular, Directed, Scale, Shift, Bottleneck, Prefix, Prompt, Sparse, Settling, Slice,
+                                Whole, Masked, Thinned, Dual)
 PARTS = {kind.kind: kind for kind in KINDS}
 
 

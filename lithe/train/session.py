@@ -134,8 +134,8 @@ def train(model: Decoder, examples: Examples, settings: Settings, *, context: in
         raise UnsupportedError("the pull to the start looks at the moments of all weights, which needs one process")
     length = min(context, int(examples.lengths.max())) if settings.packing is False else context
     chosen = choose(model, examples, settings, adapter=adapter, fresh=fresh, length=length)
-    make = partial(Feed, examples=examples, tokens=chosen.tokens, context=context, micro=settings.micro_tokens, seed=settings.seed,
-                   rank=team.rank, processes=team.size)
+    make = partial(Feed, examples=examples, tokens=chosen.tokens, context=context, micro=settings.micro_tokens,
+                   seed=settings.seed, rank=team.rank, processes=team.size)
     feed, reason = laid_out(make, settings, model)
     chosen.reasons += [reason] if reason else []
     for line in chosen.reasons:
@@ -165,7 +165,8 @@ def laid_out(make: Callable[..., Feed], settings: Settings, model: Decoder) -> t
     if settings.packing is not None:
         return (packed, "") if settings.packing else (padded, "")
     one, other = packed.cost(model.config), padded.cost(model.config)
-    chosen, why = (packed, "packed rows") if one <= NEARLY * other else (padded, f"padded rows from {settings.bins} length buckets")
+    buckets = f"padded rows from {settings.bins} length buckets"
+    chosen, why = (packed, "packed rows") if one <= NEARLY * other else (padded, buckets)
     return chosen, f"{why}: a token costs {one / 1e6:.1f} million operations packed, {other / 1e6:.1f} million padded"
 
 

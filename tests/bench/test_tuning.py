@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,8 +26,10 @@ share = 0.5
 curve = [0.2]
 rates = [1e-3, 1e-2, 1e-1]
 home = {name = "home", test = "home.txt"}
-shift = [{name = "digits", train = "digits.jsonl", test = "digits.jsonl", text = "{a}={b}"}, {name = "other", train = "home.txt", test = "home.txt"}]
-method = [{name = "full", rate = 1e-2}, {name = "ranks", spec = "lora:rank={n}", rate = 1e-2}, {name = "biases", spec = "bitfit", rate = 1e-1}]
+shift = [{name = "digits", train = "digits.jsonl", test = "digits.jsonl", text = "{a}={b}"},
+         {name = "other", train = "home.txt", test = "home.txt"}]
+method = [{name = "full", rate = 1e-2}, {name = "ranks", spec = "lora:rank={n}", rate = 1e-2},
+          {name = "biases", spec = "bitfit", rate = 1e-1}]
 """
 
 
@@ -47,7 +50,8 @@ def fake(monkeypatch):
     def measured(cell, model, plan, found, home):
         ran.append(cell)
         off = abs(torch.tensor(cell.rate).log10().item() + 2)
-        return {"trainable": 10, "values": 10, "chosen_by": 1 + off, "after": 1 + off, "home_after": 2.0, "cpu_seconds": 1.0, "seconds": 1.0,
+        return {"trainable": 10, "values": 10, "chosen_by": 1 + off, "after": 1 + off, "home_after": 2.0, "seconds": 1.0,
+                "cpu_seconds": 1.0, "step_seconds": 1.0, "tokens": 9,
                 "bytes": {"gradients": 1, "optimizer": 2, "activations": 3}}
 
     monkeypatch.setattr(_suite, "run", measured)
@@ -65,14 +69,15 @@ def test_a_share_gives_the_largest_size_within_it(data):
     entry = _plan.read(data / "plan.toml").methods[1]
     for share in (0.05, 0.5):
         rank = int(_plan.sized(entry, share, model).rpartition("=")[2])
-        size = lambda n: sum(n * (m.in_features + m.out_features) for name, m in model.named_modules() if name.endswith("_proj"))
-        assert size(rank) <= share * model.size < size(rank + 1)
+        one = sum(m.in_features + m.out_features for name, m in model.named_modules() if name.endswith("_proj"))
+        assert rank * one <= share * model.size < (rank + 1) * one
     assert _plan.sized(entry, 1e-9, model) is None
 
 
 def test_the_order_and_the_search(data, fake):
     suite = matrix(data)
-    assert suite.run() == len(fake) == 3 * 2 + (3 + 1) + (3 + 2) + 1  # of all weights, of each method on both shifts, and the other share
+    # All weights, each method on both shifts, and the other share.
+    assert suite.run() == len(fake) == 3 * 2 + (3 + 1) + (3 + 2) + 1
     assert [(c.method, c.shift, c.rate) for c in fake[:7]] == [
         ("full", "digits", 1e-2), ("full", "digits", 1e-1), ("full", "digits", 1e-3),
         ("full", "other", 1e-2), ("full", "other", 1e-1), ("full", "other", 1e-3), ("ranks", "digits", 1e-2)]
@@ -98,7 +103,8 @@ def test_a_run_is_what_it_says(data):
     found = suite.measure(suite.cell(ranks, suite.plan.shifts[0], 0.5, 1e-2)).measured
     assert found["after"] < found["before"] and found["trainable"] < 0.5 * found["weights"]
     assert found["bytes"]["gradients"] == 4 * found["trainable"] and found["tokens"] > 0
-    broken = suite.measure(replace(suite.cell(biases, suite.plan.shifts[0], 0.5, 1e-2), spec="bitfit:targets=nowhere")).measured
+    cell = suite.cell(biases, suite.plan.shifts[0], 0.5, 1e-2)
+    broken = suite.measure(replace(cell, spec="bitfit:targets=nowhere")).measured
     assert "nowhere" in broken["error"] and "after" not in broken
     wild = suite.measure(suite.cell(full, suite.plan.shifts[0], 0.5, 1e30)).measured
     assert "at step" in wild["diverged"]
@@ -124,3 +130,14 @@ def test_what_is_no_plan_is_told(data, monkeypatch):
     monkeypatch.setenv("LITHE_DATA", str(data / "nowhere"))
     with pytest.raises(UsageError, match=r"\$LITHE_DATA"):
         matrix(data)
+
+
+def test_the_page_is_written_from_the_ledger(data, fake, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
+    import tuning as tool
+
+    suite = matrix(data)
+    suite.run()
+    text = tool.page(suite.ledger.read())
+    assert "## digits" in text and "| ranks |" in text and "| 100% |" in text
+    assert tool.picture(rows(suite.ledger.read())).count("<polyline") == 1

@@ -38,7 +38,8 @@ class Shift:
 class Entry:
     """A method: its spec, in which {n} is the largest count and {x} the largest number that stay within the share.
 
-    {half} is half of {n}, rounded up; {d} is the share as a density of the blocks' linear layers. base: precision of the frozen weights. rate: where the search for the best one begins.
+    {half} is half of {n}, rounded up; {d} is the share as a density of the blocks' linear layers. base: precision
+    of the frozen weights. rate: where the search for the best one begins.
     """
 
     name: str
@@ -54,7 +55,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Sizes of a run, in tokens where nothing else is said, and what is run. share: at which all shifts are run; curve: others."""
+    """Sizes of a run, in tokens where nothing else is said, and what is run. share: where all shifts are run; curve: others."""
 
     steps: int
     tokens: int

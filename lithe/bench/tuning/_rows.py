@@ -12,7 +12,7 @@ from lithe.bench.ledger import Record
 from lithe.bench.tuning import FULL
 from lithe.bench.tuning._suite import chosen_by, ran
 
-Where = tuple[str, float | None, str]  # shift, share, spec
+ALONE = 0.8  # of the time on all threads, spent computing: less, and something else ran
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +38,12 @@ class Row:
     spread: float | None  # of the gain, between its least and its most over seeds
     forgets: float
     bytes: dict[str, int]
-    cpu_seconds: float
+    tokens_per_s: float | None  # of the run's steps; None where no record was taken on a machine of its own
 
     @property
     def beside(self) -> int:
-        """Bytes that training holds beside the model's own: gradients, the optimizer's state, activations."""
-        return sum(self.bytes[name] for name in ("gradients", "optimizer", "activations"))
+        """Bytes that training holds beside the model's own: gradients, the optimizer's state, activations, the method's own."""
+        return sum(self.bytes.get(name, 0) for name in ("gradients", "optimizer", "activations", "method"))
 
 
 def rows(records: Iterable[Record]) -> list[Row]:
@@ -75,10 +75,11 @@ def _row(group: list[Record], full: list[Record] | None) -> Row:
     return Row(
         method=best[0].method, spec=said["spec"], base=said["base"], shift=said["shift"], share=said["share"], seeds=len(best),
         rate=said["rate"], rates=len({record.settings["rate"] for record in group}),
-        values=found[0].get("values", found[0]["trainable"]) / found[0]["weights"], before=found[0]["before"], after=mean(m["after"] for m in found),
+        values=found[0].get("values", found[0]["trainable"]) / found[0]["weights"], before=found[0]["before"],
+        after=mean(m["after"] for m in found),
         gain=mean(gains) if gains else None, spread=max(gains) - min(gains) if len(gains) > 1 else None,
         forgets=mean(m["home_after"] - m["home_before"] for m in found), bytes=found[0]["bytes"],
-        cpu_seconds=mean(m["cpu_seconds"] for m in found))
+        tokens_per_s=_speed(group))
 
 
 def _gain(record: Record, full: list[Record]) -> float:
@@ -86,3 +87,10 @@ def _gain(record: Record, full: list[Record]) -> float:
     other = next((r for r in full if r.seed == record.seed), full[0]).measured
     taken = other["before"] - other["after"]
     return (record.measured["before"] - record.measured["after"]) / taken if taken > 0 else float("nan")
+
+
+def _speed(group: list[Record]) -> float | None:
+    """Tokens a second of the quickest run that had its threads to itself: whose processor time tells of no waiting."""
+    alone = [m["tokens"] / m["step_seconds"] for record in group if (m := record.measured).get("seconds")
+             and m.get("cpu_seconds", 0) >= ALONE * record.threads * m["seconds"]]
+    return max(alone, default=None)

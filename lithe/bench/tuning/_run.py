@@ -61,7 +61,8 @@ def run(cell: Cell, model: Decoder, plan: Plan, found: Texts, home: Examples) ->
                         packing=True)
     begun, cpu = time.perf_counter(), time.process_time()
     try:
-        session = train(model, found.train, settings, context=plan.context, guide=guide, adapter=adapter is not None, quiet=True)
+        session = train(model, found.train, settings, context=plan.context, guide=guide, quiet=True,
+                        adapter=adapter is not None)
     except Diverged as problem:
         return {"diverged": str(problem), "trainable": values}
     spent = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu}

@@ -18,7 +18,6 @@ from lithe.bench.tuning._text import Texts, home, texts
 from lithe.errors import LitheError, UsageError
 from lithe.model.checkpoint import fingerprint
 from lithe.model.load import resolve
-from lithe.train.text import Examples
 
 Tell = Callable[[str], None]
 
@@ -61,8 +60,9 @@ class Matrix:
         """What to run next, given all that is known by then.
 
         All weights on every shift; each method on every shift at the plan's share, where it says that the search for its rate
-        begins; then that search; the other shares on the first shift; seeds. The best rate is searched on the first shift at the
-        plan's share, for all weights on every shift: up and down the grid until the loss rises. Elsewhere it is the one found there.
+        begins; then that search; the other shares on the first shift; seeds. The best rate is searched on the first shift at
+        the plan's share, for all weights on every shift: up and down the grid until the loss rises. Elsewhere it is the one
+        found there.
         """
         first, plan = self.plan.shifts[0], self.plan
         full, others = plan.methods[0], plan.methods[1:]
