@@ -61,10 +61,9 @@ def command(
     target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline)
     try:
         with progress("measuring") as tell:
-            rows = bench(target, method or (), [prompt for prompt, _ in asked], kinds=[kind for _, kind in asked],
-                         max_tokens=max_tokens, repeats=repeats, accept=accept, batch=batch,
-                         seed=seed, ignore_eos=ignore_eos, warps=warp or (), ledger=book, progress=tell,
-                         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+            rows = bench(target, method or (), [prompt for prompt, _ in asked], kinds=[kind for _, kind in asked], batch=batch,
+                         max_tokens=max_tokens, repeats=repeats, accept=accept, seed=seed, ignore_eos=ignore_eos, ledger=book,
+                         warps=warp or (), temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, progress=tell)
         code = 1 if any(row.error for row in rows) else 0
     except Stopped as stop:
         rows, code = stop.rows, 130
