@@ -80,9 +80,9 @@ def read(path: Path = SHIPPED) -> Plan:
     """Raises FormatError for a file that is no plan, UsageError for one that is not there."""
     try:
         said = tomllib.loads(path.read_text(encoding="utf-8"))
-        plan = Plan(home=_made(Shift, said.pop("home")), shifts=tuple(_made(Shift, s) for s in said.pop("shift")),
-                    methods=tuple(_made(Entry, m) for m in said.pop("method")),
-                    **{key: tuple(value) if isinstance(value, list) else value for key, value in said.items()})
+        plan: Plan = _made(Plan, said | {
+            "home": _made(Shift, said["home"]), "shifts": [_made(Shift, s) for s in said.pop("shift")],
+            "methods": [_made(Entry, m) for m in said.pop("method")]})
     except OSError as problem:
         raise UsageError(f"cannot read the plan {path}: {problem.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError) as problem:
