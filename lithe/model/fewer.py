@@ -26,7 +26,8 @@ class Predictor(nn.Module):
         self.heads, self.size, each = heads, size, width // heads
         make = lambda: nn.ModuleList(nn.Linear(k, n, bias=False) for k, n in
                                      ((size * each, hidden), (hidden, size * each), (size * each, each)))
-        self.queries, self.keys = make(), make()
+        self.queries: Any = make()
+        self.keys: Any = make()
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Their pooled scores, [B, J, J]."""

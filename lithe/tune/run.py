@@ -100,7 +100,7 @@ def run(order: Order, settings: Settings, *, quiet: bool = False, open: Callable
             tell(line)
         session = train(
             model, examples, settings, context=context, folder=order.run, valid=held_out, team=team, quiet=quiet, tell=tell,
-            guide=Guide(*((adapter.method, adapter.parts) if adapter else (None, None)), objectives),
+            guide=Guide(adapter.method if adapter else None, adapter.parts if adapter else None, objectives),
             adapter=adapter is not None, fresh=order.from_scratch, identity=identity,
             trackers=tracker(order.log_to, order.run) if team.first else ())
         if not team.first:
@@ -138,7 +138,8 @@ def prepare(order: Order, settings: Settings, device: str,
 
 def methods(text: str | None) -> tuple[registry.Spec | None, list[registry.Spec]]:
     """What is tuned, None for all weights, and the objectives that it is tuned for, of a text such as "NAME:knob=1 + NAME"."""
-    builders, objectives = [], []
+    builders: list[registry.Spec] = []
+    objectives: list[registry.Spec] = []
     for spec in map(registry.parse, text.split(" + ") if text else ()):
         if spec.entry.room != "tune":
             raise UsageError(f"{spec.entry.address} is no tuning method; lithe methods tells which are")

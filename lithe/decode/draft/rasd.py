@@ -132,8 +132,8 @@ class Method:
         """What followed the longest ending, in the text so far and in the corpus."""
         ids, table, tokens = sequence.ids, self._table(sequence), self.knobs.tokens
         for n in range(min(self.knobs.ngram, len(ids) - 1), 0, -1):
-            if places := table.get(tuple(ids[-n:])):
-                yield from (ids[at : at + tokens] for at in places[-self.knobs.matches :])
+            if before := table.get(tuple(ids[-n:])):
+                yield from (ids[at : at + tokens] for at in before[-self.knobs.matches :])
                 break
         if self.store and (found := self.store.longest(ids, 2, LONGEST)):
             places, n = found
@@ -151,7 +151,8 @@ class Method:
 
     def _tree(self, sequence, guess: Guess) -> Tree:
         """The best nodes of one ranking. A path scores at most what its beginning does, so parents come first."""
-        tree, place = Tree.root(sequence.ids[-1]), {(): 0}
+        tree = Tree.root(sequence.ids[-1])
+        place: dict[Path, int] = {(): 0}
         for path in best(guess.scores, self.knobs.nodes):
             place[path] = tree.add(path[-1], place[path[:-1]], guess.sources[path])
         return tree

@@ -128,8 +128,10 @@ class Method:
         assert self.store is not None
         law, corpus_ids = [0.0] * len(tokens), self.store.ids
         for order, share in SHARES.items():
-            places = self.store.places(ids[-(order - 1) :]) + (order - 1) if len(ids) >= order - 1 else ()
-            after = corpus_ids[places[places < len(corpus_ids)]] if len(places) else ()
+            if len(ids) < order - 1:
+                continue
+            places = self.store.places(ids[-(order - 1) :]) + (order - 1)
+            after = corpus_ids[places[places < len(corpus_ids)]]
             if len(after):
                 law = [p + share * float(np.mean(after == token)) for p, token in zip(law, tokens, strict=True)]
         return law

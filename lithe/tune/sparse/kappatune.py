@@ -47,7 +47,8 @@ class Method:
         """Whole matrices begin at zero, low-rank products as LoRA's do."""
         dtype = wide_dtype(model)
         layers = self._chosen(model, dice)
-        rank, parts = self._rank(model, layers), {}
+        rank = self._rank(model, layers)
+        parts: dict[str, Part] = {}
         for site, layer in layers.items():
             shape = (layer.out_features, layer.in_features)
             if self.knobs.part == "whole":
@@ -55,7 +56,7 @@ class Method:
             else:
                 a_RK = (torch.rand(rank, shape[1], generator=dice, dtype=dtype) * 2 - 1) * shape[1] ** -0.5
                 parts[site] = LowRank(a_RK, torch.zeros(shape[0], rank, dtype=dtype), self.knobs.alpha * rank)
-        return parts  # type: ignore[return-value]
+        return parts
 
     def size(self, model: Any) -> int:
         """Which matrices are chosen depends on their values; for order=random, on the dice: those of seed 0."""
