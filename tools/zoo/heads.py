@@ -24,12 +24,12 @@ TARGET, SMALL = "zoo:tiny", 2_000_000  # bytes: larger ones are made, not shippe
 MIXTURE = {"books_children": 220_000, "maths": 110_000, "python": 70_000, "books_general": 60_000, "plays": 15_000}  # tokens
 PIECE = 2000  # tokens of one source that stay together
 HEADS = {  # spec, steps of 8 rows of 128 tokens
-    "medusa": ("medusa:own=false,rate=1e-3", 300),
-    "kangaroo": ("kangaroo:rate=1e-3", 250),
+    "medusa": ("medusa:own=false,rate=1e-3", 100),
+    "kangaroo": ("kangaroo:rate=1e-3", 100),
     "ppd": ("ppd:rate=0.02", 100),
     "clover": ("clover:rate=1e-3", 80),
     "hydra": ("hydra:own=false,rate=1e-3", 120),
-    "eagle": ("eagle:rate=1e-3", 400),
+    "eagle": ("eagle:rate=1e-3", 120),
 }
 WORK = Path(".lithe") / "heads"
 
