@@ -50,8 +50,8 @@ class Recipe:
     """What a draft is made of. start: a model that has read text already; else a fresh one of that shape reads it first.
 
     pretrain, align: steps of the two stages. written: tokens the target writes for the second. law: how much its law counts
-    there, the tokens having the rest. keep: of a model to start from the first so many layers (0: all). exits: layers after which
-    it is to be of use, as "6/9/12" (none: the last alone). A start that was cut or gets exits reads text first, too.
+    there, the tokens having the rest. keep: of a model to start from the first so many layers (0: all). exits: layers after
+    which it is to be of use, as "6/9/12" (none: the last alone). A start that was cut or gets exits reads text first, too.
     """
 
     start: str = ""

@@ -35,8 +35,8 @@ CARD = Card(
 class Knobs:
     model: str = knob("zoo:tiny-draft", "the model that drafts: a folder or zoo:name, with the target's tokenizer")
     exits: str = knob("", "layers after which it can be left, as 6/9/12; empty: half, three quarters and all")
-    sure: str = knob("0.5", "probability of the likeliest token above which an exit is taken: one for each but the last, joined "
-                            "by slashes, or one for all; 0: always, 1: never")
+    sure: str = knob("0.5", "probability of the likeliest token above which an exit is taken: one for each but the last, as "
+                            "0.5/0.4, or one for all; 0: always, 1: never")
     tokens: int = knob(4, "tokens to draft each round", low=1, high=64)
 
 
