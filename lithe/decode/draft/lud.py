@@ -30,7 +30,7 @@ CARD = Card(
 class Knobs:
     alpha: float = knob(0.9, "probability that a placeholder's likeliest token must have", low=0.0, high=1.0)
     most: int = knob(4, "tokens of a step", low=2, high=16)
-    behind: str = knob("all", "rows that have placeholders: all, or the chain's last, which guess nothing unless all is accepted",
+    behind: str = knob("all", "rows that have placeholders: all, or the chain's last, which serve where all is accepted",
                        choices=("all", "last"))
 
 
