@@ -168,8 +168,8 @@ def following(draft: Any, batch: Batch, law: float = 0.0, at: Sequence[int] = ()
     """
     ids_BT, layers = batch["ids_BT"], at or (draft.config.layers,)
     taps = draft(ids_BT, taps=[n - 1 for n in layers], logits=NONE).taps
-    total = sum(_apart(draft.head(taps[n - 1][:, :-1]).float(), batch, law) for n in layers) / len(layers)
-    return total, torch.tensor(ids_BT[:, 1:].numel())
+    each = [_apart(draft.head(taps[n - 1][:, :-1]).float(), batch, law) for n in layers]
+    return torch.stack(each).mean(), torch.tensor(ids_BT[:, 1:].numel())
 
 
 def _apart(logits_BTV: Tensor, batch: Batch, law: float) -> Tensor:

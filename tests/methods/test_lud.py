@@ -67,25 +67,30 @@ def test_a_span_ends_where_it_is_unsure_or_says_again_what_was_said():
     assert span(again, [3], 0.9) == [4, 3]  # 3 4 was said in this step
 
 
-def test_tuned_it_needs_fewer_steps_and_stays_within_the_language(tuned):
-    """Control: the same placeholders without tuning. The more is asked of a token, the fewer are taken, down to none."""
-    speeds = [said(tuned, f"search=lud:most=2,alpha={alpha}") for alpha in (0.5, 0.9, 0.99, 1.01)]
-    assert [s for s, _ in speeds] == sorted((s for s, _ in speeds), reverse=True)
-    assert speeds[1][0] > 1.25 and speeds[3][0] == 1.0
+def test_tuned_it_needs_a_fifth_fewer_steps_and_pays_with_its_text(tuned):
+    """Control: the same placeholders without tuning. The more is asked of a token, the fewer are taken, and the fewer are wrong.
+
+    Where the first token of a step is open, what follows is not known, and no unit of the text teaches a placeholder to doubt.
+    """
+    found = [said(tuned, f"search=lud:most=2,alpha={alpha}") for alpha in (0.5, 0.9, 0.999, 1.01)]
+    speeds, wrong = [speed for speed, _ in found], [impossible(texts) for _, texts in found]
+    assert speeds == sorted(speeds, reverse=True) and wrong == sorted(wrong, reverse=True)
+    assert speeds[1] > 1.25 and speeds[3] == 1.0
+    assert wrong[1] > wrong[2] > 0 and found[3][1] == said(tuned, None)[1]
     untuned = widened(bigrams(*MIX)).double().eval()
-    assert said(untuned, "search=lud:most=2,alpha=0.9")[0] < speeds[1][0] - 0.2
-    pairs = [(a, b) for tokens in speeds[1][1] for a, b in pairwise(tokens)]
-    assert np.mean([max(a, b) >= VOCAB or table(MIX)[a, b] == 0 for a, b in pairs]) < 0.03
-    assert speeds[3][1] == said(tuned, None)[1]
+    assert said(untuned, "search=lud:most=2,alpha=0.9")[0] < speeds[1] - 0.2
 
 
-def test_verified_it_is_the_tuned_models_own_text_and_as_fast(tuned):
-    speed, tokens = said(tuned, "draft=lud:most=2")
-    assert tokens == said(tuned, None)[1] and speed > 1.25
+def impossible(texts):
+    """The share of pairs of tokens that the table has not."""
+    return np.mean([max(a, b) >= VOCAB or table(MIX)[a, b] == 0 for tokens in texts for a, b in pairwise(tokens)])
+
+
+def test_verified_it_is_the_tuned_models_own_text(tuned):
+    speed, texts = said(tuned, "draft=lud:most=2")
+    assert texts == said(tuned, None)[1] and impossible(texts) == 0
     last, same = said(tuned, "draft=lud:most=2,behind=last")
-    assert same == tokens and 1 < last <= speed
-    sampled = Law.of(temperature=1.0)
-    assert said(tuned, "draft=lud:most=2", sampled)[0] > 1.2
+    assert same == texts and 1 < last <= speed and speed > 1.15
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -113,8 +113,8 @@ class Method:
             logits_NV = self.model.head(torch.stack(list(left.values())))
             doubted = {}
             for (place, state_C), logits_V in zip(left.items(), logits_NV, strict=True):
-                i, node = place
-                law_V = self.second.scores(*asked[i][:2], [node], logits_V[None])[0].double().softmax(-1)
+                sequence, tree, _ = asked[place[0]]
+                law_V = self.second.scores(sequence, tree, [place[1]], logits_V[None])[0].double().softmax(-1)
                 if exit == len(self.sure) or float(law_V.max()) > self.sure[exit]:
                     found[place] = state_C, law_V
                     self.left[exit] += 1
