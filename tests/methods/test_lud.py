@@ -68,7 +68,7 @@ def test_a_span_ends_where_it_is_unsure_or_says_again_what_was_said():
 
 
 def test_tuned_it_needs_a_fifth_fewer_steps_and_pays_with_its_text(tuned):
-    """Control: the same placeholders without tuning. The more is asked of a token, the fewer are taken, and the fewer are wrong.
+    """Control: the same placeholders without tuning. The more is asked of a token, the fewer are taken, the fewer are wrong.
 
     Where the first token of a step is open, what follows is not known, and no unit of the text teaches a placeholder to doubt.
     """

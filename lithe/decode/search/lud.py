@@ -1,8 +1,9 @@
 """Placeholders behind the text make a tuned model say a run of sure tokens at once. Changes the output.
 
 LUD, lexical unit decoding (Sun et al., 2024). A step reads the last tokens and k - 1 placeholders: the next token comes as
-ever, then what the placeholders say, as long as each is sure enough. Nothing is verified, and placeholders leave no rows. It takes
-a model tuned for it (lithe units), whose last embedding is the placeholder; any other has its last token stand in, to no use.
+ever, then what the placeholders say, as long as each is sure enough. Nothing is verified, and placeholders leave no rows. It
+takes a model tuned for it (lithe units), whose last embedding is the placeholder; any other has its last token stand in, to no
+use.
 Above 1 for alpha it is plain decoding. Only the abstract was at hand: alpha, k and the guard against repetition are ours.
 draft=lud verifies what this takes on trust.
 """
