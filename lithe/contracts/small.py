@@ -30,10 +30,10 @@ def small_model(vocab: int = 32, context: int = 64, seed: int = 0, layers: int =
 
 
 @cache
-def small_folder(vocab: int = 32, context: int = 64, seed: int = 0, scale: float = 3.0) -> Path:
+def small_folder(vocab: int = 32, context: int = 64, seed: int = 0, scale: float = 3.0, layers: int = 1) -> Path:
     """The same, saved: what a method that loads a second model is given."""
     folder = Path(mkdtemp(prefix="lithe-")) / "model"
-    save(small_model(vocab, context, seed, 1, scale), folder, dtype=torch.float64)
+    save(small_model(vocab, context, seed, layers, scale), folder, dtype=torch.float64)
     return folder
 
 

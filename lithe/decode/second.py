@@ -40,8 +40,12 @@ class Second:
     def stands(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Its states [B, T, C] and logits, as wide as the target's, at every token of texts."""
         out = self.model(ids_BT, taps=("final",), logits=ALL)
-        short = max(0, self.vocab - self.model.config.vocab)
-        return out.taps["final"], torch.nn.functional.pad(out.scores[..., : self.vocab], (0, short), value=float("-inf"))
+        return out.taps["final"], self.widen(out.scores)
+
+    def widen(self, logits: Tensor) -> Tensor:
+        """Its logits [..., V'] as wide as the target's."""
+        short = max(0, self.vocab - logits.shape[-1])
+        return torch.nn.functional.pad(logits[..., : self.vocab], (0, short), value=float("-inf"))
 
     def reach(self, sequence: Sequence) -> int:
         """How many tokens it can draft for this sequence."""
@@ -49,8 +53,7 @@ class Second:
 
     def scores(self, sequence: Sequence, tree: Tree, nodes: list[int], logits_NV: Tensor) -> Tensor:
         """Its logits after these nodes as wide as the target's, warped as the sequence asks, given the path to each node."""
-        short = max(0, self.vocab - logits_NV.shape[-1])
-        logits_NV = torch.nn.functional.pad(logits_NV[:, : self.vocab], (0, short), value=float("-inf"))
+        logits_NV = self.widen(logits_NV)
         paths = [[tree.tokens[i] for i in tree.path(node)] for node in nodes] if sequence.law.reads_context else ()
         return sequence.law(logits_NV, [sequence.ids + path for path in paths] or None)
 
