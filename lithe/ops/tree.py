@@ -129,7 +129,7 @@ class Tree:
         Neither looks at tokens, so sampled trees keep their law. Once the last node has its place no draw is kept either: one
         that repeated a token needs no place, and to keep it for that would bend the law.
         """
-        if len(self) <= depth + 1 and (len(self) < nodes or (len(self) == nodes and not self.draws)):
+        if len(self) <= depth + 1 and not self.ghosts and (len(self) < nodes or (len(self) == nodes and not self.draws)):
             return self  # too few to be too deep
         depths = self.depths
         kept = [i for i in range(min(len(self), nodes)) if depths[i] <= depth]

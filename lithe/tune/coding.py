@@ -107,7 +107,10 @@ def decode(coded: Coded, before: Tensor) -> Tensor:
         raise FormatError(f"a difference of {coded.size} values is told of a tensor that has {before.numel()}")
     if coded.form not in READERS:
         raise FormatError(f"a difference has the form {coded.form!r:.40}; known: {', '.join(READERS)}")
-    return _read(READERS[coded.form], coded, before).to(wide(before)).view(before.shape)
+    found = _read(READERS[coded.form], coded, before).to(wide(before)).view(before.shape)
+    if not torch.isfinite(found).all():
+        raise FormatError("a difference holds what is no finite number")
+    return found
 
 
 def restore(coded: Coded, before: Tensor) -> Tensor:

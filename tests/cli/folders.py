@@ -65,13 +65,13 @@ def padded(rows: int) -> Path:
 def follower(after: dict[int, int], context: int) -> Decoder:
     """A model that looks at nothing but the last token: what follows it is `after`, for others the first of those."""
     size = 264
-    config = Config(vocab=257, width=size, layers=1, heads=1, kv_heads=1, head_dim=8, ffn=8, context=context)
+    config = Config(vocab=257, width=size, layers=2, heads=1, kv_heads=1, head_dim=8, ffn=8, context=context)
     model = Decoder(config).init(0)
     with torch.no_grad():
         model.embed_tokens.weight.copy_(torch.eye(257, size))
-        block = model.layers[0]
-        block.self_attn.o_proj.weight.zero_()
-        block.mlp.down_proj.weight.zero_()
+        for block in model.layers:
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
         model.lm_head.weight.zero_()
         for token in range(257):
             model.lm_head.weight[after.get(token, next(iter(after))), token] = 1.0

@@ -13,13 +13,15 @@ import lithe
 from lithe import recipe, registry
 from lithe.cli import run
 from lithe.errors import UsageError
+from lithe.train.fitted import FRESH
 from tests.bench.methods import FOLLOWS, HEAD, LOSSY, WARM, write
 from tests.cli.folders import ROUND, drafts, spoken
 
 ZOO = "zoo:tiny-draft"
 ONCE = "Once upon a time"
 FIELDS = {"text", "tokens", "sources", "finished", "passes", "tokens_per_pass", "tokens_per_s", "method", "promises"}
-DRAFTS = [*drafts(), *(e.address for e in registry.entries("decode", "draft") if "second_model" in e.card.needs)]
+DRAFTS = [*drafts(), *(f"{e.address}:heads={FRESH}" if e.card.trains else e.address
+                       for e in registry.entries("decode", "draft") if "second_model" in e.card.needs)]
 each_draft = pytest.mark.parametrize("draft", DRAFTS, ids=[spec.partition(":")[0] for spec in DRAFTS])
 WARPS = {e.name for e in registry.entries("sampling", "warp")}
 RULES = registry.entries("decode", "accept")

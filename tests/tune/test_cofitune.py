@@ -23,7 +23,7 @@ def batches(model):
 
 
 def test_without_noise_nothing_is_important_and_with_it_all_lies_between_0_and_1():
-    model = fresh()
+    model = fresh().requires_grad_(True)
     plain = logits(model)
     for units in importance(model, batches(model), [0, 1], dropout=0.0, dice=dice()).values():
         assert not any(each.any() for each in units.each())

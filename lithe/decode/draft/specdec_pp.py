@@ -119,7 +119,7 @@ class Method:
 
     def stop(self, sequence, tree, state_C):
         """Whether the token just read, the tree's last, is the round's last."""
-        self.taken[sequence.number] *= float(self.head(state_C)[1].exp())
+        self.taken[sequence.number] *= float(self.head(state_C.to(self.head.end.weight.dtype))[1].exp())
         return len(tree) - 1 >= self.knobs.least and 1 - self.taken[sequence.number] > self.knobs.threshold
 
 
