@@ -2,7 +2,7 @@
 # make test         set up, then run the tests        (PYTEST_ARGS="--slow tests/decode")
 # make lint         ruff and mypy
 # make check-real   MODEL=folder: parity, doctor and bench on a checkpoint of yours
-# make readme       write the README's figures from docs/ledger.jsonl
+# make readme       write the README's figures from docs/ledger-decoding.jsonl
 # make engines      lithe beside transformers and llama.cpp, into docs/engines.md; some minutes, on a quiet machine
 # make decoding     every decoding method on real tasks, into docs/decoding.md; needs $LITHE_DATA, half an hour, a quiet machine
 # make zoo          train the shipped models anew; takes hours, and resumes where it was interrupted
