@@ -36,13 +36,14 @@ def table(records: list[Record]) -> str:
     lines = ["| method | tokens per pass | speed against plain (95 % interval) | same output |", "|---|--:|--:|--:|"]
     for row in rows[: SHOWN + 1]:
         low, high = row["mean_interval"]
-        lines.append(f"| `{row['method']}` | {row['tokens_per_pass_nonlooping']:.2f} | {row['mean']:.2f} x ({low:.2f} to {high:.2f}) "
-                     f"| {row['same']} of {row['of']} |")
-    first, plain = next(iter(last.values())), rows[0]
+        speed, passes = f"{row['mean']:.2f} x ({low:.2f} to {high:.2f})", f"{row['tokens_per_pass_nonlooping']:.2f}"
+        lines.append(f"| `{row['method']}` | {passes} | {speed} | {row['same']} of {row['of']} |")
+    first, loops = next(iter(last.values())), rows[0]["looping"]
     lines.append(f"""
-`zoo:tiny` (11 M parameters, trained here), {first.machine['cpu']}, {first.threads} threads, {first.precision}, greedy, nine kinds of real
-prompts, {first.settings['max_tokens']} tokens each; speeds are means over kinds. Prompts on which plain decoding loops ({plain['looping']:.0%}) are left out
-of the first two figures: loops flatter every draft. All methods, by task and sampled: [docs/decoding.md](docs/decoding.md).""")
+`zoo:tiny` (11 M parameters, trained here), {first.machine['cpu']}, {first.threads} threads, {first.precision}, greedy,
+nine kinds of real prompts, {first.settings['max_tokens']} tokens each; speeds are means over kinds. Prompts on which plain
+decoding loops ({loops:.0%}) are left out of the first two figures: loops flatter every draft. All methods, by task and
+sampled: [docs/decoding.md](docs/decoding.md).""")
     return "\n".join(lines)
 
 
