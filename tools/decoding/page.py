@@ -39,17 +39,22 @@ def main() -> None:
         each=next(iter(plain["kinds"].values()))["prompts"], most=first.settings["max_tokens"])]
     text += ["## Greedy\n", table(parts["greedy"]), "## By task\n", TASKS, tasks(parts["greedy"])]
     if parts["sampled"]:
-        text += ["## Temperature 1\n", SAMPLED, table(parts["sampled"])]
+        text += ["## Temperature 1\n", count(parts["sampled"]) + SAMPLED, table(parts["sampled"])]
     if parts["editing"]:
-        text += ["## Editing\n", EDITING, table(parts["editing"])]
+        text += ["## Editing\n", count(parts["editing"]) + EDITING, table(parts["editing"])]
     PAGE.write_text("\n".join(text), encoding="utf-8")
     draw(parts["greedy"])
 
 
 TASKS = "Speed over prompts that do not loop, tokens per pass in brackets; - where all texts of a task loop.\n"
-SAMPLED = "The law of what is sampled is the model's own for every lossless method: the contract tests prove it.\n"
-EDITING = ("tiny with the adapter `tiny-editor` corrects seeded mistakes in sentences of public-domain books; the source,\n"
+SAMPLED = "Every lossless method samples from the model's own law, as the contract tests prove.\n"
+EDITING = ("tiny with the adapter `tiny-editor` corrects seeded\nmistakes in sentences of public-domain books; the source, "
            "in the prompt, is what copying drafts live on.\n")
+
+
+def count(part: Part) -> str:
+    first = next(iter(part.values()))
+    return f"{first.measured['of']} prompts, {first.settings['max_tokens']} tokens each. "
 
 
 def newest(part: str) -> Part:
