@@ -16,7 +16,7 @@ from lithe.model.mask import Tree as TreeMask, ancestors
 from lithe.ops.tree import Ghost, Tree
 from lithe.sampling.sequence import Sequence
 
-HAUNTED = [entry.name for entry in registry.entries("decode", "draft") if "ghosts" in entry.card.needs]
+HAUNTED = [entry.name for entry in registry.entries("decode", "draft") if "ghosts" in entry.card.needs and entry.card.trains]
 
 
 def haunted() -> Tree:
