@@ -59,6 +59,7 @@ class Head(nn.Module):
 
     def forward(self, states):
         """Logarithms [..., 2] of the chances that the token just read is rejected and accepted; states [..., C]."""
+        states = states.to(self.end.weight.dtype)  # a small model may be of another precision than the target
         for _ in range(self.knobs.layers):
             states = self.block(states)
         return self.end(states).log_softmax(-1)
@@ -119,7 +120,7 @@ class Method:
 
     def stop(self, sequence, tree, state_C):
         """Whether the token just read, the tree's last, is the round's last."""
-        self.taken[sequence.number] *= float(self.head(state_C.to(self.head.end.weight.dtype))[1].exp())
+        self.taken[sequence.number] *= float(self.head(state_C)[1].exp())
         return len(tree) - 1 >= self.knobs.least and 1 - self.taken[sequence.number] > self.knobs.threshold
 
 
