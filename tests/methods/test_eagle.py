@@ -53,12 +53,12 @@ def test_a_tree_made_level_by_level_is_what_one_pass_over_it_gives():
     draft, f_BC = made.draft, torch.randn(1, 32, dtype=torch.float64)
     draft.follower.trail.sync([object()])
     tree = method.Tree([0, 3, 4, 5, 6, 7], [-1, 0, 0, 1, 1, 2])
-    sprout = method.Sprout(draft.net, draft.follower.trail, [tree], f_BC)
+    sprout = draft._sprout([tree], f_BC)
     for level in ([1, 2], [3, 4, 5]):
-        sprout.logits([(0, node) for node in level])
+        sprout([(0, node) for node in level])
     rows = torch.stack([sprout.rows[0, node] for node in range(1, 6)])
     whole_BTC = draft.follower.trail.look([rows], [[-1, -1, 0, 0, 1]])
-    assert all(torch.allclose(whole_BTC[0, node - 1], sprout.states[0, node]) for node in range(1, 6))
+    assert all(torch.allclose(whole_BTC[0, node - 1], sprout.said[0, node]) for node in range(1, 6))
 
 
 def test_a_dynamic_tree_goes_where_it_looks_likely():

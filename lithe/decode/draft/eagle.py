@@ -17,6 +17,7 @@ from torch.nn.functional import smooth_l1_loss
 from lithe.card import Card, knob
 from lithe.decode import heads as shared
 from lithe.decode.heads import Ends, Join, Shape
+from lithe.decode.sprout import Sprout, likely
 from lithe.decode.trail import Follower, body
 from lithe.ops.tree import Tree
 from lithe.train import fitted
@@ -104,59 +105,26 @@ class Method:
         if not live:
             return trees
         grown, most = [trees[b] for b in live], [min(room[b], self.knobs.depth) for b in live]
-        sprout = Sprout(self.net, self.follower.trail, grown, f_BC)
+        sprout = self._sprout(grown, f_BC)
+        logits = lambda places: self.net.ends.logits(sprout(places))
         if self.knobs.tree == "fixed":
-            self.shape.fill(grown, most, lambda depth, places: shared.top(sprout.logits(places), self.shape.ranks))
+            self.shape.fill(grown, most, lambda depth, places: shared.top(logits(places), self.shape.ranks))
             return trees
-        for b, tree in zip(live, self._dynamic(grown, most, sprout), strict=True):
+        found = likely(grown, most, logits, width=self.knobs.width, nodes=self.knobs.nodes)
+        for b, tree in zip(live, found, strict=True):
             trees[b] = tree
         return trees
 
-    def _dynamic(self, trees, most, sprout):
-        """Every level's best paths go on; of all nodes the best are kept (EAGLE-2). Scores: logarithms of joint probability."""
-        scores, front = [[0.0] for _ in trees], [(b, 0) for b in range(len(trees))]
-        for depth in range(max(most)):
-            front = [(b, node) for b, node in front if depth < most[b]]
-            if not front:
-                break
-            best_NR, token_NR = sprout.logits(front).double().log_softmax(-1).topk(min(self.knobs.width, sprout.vocab))
-            below: list[list[tuple[float, int]]] = [[] for _ in trees]
-            for (b, node), gains, tokens in zip(front, best_NR.tolist(), token_NR.tolist(), strict=True):
-                for gain, token in zip(gains, tokens, strict=True):
-                    scores[b].append(scores[b][node] + gain)
-                    below[b].append((-scores[b][-1], trees[b].add(token, node)))
-            front = [(b, node) for b, met in enumerate(below) for _, node in sorted(met)[: self.knobs.width]]
-        return [shared.best(tree, score, self.knobs.nodes) for tree, score in zip(trees, scores, strict=True)]
+    def _sprout(self, trees, f_BC):
+        """Guessed states of the nodes of growing trees; a node's row joins the state guessed before it with its token."""
+
+        def enter(places):
+            before = torch.stack([sprout.said[b, trees[b].parents[node]] for b, node in places])
+            return self.net.rows(before, torch.tensor([trees[b].tokens[node] for b, node in places], device=self.device))
+
+        sprout = Sprout(self.follower.trail, trees, enter, roots_BC=f_BC)
+        return sprout
 
     def _rows(self, sequence, start, states):
         ids = torch.tensor(sequence.ids[start + 1 : start + 1 + len(states)], device=self.device)
         return self.net.rows(states, ids)
-
-
-class Sprout:
-    """Guessed states of the nodes of growing trees, made a level at a time."""
-
-    def __init__(self, net: Heads, trail, trees, f_BC):
-        self.net, self.trail, self.trees = net, trail, trees
-        self.states = {(b, 0): f_C for b, f_C in enumerate(f_BC)}  # the guess of what the target will hold there
-        self.rows: dict = {}
-        self.vocab = net.ends.vocab
-
-    def logits(self, places):
-        """Logits [N, V] of the token after each of these (tree, node), all of one level."""
-        if any(place not in self.states for place in places):
-            self._look(places)
-        return self.net.ends.logits(torch.stack([self.states[place] for place in places]))
-
-    def _look(self, places):
-        """Run the level's rows, with the rows they stand on, behind what was committed."""
-        before = torch.stack([self.states[b, self.trees[b].parents[node]] for b, node in places])
-        ids_N = torch.tensor([self.trees[b].tokens[node] for b, node in places], device=before.device)
-        self.rows.update(zip(places, self.net.rows(before, ids_N), strict=True))
-        shown = [sorted({i for at, node in places if at == b for i in tree.path(node)}) for b, tree in enumerate(self.trees)]
-        number = [{node: row for row, node in enumerate(nodes)} for nodes in shown]
-        parents = [[number[b].get(tree.parents[node], -1) for node in shown[b]] for b, tree in enumerate(self.trees)]
-        none = before[:0]
-        rows = [torch.stack([self.rows[b, node] for node in nodes]) if nodes else none for b, nodes in enumerate(shown)]
-        out_BTC = self.trail.look(rows, parents)
-        self.states.update({(b, node): out_BTC[b, number[b][node]] for b, node in places})
