@@ -172,7 +172,8 @@ class Decoder(nn.Module):
         if self.adapters is None and adapters_B is not None:
             raise UsageError("adapters_B was given, but no adapter is attached to this model")
         groups = None if self.adapters is None else self.adapters.choose(self, adapters_B, len(x_BTC))
-        run = self._prepare(x_BTC, pos_BT, mask, docs_BT, cache) if counts is None else ragged(self, pos_BT, mask, counts, cache)
+        run = (self._prepare(x_BTC, pos_BT, mask, docs_BT, cache) if counts is None else
+               ragged(self, len(x_BTC), pos_BT, mask, counts, cache))
         run.groups = groups
         skipped, wanted = frozenset(skip), frozenset(taps)
         tapped: dict[int | str, Tensor] = {"embed": x_BTC} if "embed" in wanted else {}

@@ -51,16 +51,17 @@ class Ragged(Pass):
         return self._seen[window]
 
 
-def ragged(model: Decoder, pos: Tensor | list[list[int]] | None, mask: Mask, counts: Sequence[int], cache: Cache | None) -> Ragged:
+def ragged(model: Decoder, rows: int, pos: Tensor | list[list[int]] | None, mask: Mask, counts: Sequence[int],
+           cache: Cache | None) -> Ragged:
     """What the blocks of such a pass share. Raises UnsupportedError without a cache that can, UsageError for wrong counts."""
     if cache is None or "pages" not in cache.can or not isinstance(mask, Causal | Tree):
         raise UnsupportedError("a pass of rows without padding wants a paged cache and a causal or tree mask")
     if len(counts) != len(cache.lengths) or min(counts, default=0) < 0:
         raise UsageError(f"counts has {len(counts)} entries for a cache of {len(cache.lengths)} sequences, none of them below 0")
+    if rows != sum(counts):
+        raise UsageError(f"a pass of {rows} rows was given counts that make {sum(counts)}")
     cache.reserve(counts)
     if pos is None:
         pos = [[n + step] for n, count in zip(cache.lengths, counts, strict=True) for step in range(count)]
     pos_R1, last = positions(pos, [0], 1, model.device)
-    if len(pos_R1) != sum(counts):
-        raise UsageError(f"a pass of {len(pos_R1)} rows was given counts that make {sum(counts)}")
     return Ragged(model, pos_R1, last, mask, counts, cache)

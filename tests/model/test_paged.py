@@ -140,7 +140,7 @@ def test_what_makes_no_pass_is_refused():
         model(one, counts=[2, 1], cache=cache, mask=FULL)
     with pytest.raises(UsageError, match="entries"):
         model(one, counts=[3], cache=cache)
-    with pytest.raises(UsageError, match="counts"):
+    with pytest.raises(UsageError, match="make 4"):
         model(one, counts=[2, 2], cache=cache)
     with pytest.raises(UsageError, match="power of two"):
         Pages.like(model, pages=4, size=12)
