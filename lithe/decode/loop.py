@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lithe.decode import late
+from lithe.decode import forced, late
 from lithe.decode.check import check_trees, walk_checked
 from lithe.decode.ghosts import haunted
 from lithe.decode.plan import DecodePlan
@@ -114,14 +114,16 @@ def run(plan: DecodePlan, sequences: list[Sequence]) -> Iterator[Step]:
 
 def propose(plan: DecodePlan, sequences: list[Sequence], slots: int | None = None) -> list[Tree]:
     """A tree a sequence, never deeper than the tokens it may still take nor larger than `slots`: what the lanes' cache has."""
-    if plan.draft is None:
-        return [Tree.root(s.ids[-1]) for s in sequences]
     room = [s.left - 1 for s in sequences]
     if slots is None:
         slots = plan.lanes.cache.capacity - max(plan.lanes.cache.lengths)
-    trees = plan.draft.propose(sequences, room)
+    must = forced.tokens(plan, sequences, room, slots)
+    if plan.draft is None:
+        return forced.chains(plan, sequences, [Tree.root(s.ids[-1]) for s in sequences], must)
+    trees = plan.draft.propose(sequences, forced.rest(room, must))
     check_trees(plan, sequences, trees)
-    return [tree.cut(depth=depth, nodes=slots) for tree, depth in zip(trees, room, strict=True)]
+    trees = [tree.cut(depth=depth, nodes=slots) for tree, depth in zip(trees, room, strict=True)]
+    return forced.chains(plan, sequences, trees, must)
 
 
 def _verify(plan: DecodePlan, trees: list[Tree]) -> tuple[Tensor, dict[Any, Tensor]]:
@@ -137,8 +139,10 @@ def _verify(plan: DecodePlan, trees: list[Tree]) -> tuple[Tensor, dict[Any, Tens
 
 
 def _scores(sequence: Sequence, tree: Tree, raw_NV: Tensor) -> Tensor:
-    """Each node's logits warped by the sequence's law, given the path that leads to it."""
+    """Each node's logits under the sequence's constraint, warped by its law, given the path that leads to it."""
     contexts = None
+    if sequence.constraint is not None:
+        raw_NV = forced.masked(sequence, tree, raw_NV)
     if sequence.law.reads_context:
         contexts = [sequence.ids + [tree.tokens[node] for node in tree.path(i)] for i in range(len(raw_NV))]
     return sequence.law(raw_NV, contexts)
@@ -146,6 +150,7 @@ def _scores(sequence: Sequence, tree: Tree, raw_NV: Tensor) -> Tensor:
 
 def _searched(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
     """A round of what replaces the loop: its tokens are committed and counted here, as any others are."""
+    forced.check(plan, sequences)
     clock = _Clock(plan)
     plan.search.prefill(sequences)
     clock.mark("prefill")

@@ -32,7 +32,7 @@ class Desk:
 
     def draft(self) -> None:
         """A tree for everybody that is ready: a draft is asked for all at once, and once a turn."""
-        jobs = [job for job in self.ready if not job.left]
+        jobs = [job for job in self.ready if job.guesses]
         for job, tree in zip(jobs, propose(self.plan, [job.sequence for job in jobs], self.slots), strict=True):
             job.tree = tree
 
@@ -82,11 +82,16 @@ class Job:
     def left(self) -> int:
         """Tokens to read before it decodes. Without a draft the last one is read with them, and gives the first token."""
         missing = len(self.sequence.ids) - self.table.length
-        return 0 if missing == 1 else missing - (self.desk.plan.draft is not None)
+        return 0 if missing == 1 else missing - self.guesses
+
+    @property
+    def guesses(self) -> bool:
+        """Whether its rounds begin with a tree: of its draft, or of what its constraint forces."""
+        return self.desk.plan.draft is not None or self.sequence.constraint is not None
 
     @property
     def rows(self) -> int:
-        if self.desk.plan.draft is None:
+        if not self.guesses:
             return 1
         if self.tree is None:
             self.desk.draft()

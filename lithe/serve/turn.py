@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lithe.decode.loop import Round, Step, settle
+from lithe.errors import LitheError
 from lithe.model.decoder import Decoder, Output
 from lithe.model.mask import CAUSAL, Tree as TreeMask
 from lithe.model.paged import PagedCache, Pages, Share
@@ -49,6 +50,7 @@ class Turn:
     seconds: float = 0.0
     steps: list[tuple[Job, Step, Round]] = field(default_factory=list)
     read: list[Job] = field(default_factory=list)  # that read a piece of their prompt
+    failed: list[tuple[Job, str]] = field(default_factory=list)  # and why
 
 
 def take(model: Decoder, store: Pages, share: Share | None, taken: list[tuple[Any, int]]) -> Turn:
@@ -61,33 +63,32 @@ def take(model: Decoder, store: Pages, share: Share | None, taken: list[tuple[An
     for part in parts:
         _read(part, out)
     kept: dict[int, int | list[int]] = {id(part): len(part.ids) for part in parts}
-    found: list[tuple[Desk, list[Round]]] = []
-    for desk, members in _by_desk(parts).items():
-        trees = [part.tree for part in members if part.tree is not None]
-        rows = [_logits(part, out)[-len(tree) :] for part, tree in zip(members, trees, strict=True)]
-        taps = [{name: tap[part.start + len(part.ids) - len(tree) : part.start + len(part.ids), 0]
-                 for name, tap in out.taps.items() if name in desk.plan.taps} for part, tree in zip(members, trees, strict=True)]
-        rounds, steps = settle(desk.plan, [part.job.sequence for part in members], trees, rows, taps)
-        for part, one, step in zip(members, rounds, steps, strict=True):
+    found: dict[Desk, list[Round]] = {}
+    for part in parts:
+        if part.tree is not None and (one := _settle(part, out, done)) is not None:
             kept[id(part)] = len(part.ids) if part.reads else [0, *one.walk.path]
-            part.job.tree = None
-            done.steps.append((part.job, step, one))
-        found.append((desk, rounds))
+            found.setdefault(part.job.desk, []).append(one)
     cache.commit([kept[id(part)] for part in parts])
-    for desk, rounds in found:
+    for desk, rounds in found.items():
         if desk.plan.draft is not None:
             desk.plan.draft.observe(rounds)
     done.seconds = perf_counter() - begun
     return done
 
 
-def _by_desk(parts: list[Part]) -> dict[Desk, list[Part]]:
-    """Those whose trees are walked, by the method that made them."""
-    desks: dict[Desk, list[Part]] = {}
-    for part in parts:
-        if part.tree is not None:
-            desks.setdefault(part.job.desk, []).append(part)
-    return desks
+def _settle(part: Part, out: Output, done: Turn) -> Round | None:
+    """Walk one tree. What one text's rule or constraint cannot do is no fault of the others."""
+    assert part.tree is not None
+    job, tree, end = part.job, part.tree, part.start + len(part.ids)
+    taps = {name: out.taps[name][end - len(tree) : end, 0] for name in job.desk.plan.taps}
+    job.tree = None
+    try:
+        rounds, steps = settle(job.desk.plan, [job.sequence], [tree], [_logits(part, out)[-len(tree) :]], [taps])
+    except LitheError as problem:
+        done.failed.append((job, str(problem)))
+        return None
+    done.steps.append((job, steps[0], rounds[0]))
+    return rounds[0]
 
 
 def _pass(model: Decoder, cache: PagedCache, parts: list[Part]) -> Output:
