@@ -1,4 +1,4 @@
-"""What an engine may take: rows of a turn, by the measured cost of passes, and memory for pages; and the methods it goes by."""
+"""What an engine may take: rows of a turn, by the measured cost of passes, and memory; and the methods it goes by."""
 
 from __future__ import annotations
 

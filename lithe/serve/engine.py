@@ -59,7 +59,8 @@ class Engine:
         self.running: list[Job] = []
         self.apart: list[Job] = []  # whose methods need rounds of their own
         self.inbox: deque[Job] = deque()
-        self.counts: dict[str, float] = dict.fromkeys(("rounds", "rows", "generated", "prompt", "preempted", "finished", "busy"), 0)
+        names = ("rounds", "rows", "generated", "prompt", "preempted", "finished", "busy")  # the last in seconds
+        self.counts: dict[str, float] = dict.fromkeys(names, 0)
         self.ended: dict[str, int] = {}
         self._busy, self._news = threading.RLock(), threading.Event()
         self._stop, self._thread = False, None
@@ -245,7 +246,8 @@ class Engine:
 
     def _publish(self, job: Job, done: Step, told: list | None) -> None:
         usage = job.usage
-        usage.passes, usage.rows, usage.generated = usage.passes + 1, usage.rows + done.nodes, usage.generated + len(done.tokens)
+        usage.passes, usage.rows = usage.passes + 1, usage.rows + done.nodes
+        usage.generated += len(done.tokens)
         usage.drafted, usage.accepted = usage.drafted + done.nodes - 1, usage.accepted + len(done.tokens) - 1
         if job.request.prediction is not None:
             usage.accepted_prediction, usage.rejected_prediction = usage.accepted, usage.drafted - usage.accepted

@@ -23,8 +23,10 @@ def jobs_of(engine: Engine, request: Request) -> list[Job]:
     if request.logprobs is not None and not desk.joins:
         raise UnsupportedError(f"{desk.plan.name} runs in rounds of its own, which tell no log probabilities")
     if request.constraint is not None and desk.plan.search is not None:
-        raise UnsupportedError(f"{desk.plan.name} chooses tokens itself, so its text cannot be constrained: use a draft instead")
-    program = compiled(model.tokenizer, request.constraint, request.constraint_text) if request.constraint is not None else None
+        raise UnsupportedError(f"{desk.plan.name} chooses tokens itself, so its text cannot be constrained: use a draft")
+    program = None
+    if request.constraint is not None:
+        program = compiled(model.tokenizer, request.constraint, request.constraint_text)
     adapter, ticket, jobs = _adapter(engine, request.adapter), Ticket(request), []
     ticket.wake = engine.wake
     for i in range(request.choices):

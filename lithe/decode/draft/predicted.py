@@ -48,17 +48,19 @@ class Method:
         told = sequence.prediction
         if not told:
             return []
-        place = self._place(sequence.ids, sequence.prompt, told, *self.places.get(sequence.number, (sequence.prompt, 0)))
+        seen, before = self.places.get(sequence.number, (sequence.prompt, 0))
+        place = self._place(sequence.ids, sequence.prompt, told, seen, before)
         self.places[sequence.number] = len(sequence.ids), place
         return list(told[place : place + min(most, self.knobs.tokens)])
 
     def _place(self, ids, prompt, told, seen, before) -> int:
-        """Where the text goes on: as it did, else behind the longest ending that stands there, rather not before; else nowhere."""
+        """Where the text goes on: as it did, else behind its longest ending found, rather not before; else nowhere."""
         new = tuple(ids[seen:])
         if tuple(told[before : before + len(new)]) == new:
             return before + len(new)
         most = min(self.knobs.ngram, len(ids) - prompt)
-        found = [(self._alike(ids, told, at, most), at >= before, -at) for at in range(1, len(told) + 1) if told[at - 1] == ids[-1]]
+        ends = [at for at in range(1, len(told) + 1) if told[at - 1] == ids[-1]]
+        found = [(self._alike(ids, told, at, most), at >= before, -at) for at in ends]
         return -max(found)[2] if found else len(told)
 
     def _alike(self, ids, told, at, most) -> int:
