@@ -28,7 +28,7 @@ def command(
                                                                 "models of this machine; repeats")] = None,
     adapter: Annotated[list[str] | None, typer.Option(help="an adapter as NAME=FOLDER, a model of its own; repeats")] = None,
     name: Annotated[str | None, typer.Option(help="what requests call the model; by default the last part of MODEL")] = None,
-    api_key: Annotated[list[str] | None, typer.Option(help=f"a key that requests must show; repeats; ${KEY} is one, too")] = None,
+    api_key: Annotated[list[str] | None, typer.Option(help=f"a key requests must show; repeats; ${KEY} is one, too")] = None,
     allow_host: Annotated[list[str] | None, typer.Option(help="a host name to answer to, any: *; repeats")] = None,
     sequences: Annotated[int, typer.Option(help="most texts under way at once", min=1, max=4096)] = 64,
     queue: Annotated[int, typer.Option(help="most texts that wait; more are told 429", min=1)] = 256,
@@ -113,7 +113,7 @@ def _opening(engine, settings: Settings, url: str) -> list[tuple[str, str]]:
     told = engine.stats()
     budget = f"{told['budget']} rows a round, " if "budget" in told else ""
     limits = f"{budget}{engine.sequences} texts at once, {engine.queue} may wait, context {engine.model.config.context}"
-    access = f"{len(settings.keys)} key{'s' * (len(settings.keys) > 1)} known" if settings.keys else "open to whoever reaches it"
+    access = f"keys known: {len(settings.keys)}" if settings.keys else "open to whoever reaches it"
     return [("model", names), ("method", engine.method or "plain decoding"), ("precision", facts["precision"]),
             ("kernels", facts["kernels"]), ("limits", limits), ("access", access),
             ("serving", f"{url}/v1    (Ctrl-C ends it)"),

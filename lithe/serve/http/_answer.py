@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Any
 
@@ -31,7 +31,7 @@ class Answer:
         self.ends: dict[int, str] = {}
         self.texts = sum(ticket.request.choices for ticket in self.tickets)
 
-    async def events(self, quiet: float | None = None) -> AsyncIterator[tuple[int, Event] | None]:
+    async def events(self, quiet: float | None = None) -> AsyncGenerator[tuple[int, Event] | None, None]:
         """Events as they come; None after every `quiet` seconds without one. Raises ApiError for a text that failed."""
         loop, found = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Event]]()
         first = 0
@@ -71,7 +71,8 @@ class Answer:
         if event.finished == "cancelled":
             raise ApiError(503, "the server is going down", code="cancelled", headers={"Retry-After": "5"})
         if event.finished == "deadline" and not (self.asked and begun):
-            raise ApiError(504, "the time limit passed before the text was done; ask for fewer tokens", code="deadline_exceeded")
+            raise ApiError(504, "the time limit passed before the text was done; ask for fewer tokens",
+                           code="deadline_exceeded")
 
     @property
     def usage(self) -> Usage:
@@ -147,7 +148,7 @@ async def unless_gone(receive: Receive, work: Any) -> Any:
 class EventStream(Response):
     """Server-sent events. Where the client leaves, what makes them is closed at once."""
 
-    def __init__(self, chunks: AsyncIterator[bytes]):
+    def __init__(self, chunks: AsyncGenerator[bytes, None]):
         super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self.chunks = chunks
@@ -158,7 +159,7 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _write(self, send: Send) -> bool:
-        async with aclosing(self.chunks) as chunks:  # type: ignore[type-var]
+        async with aclosing(self.chunks) as chunks:
             async for chunk in chunks:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         return True

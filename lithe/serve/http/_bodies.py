@@ -30,7 +30,7 @@ class Completion(Shared):
     @property
     def prompts(self) -> list[str | tuple[int, ...]]:
         one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
-        return [self.prompt] if one else list(self.prompt)  # type: ignore[list-item]
+        return [self.prompt] if one else list(self.prompt)  # type: ignore
 
     def check(self, where: str) -> None:
         super().check(where)
@@ -74,7 +74,7 @@ class Message:
     @property
     def plain(self) -> dict[str, Any]:
         """As chat templates read it."""
-        content = self.content if isinstance(self.content, str) or self.content is None else "\n".join(p.text for p in self.content)
+        content = "\n".join(part.text for part in self.content) if isinstance(self.content, tuple) else self.content
         said: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content or ""}
         said |= {key: value for key, value in (("name", self.name), ("tool_call_id", self.tool_call_id)) if value is not None}
         if self.tool_calls:

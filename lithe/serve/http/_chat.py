@@ -111,5 +111,6 @@ class Talk(Shape):
         assert self.service.tokens is not None
         return {"content": self.service.tokens.chat(found), "refusal": None}
 
-    def _choice(self, number: int, delta: dict[str, Any], logprobs: dict | None = None, end: str | None = None) -> dict[str, Any]:
+    def _choice(self, number: int, delta: dict[str, Any], logprobs: dict | None = None,
+                end: str | None = None) -> dict[str, Any]:
         return {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": end}

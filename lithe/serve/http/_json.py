@@ -19,7 +19,8 @@ async def body(request: Request, *, most: int, seconds: float) -> Any:
     """The JSON document that was posted. Raises ApiError: 408 too slow, 413 too large, 415 no JSON by its type, 400."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
-        raise ApiError(415, f"the body must be application/json, not {kind[:80] or 'of no type'}", code="unsupported_media_type")
+        raise ApiError(415, f"the body must be application/json, not {kind[:80] or 'of no type'}",
+                       code="unsupported_media_type")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise ApiError(415, "compressed bodies are not read", code="unsupported_media_type")
     length = request.headers.get("content-length", "0")
@@ -58,7 +59,7 @@ def parse(data: bytes) -> Any:
             json.dumps(value, ensure_ascii=False).encode()  # fails on what is no text
         return value
     except UnicodeError as problem:
-        raise bad(f"the body is no text in UTF-8: {problem.reason}", code="invalid_json") from None
+        raise bad(f"the body is no text in UTF-8: {problem}", code="invalid_json") from None
     except RecursionError:
         raise bad("the body is nested too deeply", code="invalid_json") from None
     except ValueError as problem:

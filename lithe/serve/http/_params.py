@@ -30,6 +30,7 @@ class Facts:
 
 
 Bound = float | Callable[[Facts], float] | None
+Meta = dict[str, Any]
 
 
 def param(meaning: str, default: Any = None, *, low: Bound = None, high: Bound = None, least: int | None = None,
@@ -63,7 +64,7 @@ def read(kind: type, raw: Any, facts: Facts, where: str = "") -> Any:
             if value is not None and not any(type(value) is type(n) and value == n for n in field.metadata["neutral"]):
                 raise bad(f"{path} is not supported: {field.metadata['refused']}", path, "unsupported_parameter")
         elif value is not None:
-            values[name] = _value(_hints(kind)[name], value, field.metadata, facts, path)
+            values[name] = _value(_hints(kind)[name], value, dict(field.metadata), facts, path)
         elif field.default is MISSING:
             raise bad(f"{path} must be given", path, "missing_parameter")
     made = kind(**values)
@@ -72,7 +73,7 @@ def read(kind: type, raw: Any, facts: Facts, where: str = "") -> Any:
     return made
 
 
-def _value(hint: Any, value: Any, meta: typing.Mapping, facts: Facts, where: str) -> Any:
+def _value(hint: Any, value: Any, meta: Meta, facts: Facts, where: str) -> Any:
     kinds = _kinds(hint)
     kind = next((kind for kind in kinds if _fits(kind, value)), None)
     if kind is None:
@@ -97,18 +98,18 @@ def _value(hint: Any, value: Any, meta: typing.Mapping, facts: Facts, where: str
 _INNER = {"least": None, "most": None}  # lengths are of the outer array
 
 
-def _number(kind: type, value: Any, meta: typing.Mapping, facts: Facts, where: str) -> Any:
+def _number(kind: type, value: Any, meta: Meta, facts: Facts, where: str) -> Any:
     try:
         value = kind(value)
     except OverflowError:
         raise bad(f"{where} is too large a number", where) from None
     low, high = _bound(meta.get("low"), facts), _bound(meta.get("high"), facts)
     if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
-        raise bad(f"{where} must be {_range(low, high)}, not {str(value):.40}", where)
+        raise bad(f"{where} must be {_range(low, high)}, not {value!s:.40}", where)
     return value
 
 
-def _check_length(value: Any, meta: typing.Mapping, facts: Facts, where: str) -> None:
+def _check_length(value: Any, meta: Meta, facts: Facts, where: str) -> None:
     least, most = meta.get("least"), _bound(meta.get("most"), facts)
     if (least is not None and len(value) < least) or (most is not None and len(value) > most):
         raise bad(f"{where} must have {_range(least, most)} {'characters' if isinstance(value, str) else 'entries'}, not "
@@ -148,7 +149,7 @@ def _bound(bound: Bound, facts: Facts) -> float | None:
     return bound(facts) if callable(bound) else bound
 
 
-def _options(meta: typing.Mapping, facts: Facts) -> tuple[str, ...] | None:
+def _options(meta: Meta, facts: Facts) -> tuple[str, ...] | None:
     found = meta.get("options")
     return found(facts) if callable(found) else found
 
@@ -181,7 +182,7 @@ def schema(kind: type, facts: Facts) -> dict[str, Any]:
     """The JSON schema of a body."""
     properties, required = {}, []
     for field in dataclasses.fields(kind):
-        meta = field.metadata
+        meta = dict(field.metadata)
         if "refused" in meta:
             properties[field.name] = {"enum": [None, *meta["neutral"]], "description": f"Not supported: {meta['refused']}."}
             continue
@@ -194,13 +195,13 @@ def schema(kind: type, facts: Facts) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
-def _schema(hint: Any, meta: typing.Mapping, facts: Facts) -> dict[str, Any]:
+def _schema(hint: Any, meta: Meta, facts: Facts) -> dict[str, Any]:
     kinds = _kinds(hint)
     made = [_schema_of(kind, meta if len(kinds) == 1 or kind is not str else meta | _INNER, facts) for kind in kinds]
     return made[0] if len(made) == 1 else {"anyOf": made}
 
 
-def _schema_of(kind: Any, meta: typing.Mapping, facts: Facts) -> dict[str, Any]:
+def _schema_of(kind: Any, meta: Meta, facts: Facts) -> dict[str, Any]:
     if kind is Any:
         return {}
     if dataclasses.is_dataclass(kind):
@@ -237,8 +238,8 @@ def lines(kind: type, facts: Facts, where: str = "") -> list[tuple[str, str, str
         low, high, most = (_bound(meta.get(key), facts) for key in ("low", "high", "most"))
         limits = _range(low, high) if (low, high) != (None, None) else f"at most {most}" if most is not None else ""
         text = " or ".join(map(_name, kinds)) + (f", {limits}" if limits else "")
-        default = "required" if field.default is MISSING else meta["shown"] or ("" if field.default is None else str(field.default))
-        found.append((path, text, default.lower() if isinstance(field.default, bool) else default, meta["meaning"]))
+        default = "required" if field.default is MISSING else "" if field.default is None else str(field.default).lower()
+        found.append((path, text, meta["shown"] or default, meta["meaning"]))
         inner = [typing.get_args(k)[0] if typing.get_origin(k) is tuple else k for k in kinds]
         for nested in (k for joined in inner for k in _kinds(joined)):
             if dataclasses.is_dataclass(nested):

@@ -27,11 +27,13 @@ def thing(*optional: str, **properties: dict) -> dict:
 
 ERROR = thing(error=thing(message=TEXT, type=TEXT, param=maybe(TEXT), code=maybe(TEXT)))
 STATUS = thing(status=TEXT)
-MODEL = thing(id=TEXT, object={"const": "model"}, created=COUNT, owned_by=TEXT, root=TEXT, parent=maybe(TEXT), max_model_len=COUNT)
+MODEL = thing(id=TEXT, object={"const": "model"}, created=COUNT, owned_by=TEXT, root=TEXT, parent=maybe(TEXT),
+              max_model_len=COUNT)
 USAGE = thing(prompt_tokens=COUNT, completion_tokens=COUNT, total_tokens=COUNT,
               prompt_tokens_details=thing(cached_tokens=COUNT),
-              completion_tokens_details=thing("accepted_prediction_tokens", "rejected_prediction_tokens", reasoning_tokens=COUNT,
-                                              accepted_prediction_tokens=COUNT, rejected_prediction_tokens=COUNT))
+              completion_tokens_details=thing("accepted_prediction_tokens", "rejected_prediction_tokens",
+                                              reasoning_tokens=COUNT, accepted_prediction_tokens=COUNT,
+                                              rejected_prediction_tokens=COUNT))
 TRACE = thing(tokens=many(COUNT), sources=many(TEXT), pieces=many(TEXT))
 REPORT = thing(method=TEXT, seed=COUNT, passes=COUNT, rows=COUNT, drafted=COUNT, accepted=COUNT, tokens_per_pass=REAL,
                preempted=COUNT, sources={"type": "object"}, seconds={"type": "object"})
@@ -49,7 +51,8 @@ def _whole(kind: str, choice: dict) -> dict:
                  choices=many(choice), usage=USAGE, lithe=REPORT)
 
 
-CHAT = _whole("chat.completion", thing("lithe", index=COUNT, message=MESSAGE, logprobs=maybe(LOGPROBS), finish_reason=END, lithe=TRACE))
+CHAT = _whole("chat.completion", thing("lithe", index=COUNT, message=MESSAGE, logprobs=maybe(LOGPROBS), finish_reason=END,
+                                        lithe=TRACE))
 PLAIN = _whole("text_completion", thing("lithe", index=COUNT, text=TEXT, logprobs=maybe(PLAIN_LOGPROBS), finish_reason=END,
                                         lithe=TRACE))
 TOKENS = thing("token_strs", tokens=many(COUNT), count=COUNT, max_model_len=COUNT, token_strs=many(TEXT))

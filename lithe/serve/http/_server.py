@@ -52,7 +52,8 @@ class Protocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         with contextlib.suppress(h11.LocalProtocolError):  # an answer is on its way already
             body = dumped(ApiError(400, msg, code="invalid_http").body)
-            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+            headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)),
+                       (b"connection", b"close")]
             for event in (h11.Response(status_code=400, headers=headers, reason=b"Bad Request"), h11.Data(data=body),
                           h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
@@ -79,8 +80,8 @@ class Server(uvicorn.Server):
 
     def __init__(self, service: Service, app: App):
         super().__init__(uvicorn.Config(
-            app, http=Protocol, ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False, server_header=False,
-            proxy_headers=False, h11_max_incomplete_event_size=HEADER_BYTES, limit_concurrency=CONNECTIONS,
+            app, http=Protocol, ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False,
+            server_header=False, proxy_headers=False, h11_max_incomplete_event_size=HEADER_BYTES, limit_concurrency=CONNECTIONS,
             timeout_keep_alive=30, timeout_graceful_shutdown=max(1, round(service.settings.drain))))
         self.service = service
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -25,7 +26,7 @@ from lithe.serve.http._errors import ApiError, told
 from lithe.serve.http._metrics import Metrics
 from lithe.serve.http._params import Facts, read
 from lithe.serve.http._tokens import Tokens
-from lithe.serve.request import QueueFullError, Request
+from lithe.serve.request import QueueFullError, Request, Ticket
 
 Body = TypeVar("Body")
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -56,7 +57,8 @@ class Service:
     def __init__(self, engine: Engine, settings: Settings):
         model = engine.model
         self.engine, self.settings, self.model = engine, settings, model
-        self.bench = Bench(model=model, adapters=settings.adapters, methods=frozenset(settings.methods), timeout=settings.timeout)
+        self.bench = Bench(model=model, adapters=settings.adapters, methods=frozenset(settings.methods),
+                           timeout=settings.timeout)
         self.facts = Facts(models=(settings.name, *settings.adapters), vocab=model.config.vocab, context=model.config.context,
                            choices=settings.choices)
         self.tokens = None if model.tokenizer is None else Tokens(model.tokenizer)
@@ -83,10 +85,10 @@ class Service:
         """Queue all requests or none. Raises ApiError: 429 with Retry-After where the queue is full, 503 while going down."""
         if self.draining:
             raise ApiError(503, "the server is going down", code="shutting_down", headers={"Retry-After": "5"})
-        tickets: list = []
+        tickets: list[Ticket] = []
         try:
             for one in requests:
-                await to_thread.run_sync(lambda one=one: tickets.append(self.engine.submit(one)))  # none lost if we are cancelled
+                await to_thread.run_sync(partial(self._submit, one, tickets))
         except QueueFullError as problem:
             after = max(1, math.ceil(problem.after))
             raise ApiError(429, str(problem), code="queue_full", headers={"Retry-After": str(after)}) from None
@@ -97,6 +99,10 @@ class Service:
                 for ticket in tickets:
                     ticket.cancel()
         return Answer(tickets, asked=asked, watch=self.metrics.watch())
+
+    def _submit(self, request: Request, tickets: list[Ticket]) -> None:
+        """On a thread of its own, since plans and constraints take time; kept there, so that a cancelled wait loses none."""
+        tickets.append(self.engine.submit(request))
 
     @property
     def alive(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -79,7 +79,8 @@ class Trace:
         self.sources: Counter[str] = Counter()
 
     def add(self, event: Event) -> dict[str, list]:
-        new = {"tokens": list(event.tokens), "sources": list(event.sources), "pieces": [self.push(t) for t in event.tokens]}
+        new: dict[str, list] = {"tokens": list(event.tokens), "sources": list(event.sources),
+                                "pieces": [self.push(token) for token in event.tokens]}
         for key, values in new.items():
             self.all[key] += values
         self.sources.update(event.sources)
@@ -108,7 +109,7 @@ async def whole(shape: Shape, facts: dict[str, Any]) -> dict[str, Any]:
     return shape.frame(shape.kind, shape.choices(), usage=usage_of(shape.answer), **shape.told())
 
 
-async def stream(shape: Shape, facts: dict[str, Any]) -> AsyncIterator[bytes]:
+async def stream(shape: Shape, facts: dict[str, Any]) -> AsyncGenerator[bytes, None]:
     """The answer as server-sent events. An error on the way is an event of its own; [DONE] ends both."""
     empty = {"usage": None} if shape.counts else {}
     send = lambda choice: line(shape.frame(shape.piece, [choice], **empty))

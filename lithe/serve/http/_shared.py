@@ -79,7 +79,8 @@ class Lithe:
         """The method as one text."""
         if not self.params or self.method is None:
             return self.method
-        joined = ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in self.params.items())
+        joined = ",".join(f"{key}={value:.12g}" if isinstance(value, float) else f"{key}={value}"
+                          for key, value in self.params.items())
         return f"{self.method}{',' if ':' in self.method else ':'}{joined}"
 
 
@@ -106,7 +107,8 @@ class Shared:
     model: str = param("the model, or one of its adapters; /v1/models lists them", MISSING)
     max_tokens: int | None = param("most tokens to generate", low=1)
     temperature: float | None = param("0 always takes the likeliest token", low=0, high=2, shown="the model's, else 1")
-    top_p: float | None = param("sample among the likeliest tokens that hold this mass", low=0, high=1, shown="the model's, else 1")
+    top_p: float | None = param("sample among the likeliest tokens that hold this mass", low=0, high=1,
+                                shown="the model's, else 1")
     top_k: int | None = param("sample among the k likeliest; 0 or -1: all", low=-1, high=lambda facts: facts.vocab,
                               shown="the model's, else all")
     min_p: float | None = param("leave out what is less likely than this share of the likeliest", low=0, high=1)
