@@ -9,7 +9,7 @@ import lithe
 from lithe import registry
 from tests.serve.http_live import STORY, live, tiny
 
-TALK = [{"role": "user", "content": "Tell me about a dog."}]
+TALK = [{"role": "user", "content": "Write a story about a cat"}]
 COMMON = dict(model="tiny", max_tokens=16, temperature=0)
 JSON = bool(registry.entries("sampling", "constrain"))
 

@@ -15,7 +15,7 @@ from lithe.serve.http._answer import Answer, reason
 from lithe.serve.http._bodies import FUNCTION, NONE, Chat
 from lithe.serve.http._build import conversation, drawn, forced, request as built
 from lithe.serve.http._service import Service
-from lithe.serve.http._shape import Shape, respond
+from lithe.serve.http._shape import Shape, respond, shown
 from lithe.serve.request import Event, Request, TokenLogprob
 
 
@@ -54,11 +54,11 @@ class Talk(Shape):
 
     def take(self, number: int, event: Event) -> None:
         super().take(number, event)
-        self.found[number] += event.logprobs or ()
+        self.found[number] += shown(event)
 
     def chunks(self, number: int, event: Event) -> Iterator[dict[str, Any]]:
         self.texts[number] += event.text
-        logprobs = None if event.logprobs is None or not self.body.logprobs else self._logprobs(event.logprobs)
+        logprobs = self._logprobs(found) if self.body.logprobs and (found := shown(event)) else None
         more = {"lithe": self.traces[number].add(event)} if self.report else {}
         delta = self._delta(number, event)
         if delta or logprobs or (more and event.tokens):

@@ -14,7 +14,7 @@ from lithe.serve.http._bodies import Completion
 from lithe.serve.http._build import drawn, encode, request as built
 from lithe.serve.http._errors import bad
 from lithe.serve.http._service import Service
-from lithe.serve.http._shape import Shape, respond
+from lithe.serve.http._shape import Shape, respond, shown
 from lithe.serve.request import Event, Request, TokenLogprob
 
 
@@ -61,13 +61,13 @@ class Plain(Shape):
 
     def take(self, number: int, event: Event) -> None:
         super().take(number, event)
-        self.found[number] += [*(event.prompt_logprobs or ()), *(event.logprobs or ())]
+        self.found[number] += [*(event.prompt_logprobs or ()), *shown(event)]
 
     def chunks(self, number: int, event: Event) -> Iterator[dict[str, Any]]:
         text, before = event.text, len(self.texts[number])
         if event.prompt_logprobs is not None:
             text, before = self.texts[number] + text, 0
-        new = [*(event.prompt_logprobs or ()), *(event.logprobs or ())]
+        new = [*(event.prompt_logprobs or ()), *shown(event)]
         self.texts[number] += event.text
         logprobs = None if self.body.logprobs is None or not new else self._logprobs(new, before)
         more = {"lithe": self.traces[number].add(event)} if self.report else {}

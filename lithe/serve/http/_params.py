@@ -76,6 +76,8 @@ def read(kind: type, raw: Any, facts: Facts, where: str = "") -> Any:
 def _value(hint: Any, value: Any, meta: Meta, facts: Facts, where: str) -> Any:
     kinds = _kinds(hint)
     kind = next((kind for kind in kinds if _fits(kind, value)), None)
+    if kind is None and isinstance(value, list):  # an array whose first entry is none of those: say so of the entry
+        kind = next((kind for kind in kinds if typing.get_origin(kind) is tuple), None)
     if kind is None:
         raise bad(f"{where} must be {' or '.join(map(_name, kinds))}, not {_said(value)}", where, "invalid_type")
     if dataclasses.is_dataclass(kind):

@@ -17,7 +17,7 @@ from lithe.serve.http._json import LeftError
 from lithe.serve.http._service import Service
 from lithe.serve.http._shared import Shared
 from lithe.serve.http._tokens import pieces
-from lithe.serve.request import Event
+from lithe.serve.request import Event, TokenLogprob
 
 
 class Shape:
@@ -85,6 +85,12 @@ class Trace:
             self.all[key] += values
         self.sources.update(event.sources)
         return new
+
+
+def shown(event: Event) -> list[TokenLogprob]:
+    """Log probabilities of the tokens that stand in the text: not of the one that ends it."""
+    found = event.logprobs or []
+    return found[:-1] if event.finished == "eos" else found
 
 
 async def respond(request: HttpRequest, shape: Shape) -> Response:
