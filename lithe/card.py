@@ -20,6 +20,7 @@ PROMISES = {
     "n_of_m": "every group of M weights keeps at most N",
     "masked_equals_cut": "the masked model equals the physically smaller one",
     "same_when_full": "with everything kept it equals the dense computation",
+    "valid": "every text that it lets end is one that was asked for",
     "subset": "what it keeps is a subset of what it was given, renormalised",
 }
 

@@ -17,6 +17,7 @@ from lithe.decode.loop import run
 from lithe.decode.plan import plan
 from lithe.errors import FormatError, UsageError
 from lithe.model.decoder import Decoder
+from lithe.sampling.constraint import compiled, read
 from lithe.sampling.law import Law
 from lithe.tune.rack import attach
 
@@ -35,6 +36,7 @@ def command(
     min_p: Annotated[float | None, typer.Option(help="leave out what is below this share of the likeliest")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="end the text here; repeats")] = None,
     adapter: Annotated[list[str] | None, typer.Option(help="an adapter's folder; repeats, stacked in this order")] = None,
+    constrain: Annotated[str | None, typer.Option(help='what the text must be: "json_schema @FILE", "regex [0-9]+", json_object ...')] = None,
     chat: Annotated[bool, typer.Option("--chat", help="put the prompt into the model's chat template")] = False,
     sources: Annotated[bool, typer.Option(help="colour tokens by where they came from")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object at the end, nothing else")] = False,
@@ -55,7 +57,8 @@ def command(
     if chat:
         text = chat_prompt(target, [{"role": "user", "content": text}])
     tally, pieces, painter = Tally(), [], Painter(show_sources=sources)
-    sequence = request(target, text, law=law, max_tokens=max_tokens, seed=seed, stop=stop or ())
+    program = None if constrain is None else compiled(target.tokenizer, *read(constrain))
+    sequence = request(target, text, law=law, max_tokens=max_tokens, seed=seed, stop=stop or (), constraint=program)
     for step in run(made, [sequence]):
         tally.add(step)
         pieces.append(step.text)

@@ -10,6 +10,7 @@ import torch
 
 from lithe.errors import TooLargeError, UsageError
 from lithe.ops.accept import Dice
+from lithe.sampling.constraint import Constraint, Program
 from lithe.sampling.law import Law
 
 _numbers = itertools.count()
@@ -26,10 +27,12 @@ class Sequence:
     """Committed ids and the settings of one request. Its last id is the root of the next draft: not yet in any cache."""
 
     def __init__(self, prompt: Iterable[int], *, limit: int, context: int, law: Law | None = None, seed: int = 0,
-                 eos: Iterable[int] = (), stops: Iterable[str] = (), stream: Stream | None = None, adapter: int | None = None):
+                 eos: Iterable[int] = (), stops: Iterable[str] = (), stream: Stream | None = None, adapter: int | None = None,
+                 constraint: Program | None = None):
         """limit: most tokens to generate. context: most tokens the model can hold. stops: strings that end the text.
 
-        adapter: the number of what is attached to the model for this request; None is the model's default.
+        adapter: the number of what is attached to the model for this request; None is the model's default. constraint: what the
+        text may be; it ends where nothing may follow, as at a stop string.
         """
         self.number = next(_numbers)
         self.ids = list(prompt)
@@ -50,6 +53,7 @@ class Sequence:
         if self.stops and stream is None:
             raise UsageError("stop strings need a tokenizer")
         self.adapter = adapter
+        self.constraint = None if constraint is None else Constraint(constraint, self.eos)
         self.sources: list[str] = []
         self.finished: str | None = None  # "eos", "stop" or "length"
         self._held = ""  # text that may turn out to begin a stop string
@@ -75,6 +79,9 @@ class Sequence:
             return self._release(self._flush())
         text = self.stream.push(token) if self.stream is not None else ""
         text = self._until_stop(text)
+        if self.finished is None and self.constraint is not None and self.constraint.ended(self.tokens):
+            self.finished = "stop"
+            text += self._release(self._flush())
         if self.finished is None and self.left == 0:
             self.finished = "length"
             text += self._release(self._flush())
