@@ -88,8 +88,15 @@ def request(bench: Bench, body: Shared, prompt: tuple[int, ...], *, choices: int
     return Request(
         prompt=prompt, law=law(bench, body), max_tokens=limit, seed=seed, stops=body.stops, ignore_eos=body.ignore_eos,
         choices=choices, method=method(bench, body), adapter=body.model if body.model in bench.adapters else None,
-        constraint=constraint and constraint[0], constraint_text=constraint and constraint[1], prediction=guess,
+        constraint=constraint and constraint[0], constraint_text=_text_of(constraint), prediction=guess,
         logprobs=logprobs, echo=echo, priority=ours.priority if ours else 0, deadline=deadline, user=body.user)
+
+
+def _text_of(constraint: Constraint) -> str | None:
+    """What it enforces, where its method takes such a text."""
+    if constraint is None or not registry.find(constraint[0], "constrain").module.TAKES_TEXT:
+        return None
+    return constraint[1]
 
 
 def drawn(body: Shared) -> int:

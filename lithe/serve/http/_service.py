@@ -60,7 +60,7 @@ class Service:
         self.bench = Bench(model=model, adapters=settings.adapters, methods=frozenset(settings.methods),
                            timeout=settings.timeout)
         self.facts = Facts(models=(settings.name, *settings.adapters), vocab=model.config.vocab, context=model.config.context,
-                           choices=settings.choices)
+                           choices=min(settings.choices, engine.sequences))
         self.tokens = None if model.tokenizer is None else Tokens(model.tokenizer)
         self.metrics, self.draining, self.created = Metrics(settings.name), False, int(time.time())
         self.pace = 1.0  # seconds a text took of late
