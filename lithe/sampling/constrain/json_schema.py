@@ -20,6 +20,7 @@ EXAMPLES = (
      ('{"a":1}', '{"a":-20}'), ("{}", '{"a":"x"}', '{"a":1,"b":2}', '{"a":1} x')),
     ('{"enum":["red","green",3]}', ('"red"', "3"), ('"blue"', "33", "red")),
 )
+REFUSED = ("{", "[]", '{"type":"strnig"}', '{"type":"array","uniqueItems":true}', '{"type":"string","pattern":"(?=a)"}')
 
 
 @dataclass(frozen=True, kw_only=True)
