@@ -55,7 +55,11 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Sizes of a run, in tokens where nothing else is said, and what is run. share: where all shifts are run; curve: others."""
+    """Sizes of a run, in tokens where nothing else is said, and what is run.
+
+    share: where rates are searched; curve: the other shares. headline: the methods that are run with every seed, all where none
+    is named.
+    """
 
     steps: int
     tokens: int
@@ -69,6 +73,7 @@ class Plan:
     shifts: tuple[Shift, ...]
     methods: tuple[Entry, ...]
     seeds: tuple[int, ...] = (0,)
+    headline: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> dict[str, int]:
