@@ -38,8 +38,8 @@ class Shift:
 class Entry:
     """A method: its spec, in which {n} is the largest count and {x} the largest number that stay within the share.
 
-    {half} is half of {n}, rounded up; {d} is the share as a density of the blocks' linear layers. base: precision
-    of the frozen weights. rate: where the search for the best one begins.
+    {half} is half of {n}, rounded up; {d} is the share as a density of the blocks' linear layers; {data} is the data folder.
+    base: precision of the frozen weights. rate: where the search for the best one begins.
     """
 
     name: str
@@ -74,11 +74,17 @@ class Plan:
     methods: tuple[Entry, ...]
     seeds: tuple[int, ...] = (0,)
     headline: tuple[str, ...] = ()
+    every: int = 0  # steps from one look at both texts to the next, on the way; 0: none
 
     @property
     def sizes(self) -> dict[str, int]:
         """What decides what a run learns, beside its cell."""
         return {name: getattr(self, name) for name in ("steps", "tokens", "context", "chosen_by", "held_out")}
+
+    @property
+    def lead(self) -> tuple[str, ...]:
+        """Methods that are run with every seed."""
+        return self.headline or tuple(method.name for method in self.methods)
 
 
 def read(path: Path = SHIPPED) -> Plan:
@@ -114,7 +120,7 @@ def sized(entry: Entry, share: float, model: Decoder) -> str | None:
     room = share * model.size
 
     def size(spec: str) -> int:
-        found = registry.parse(spec)
+        found = registry.parse(spec.partition(" + ")[0])  # an objective beside it trains nothing of its own
         return found.entry.module.Method(found.knobs, model).size(model)
 
     if "{d}" in entry.spec:

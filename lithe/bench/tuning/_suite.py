@@ -80,7 +80,7 @@ class Matrix:
         yield from self.curve(first)
         for seed in plan.seeds[1:]:
             for method in plan.methods:
-                for shift in plan.shifts if not plan.headline or method.name in plan.headline else ():
+                for shift in plan.shifts if method.name in plan.lead else ():
                     yield from self.again(method, shift, plan.share, seed)
         for shift in plan.shifts[1:]:
             yield from self.curve(shift)
