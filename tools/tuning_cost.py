@@ -111,7 +111,8 @@ class Way:
         trained = held["trainable"] // 4
         return {"spec": self.spec, "trained": trained, "seconds": round(statistics.median(self.seconds), 3),
                 "least": round(min(self.seconds), 3), "kept_MiB": round(kept / 2**20, 1),
-                "state_MiB": round((held["gradients"] + held["optimizer"]) / 2**20, 1), "method_MiB": round(self.most / 2**20, 1)}
+                "state_MiB": round((held["gradients"] + held["optimizer"]) / 2**20, 1),
+                "method_MiB": round(self.most / 2**20, 1)}
 
 
 if __name__ == "__main__":

@@ -18,16 +18,16 @@ def command(
     folder: Annotated[Path | None, typer.Argument(metavar="OUT", help="the folder to write")] = None,
     dtype: DTYPE = "auto",
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="of a .bin file: its llama2.c tok*.bin")] = None,
-    adapter: Annotated[list[str] | None, typer.Option(help="an adapter's folder, to be merged into the weights; repeats")] = None,
+    adapter: Annotated[list[str] | None, typer.Option(help="an adapter's folder, to be merged first; repeats")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="the folder to write, said this way")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a model folder of that name")] = False,
     offline: OFFLINE = False,
 ) -> None:
     """Round a model's weights to nearest: to floats, or to whole numbers with a scale a group, packed for lithe's kernels.
 
-    Packed folders load without the original and bit for bit. What was done is kept in lithe.json. With --adapter: merge adapters
-    into the weights first, which takes floats. With --tokenizer: convert a llama2.c checkpoint (float32, int8 of version 2 or
-    ternary of version 1) to the Hugging Face layout, as it is.
+    Packed folders load without the original and bit for bit. What was done is kept in lithe.json. With --adapter: merge
+    adapters into the weights first, which must be floats. With --tokenizer: convert a llama2.c checkpoint (float32, int8 of
+    version 2 or ternary of version 1) to the Hugging Face layout, as it is.
     """
     target = folder or out
     if target is None or (folder and out):

@@ -93,7 +93,7 @@ def build(model: nn.Module, settings: Optimizer) -> list[torch.optim.Optimizer]:
 
 
 def _tell(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Count the step in its weights' versions, which torch's fused ones leave as they were: by them parts know what is stale."""
+    """Count the step in its weights' versions, which torch's fused ones leave as they are: parts know by them what is stale."""
     torch.autograd.graph.increment_version([weight for group in optimizer.param_groups for weight in group["params"]])
 
 

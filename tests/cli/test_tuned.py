@@ -30,8 +30,8 @@ def go(tmp_path, capsys):
 @pytest.fixture
 def tune(go, tmp_path):
     def made(model, out, *words, code=0):
-        told = go("tune", model, "--data", tmp_path / "data.jsonl", "-o", tmp_path / out, "--batch-tokens", "60", "--lr", "2e-2",
-                  "--steps", "12", "--json", *words, code=code)
+        told = go("tune", model, "--data", tmp_path / "data.jsonl", "-o", tmp_path / out, "--batch-tokens", "60",
+                  "--lr", "2e-2", "--steps", "12", "--json", *words, code=code)
         return tmp_path / out if code == 0 else told
 
     return made

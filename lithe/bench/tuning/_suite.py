@@ -60,9 +60,9 @@ class Matrix:
         """What to run next, given all that is known by then.
 
         All weights on every shift; each method on every shift at the plan's share, where it says that the search for its rate
-        begins; then that search; the other shares on the first shift; the headline's seeds; the other shares elsewhere. The best
-        rate is searched on the first shift at the plan's share, for all weights on every shift: up and down the grid until the
-        loss rises. Elsewhere it is the one found there.
+        begins; then that search; the other shares on the first shift; the best rates on the others; the headline's seeds; the
+        other shares elsewhere. The best rate is searched on the first shift at the plan's share, for all weights on every one:
+        up and down the grid until the loss rises. Elsewhere it is the one found there.
         """
         first, plan = self.plan.shifts[0], self.plan
         full, others = plan.methods[0], plan.methods[1:]
@@ -75,9 +75,10 @@ class Matrix:
                     yield cell
         for method in others:
             yield from self.search(method, first, plan.share)
+        yield from self.curve(first)
+        for method in others:
             for shift in plan.shifts[1:]:
                 yield from self.again(method, shift, plan.share)
-        yield from self.curve(first)
         for seed in plan.seeds[1:]:
             for method in plan.methods:
                 for shift in plan.shifts if method.name in plan.lead else ():
