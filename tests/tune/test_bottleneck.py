@@ -19,8 +19,9 @@ WEIGHTS = {"adapter_down.0.weight": "down", "adapter_down.0.bias": "down_bias", 
 
 def base() -> Decoder:
     model = Decoder(Config(
-        vocab=SHAPE["vocab_size"], width=SHAPE["hidden_size"], ffn=SHAPE["intermediate_size"], layers=SHAPE["num_hidden_layers"],
-        heads=SHAPE["num_attention_heads"], kv_heads=SHAPE["num_key_value_heads"], norm_eps=SHAPE["rms_norm_eps"],
+        vocab=SHAPE["vocab_size"], width=SHAPE["hidden_size"], ffn=SHAPE["intermediate_size"],
+        layers=SHAPE["num_hidden_layers"], heads=SHAPE["num_attention_heads"], kv_heads=SHAPE["num_key_value_heads"],
+        norm_eps=SHAPE["rms_norm_eps"],
         context=SHAPE["max_position_embeddings"], tied=False)).double()
     own = {f"{'' if name.startswith('lm_head') else 'model.'}{name}": weight for name, weight in model.named_parameters()}
     values = drawn({name: tuple(weight.shape) for name, weight in own.items()})
