@@ -155,7 +155,7 @@ def arguments() -> argparse.Namespace:
     for name, default in (("rows", 4), ("length", 128), ("rounds", 5), ("steps", 3), ("threads", torch.get_num_threads())):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--ledger")
-    parser.add_argument("--cpu", action="store_true", help="count processor seconds of one thread: what waiting does not change")
+    parser.add_argument("--cpu", action="store_true", help="count a single thread's processor seconds, without waiting")
     order = parser.parse_args()
     if order.cpu and order.threads != 1:
         parser.error("--cpu counts one thread: give --threads 1")

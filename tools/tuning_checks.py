@@ -1,6 +1,6 @@
 """What rows of the tuning room claim beside gain and forgetting, each a check of minutes with a record in the ledger.
 
-    python tools/tuning_checks.py compeft pull interference rank density context law --ledger docs/ledger-controls.jsonl
+    python tools/tuning_checks.py compeft pull interference rank density context law buckets layers --ledger docs/ledger-controls.jsonl
 
 A check that the ledger holds is not run again. Texts are those of the plan `lithe bench --suite tuning` runs.
 """
@@ -28,15 +28,18 @@ from lithe.bench.tuning._run import score
 from lithe.model.config import Config
 from lithe.model.decoder import Decoder
 from lithe.model.load import load
+from lithe.train.feed import Feed
 from lithe.train.guide import Guide
+from lithe.train.loss import Chunked
 from lithe.train.session import Settings, train
 from lithe.train.step_law import step_law, weights_of
+from lithe.train.text import of_ids
 from lithe.tune import coding, difference
 from lithe.tune.rack import Adapter, Rack
 from lithe.tune.run import methods
 from lithe.tune.trial import Trial
 
-MODEL, SUITE = "zoo:tiny-draft", "tuning-checks"
+MODEL, LARGER, SUITE = "zoo:tiny-draft", "zoo:tiny", "tuning-checks"
 PLAN = dataclasses.replace(_plan.read(), steps=60)
 
 
@@ -57,10 +60,11 @@ class Desk:
         self.digests.append(found.digest)
         return found
 
-    def tuned(self, shift: str, spec: str, rate: float, *, seed: int = 0, **settings: Any) -> tuple[Decoder, Adapter | None]:
+    def tuned(self, shift: str, spec: str, rate: float, *, seed: int = 0, name: str = MODEL,
+              **settings: Any) -> tuple[Decoder, Adapter | None]:
         """A model after a training; without a spec all its weights moved."""
         torch.manual_seed(seed)
-        model = load(MODEL, dtype="float32", fast=False)
+        model = load(name, dtype="float32", fast=False)
         wanted, beside = methods(spec.replace("{data}", str(self.root)))
         adapter, aims = None, [found.entry.module.Method(found.knobs, model) for found in beside]
         if wanted is None:
@@ -260,8 +264,68 @@ def law(desk: Desk) -> dict[str, Any]:
     return told
 
 
+def buckets(desk: Desk) -> dict[str, Any]:
+    """Row 68: processor seconds of an epoch over dialogues of all lengths, by layout, and the loss that it ends at.
+
+    naive: 16 examples at random, all padded to the longest, as most trainers do.
+    """
+    shift = desk.shifts["dialogue"]
+    assert desk.tokenizer is not None
+    rows = list(_text.rows(shift, desk.root / shift.train, (0, 120)))
+    ids = [desk.tokenizer.encode(text)[:1000] for text in rows]
+    examples, held = (of_ids((row, [True] * len(row)) for row in part) for part in (ids[:100], ids[100:]))
+    told: dict[str, Any] = {"real_tokens": int(examples.lengths.sum())}
+    for name, settings in (("naive", {"packing": False}), ("padded", {"packing": False}),
+                           ("buckets", {"packing": False, "bins": 10}), ("packed", {})):
+        feed = Feed(examples=examples, tokens=4096, context=1024, **settings)
+        steps = [feed(i) for i in range(feed.steps(1))]
+        if name == "naive":
+            order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
+            steps = [[feed._batch([[i] for i in order[at : at + 16]])] for at in range(0, len(order), 16)]
+        model = load(MODEL, dtype="float32", fast=False).requires_grad_(True).train()
+        optimizer, loss = torch.optim.AdamW(model.parameters(), lr=3e-4), Chunked(1024)
+        start = time.process_time()
+        for step in steps:
+            parts = [loss(model, batch) for batch in step]
+            (sum(total for total, _ in parts) / sum(int(count) for _, count in parts)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        told[name] = {"cpu_seconds": time.process_time() - start, "steps": len(steps), "after": score(model, held),
+                      "rows_run": sum(batch["ids_BT"].numel() for step in steps for batch in step)}
+    return told
+
+
+def layers(desk: Desk) -> dict[str, Any]:
+    """Row 48: the coarse search, as a tree: ranges of layers with all modules, then the best range's modules, then its halves.
+
+    gain and forgets in nats a token; the best has the largest difference.
+    """
+    plan = dataclasses.replace(desk.plan, steps=24, held_out=1500)
+    own = Desk(plan)
+    every, ffn = "q_proj+k_proj+v_proj+o_proj+gate_proj+up_proj+down_proj", "up_proj+down_proj"
+    found = own.texts("law")
+    plain = load(LARGER, dtype="float32", fast=False)
+    before, home = score(plain, found.test), score(plain, own.home)
+
+    def tried(first: float, last: float, targets: str) -> dict[str, Any]:
+        model, _ = own.tuned("law", f"cofitune:first={first},last={last},targets={targets}", 1e-3, name=LARGER)
+        return {"first": first, "last": last, "targets": targets, "gain": before - score(model, found.test),
+                "forgets": score(model, own.home) - home}
+
+    best = lambda nodes: max(nodes, key=lambda node: node["gain"] - node["forgets"])
+    sixth = lambda n: round(n / 6, 4)
+    ranges = [tried(sixth(a), sixth(b), every) for a, b in ((0, 2), (1, 3), (2, 4), (4, 6), (0, 3), (3, 6), (0, 6))]
+    first = best(ranges)
+    modules = [tried(first["first"], first["last"], targets) for targets in ("q_proj+k_proj+v_proj+o_proj", ffn)]
+    second = best([first, *modules])
+    middle = round((second["first"] + second["last"]) / 2, 4)
+    halves = [tried(a, b, second["targets"]) for a, b in ((second["first"], middle), (middle, second["last"]))]
+    return {"ranges": ranges, "modules": modules, "halves": halves, "best": best([second, *halves]),
+            "paper": tried(0.25, 0.5, ffn)}
+
+
 CHECKS: dict[str, Callable[[Desk], dict[str, Any]]] = {
-    check.__name__: check for check in (compeft, pull, interference, rank, density, context, law)}
+    check.__name__: check for check in (compeft, pull, interference, rank, density, context, law, buckets, layers)}
 
 
 def main() -> None:
