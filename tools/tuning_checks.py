@@ -1,6 +1,6 @@
 """What rows of the tuning room claim beside gain and forgetting, each a check of minutes with a record in the ledger.
 
-    python tools/tuning_checks.py compeft pull interference rank density context law buckets layers --ledger docs/ledger-controls.jsonl
+    python tools/tuning_checks.py compeft pull interference rank density context law buckets layers
 
 A check that the ledger holds is not run again. Texts are those of the plan `lithe bench --suite tuning` runs.
 """
