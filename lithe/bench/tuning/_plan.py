@@ -74,6 +74,7 @@ class Plan:
     methods: tuple[Entry, ...]
     seeds: tuple[int, ...] = (0,)
     headline: tuple[str, ...] = ()
+    searched: bool = True  # each method's rate; else its own is taken, and only that of all weights is searched
     every: int = 0  # steps from one look at both texts to the next, on the way; 0: none
 
     @property

@@ -73,7 +73,7 @@ class Matrix:
                 cell = self.cell(method, shift, plan.share, self.nearest(method.rate))
                 if cell is not None and cell not in self.known:
                     yield cell
-        for method in others:
+        for method in others if plan.searched else ():
             yield from self.search(method, first, plan.share)
         yield from self.curve(first)
         for method in others:
