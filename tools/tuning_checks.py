@@ -140,8 +140,8 @@ def _noisy(change: difference.Change, share: float, seed: int) -> difference.Cha
 
 
 def drops(desk: Desk) -> dict[str, Any]:
-    """Row 100: dropping most of an update. AdamR's pull against plain Adam at 0.95; DAREx's factor at 0.99; and an update that is
-    four times too large, thinned to 0.3 by size or by dice. Means over masks.
+    """Row 100: dropping most of an update. AdamR's pull against plain Adam at 0.95; DAREx's factor at 0.99; and an update that
+    is four times too large, thinned to 0.3 by size or by dice. One loss a mask.
     """
     test, base = desk.texts("law").test, load(MODEL, dtype="float32", fast=False)
     told: dict[str, Any] = {"before": score(base, test)}
@@ -175,8 +175,8 @@ def drops(desk: Desk) -> dict[str, Any]:
 
 
 def interference(desk: Desk) -> dict[str, Any]:
-    """Row 42: updates tuned apart and added up. Two texts, few entries against all; and a task with a language: English captions
-    and German of another kind, tried on German captions.
+    """Row 42: updates tuned apart and added up. Two texts, few entries against all; and a task with a language: English
+    captions and German of another kind, tried on German captions.
     """
     told: dict[str, Any] = {}
     pair = ("dialogue", "german")
@@ -202,7 +202,8 @@ def interference(desk: Desk) -> dict[str, Any]:
         told[f"{spec or 'full'} at {rate:g}"] = {"alone": alone, "added": {s: score(total, t) for s, t in tests.items()}}
     english = dataclasses.replace(desk.shifts["german"], name="english", train="multi30k/train.en.gz",
                                   test="multi30k/test_2016_flickr.en.gz")
-    words = _plan.Shift(name="words", train="wmt22/newstest22.en-de.jsonl.gz", test="wmt22/newstest22.en-de.jsonl.gz", text="{de}")
+    file = "wmt22/newstest22.en-de.jsonl.gz"
+    words = _plan.Shift(name="words", train=file, test=file, text="{de}")
     desk.shifts |= {"english": english, "words": words}
     for spec, rate in (("lt_sft:density=0.05", 3e-2), ("", 1e-3)):
         task, language = (desk.tuned(shift, spec, rate) for shift in ("english", "words"))
