@@ -13,10 +13,13 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from lithe.bench import provenance
+from lithe.bench.ledger import Ledger
 from lithe.model.config import Config
 from lithe.model.decoder import Decoder
 from lithe.train import memory, optim
@@ -36,7 +39,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--only", action="store_true", help="tell the process's peak too; for one method a process")
+    parser.add_argument("--cpu", action="store_true", help="count a single thread's processor seconds, without waiting")
+    parser.add_argument("--ledger")
     given = parser.parse_args()
+    if given.cpu:
+        torch.set_num_threads(1)
+    clock = time.process_time if given.cpu else time.perf_counter
     model = Decoder(Config(**SHAPE | {"layers": given.layers})).init(0).train()
     rack, dice = Rack.of(model), torch.Generator().manual_seed(0)
     ids_BT = torch.randint(0, SHAPE["vocab"], (1, given.tokens + 1), generator=dice)
@@ -44,13 +52,20 @@ def main() -> None:
     ways = [Way(model, rack, spec) for spec in given.specs]
     for way in ways:
         way.begin(given.repeats + 1)
-        way.step(batch)  # which warms up
+        way.step(batch, clock)  # which warms up
     for _ in range(given.repeats):
         for way in ways:
-            way.seconds.append(way.step(batch))
+            way.seconds.append(way.step(batch, clock))
     peak = {"peak_MiB": round(memory.peak(model.device) / 2**20)} if given.only else {}
+    book = Ledger(given.ledger) if given.ledger else None
     for way in ways:
-        print(json.dumps(way.told(batch) | peak))
+        told = way.told(batch) | peak
+        print(json.dumps(told), flush=True)
+        if book is not None:
+            model.source = "shape:135m"
+            settings = {name: getattr(given, name) for name in ("tokens", "repeats", "layers", "cpu", "only")}
+            book.append(provenance.record("tuning-cost", model, measured=told, inputs=ids_BT.tolist(), method=way.spec, seed=0,
+                                          settings=settings))
 
 
 class Way:
@@ -83,9 +98,9 @@ class Way:
         if self.adapter is not None:
             self.rack.remove(self.adapter.name)
 
-    def step(self, batch: dict) -> float:
+    def step(self, batch: dict, clock: Callable[[], float]) -> float:
         self.enter()
-        start = time.perf_counter()
+        start = clock()
         total, tokens = LOSS(self.model, batch)
         (total / tokens).backward()
         self.at += 1
@@ -99,7 +114,7 @@ class Way:
         self.guide.update(self.at, self.optimizers)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         self.leave()
         return seconds
 
