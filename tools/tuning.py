@@ -9,10 +9,11 @@ import html
 import math
 import sys
 from pathlib import Path
+from statistics import mean
 
 from lithe.bench.ledger import Ledger, Record
 from lithe.bench.tuning import FULL, SUITE
-from lithe.bench.tuning._rows import Row, rows
+from lithe.bench.tuning._rows import Row, at_equal_loss, rows
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 LEDGER, PAGE, PICTURE = DOCS / "ledger-tuning.jsonl", DOCS / "tuning.md", DOCS / "tuning.svg"
@@ -45,6 +46,7 @@ same loss."""
 PRUNING = """## Pruned and tuned
 
 `--plan lithe/bench/tuning/pruned.toml`: the same for 200 steps; `pst` and the fixed mask are 50 % zeros, `dsee` 30 %."""
+EQUAL = (("kappa low", "kappa high", "kappa random"), ("cofitune", "cofitune free", "cofitune all"))  # compared by forgetting
 CONTROLLED, PRUNED = 60, 200  # steps, by which the two plans are told apart
 
 
@@ -125,7 +127,14 @@ def controls(records: list[Record]) -> list[str]:
         other = "" if row.full_forgets is None else f"{row.full_forgets:+.3f}"
         gain = "-" if row.gain is None else f"{row.gain:.0%}"
         lines.append(f"| {row.method} | {row.values:.2%} | {row.seeds} | {gain} | {spread} | {row.forgets:+.3f} | {other} |")
-    return [CONTROLS, "\n".join(lines)] if len(lines) > 2 else []
+    own = [r for r in records if r.settings.get("steps") == CONTROLLED]
+    told = []
+    for names in EQUAL:
+        if (met := at_equal_loss(own, names))[names[0]]:
+            seeds = lambda found: ", ".join(f"{value:+.2f}" for value in found)
+            said = "; ".join(f"{name} {mean(found):+.3f} ({seeds(found)})" for name, found in met.items())
+            told.append(f"Forgotten at the same loss, the highest that one of them ends at, seed by seed: {said}.")
+    return [CONTROLS, "\n".join(lines), *told] if len(lines) > 2 else []
 
 
 def pruned(records: list[Record]) -> list[str]:

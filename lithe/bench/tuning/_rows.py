@@ -102,6 +102,25 @@ def forgets_at(record: Record, loss: float) -> float | None:
     return None
 
 
+def at_equal_loss(records: Iterable[Record], names: Iterable[str]) -> dict[str, list[float]]:
+    """What methods forget until they reach a loss that all of them reach, the highest that one ends at: by name, one a seed.
+
+    Seeds that only some of them ran are left out. Each at its best rate.
+    """
+    wanted, groups = list(names), defaultdict(list)
+    for record in {_cell(record): record for record in ran(records)}.values():
+        groups[record.method].append(record)
+    best = {name: {record.seed: record for record in _best(groups[name])} for name in wanted if groups[name]}
+    found: dict[str, list[float]] = {name: [] for name in wanted}
+    for seed in sorted(set.intersection(*(set(own) for own in best.values())) if len(best) == len(wanted) else ()):
+        loss = max(own[seed].measured["after"] for own in best.values())
+        met = {name: forgets_at(own[seed], loss) for name, own in best.items()}
+        if all(value is not None for value in met.values()):
+            for name, value in met.items():
+                found[name].append(value)  # type: ignore[arg-type]
+    return found
+
+
 def _gain(record: Record, full: list[Record]) -> float:
     other = _twin(record, full).measured
     taken = other["before"] - other["after"]
