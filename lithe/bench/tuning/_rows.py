@@ -110,7 +110,7 @@ def at_equal_loss(records: Iterable[Record], names: Iterable[str]) -> dict[str, 
     wanted, groups = list(names), defaultdict(list)
     for record in {_cell(record): record for record in ran(records)}.values():
         groups[record.method].append(record)
-    best = {name: {record.seed: record for record in _best(groups[name])} for name in wanted if groups[name]}
+    best = {name: {record.seed or 0: record for record in _best(groups[name])} for name in wanted if groups[name]}
     found: dict[str, list[float]] = {name: [] for name in wanted}
     for seed in sorted(set.intersection(*(set(own) for own in best.values())) if len(best) == len(wanted) else ()):
         loss = max(own[seed].measured["after"] for own in best.values())

@@ -60,7 +60,7 @@ def run(cell: Cell, model: Decoder, plan: Plan, found: Texts, home: Examples) ->
     for objective in beside:
         if hasattr(objective, "enter"):
             objective.enter(model)
-    guide = Guide(adapter and adapter.method, adapter and adapter.parts, beside)
+    guide = Guide(adapter.method, adapter.parts, beside) if adapter else Guide(objectives=beside)
     values = sum(weight.numel() for weight in trainable(model).values())
     settings = Settings(steps=plan.steps, batch_tokens=plan.tokens, lr=cell.rate, seed=cell.seed, weight_decay=0.0,
                         packing=True, log_every=plan.every or 10)
