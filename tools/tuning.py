@@ -45,9 +45,9 @@ best of three rates or more, means over seeds. The last column is what tuning al
 same loss."""
 PRUNING = """## Pruned and tuned
 
-`--plan lithe/bench/tuning/pruned.toml`: the same for 200 steps; `pst` and the fixed mask are 50 % zeros, `dsee` 30 %."""
+`--plan lithe/bench/tuning/pruned.toml`: the same for 120 steps; `pst` and the fixed mask are 50 % zeros, `dsee` 30 %."""
 EQUAL = (("kappa low", "kappa high", "kappa random"), ("cofitune", "cofitune free", "cofitune all"))  # compared by forgetting
-CONTROLLED, PRUNED = 60, 200  # steps, by which the two plans are told apart
+CONTROLLED, PRUNED = 60, 120  # steps, by which the two plans are told apart
 
 
 def page(records: list[Record]) -> str:
