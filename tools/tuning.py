@@ -9,10 +9,11 @@ import html
 import math
 import sys
 from pathlib import Path
+from statistics import mean
 
 from lithe.bench.ledger import Ledger, Record
 from lithe.bench.tuning import FULL, SUITE
-from lithe.bench.tuning._rows import Row, rows
+from lithe.bench.tuning._rows import Row, at_equal_loss, rows
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 LEDGER, PAGE, PICTURE = DOCS / "ledger-tuning.jsonl", DOCS / "tuning.md", DOCS / "tuning.svg"
@@ -32,6 +33,22 @@ order and optimizer (AdamW without weight decay, warm-up, cosine). {sizes}
   ones; **rates** says how many were tried. Where it is one, the gain is a lower bound. All weights: searched on every text.
 - One seed where nothing else is said; on these few tokens differences below some 3 points say nothing."""
 
+CURVE = """## The curve on a small model
+
+`lithe bench zoo:tiny-draft --suite tuning --plan lithe/bench/tuning/curve.toml` (1.1 M weights, 40 steps of 256 tokens, 2,000
+tokens held out, one seed): gain, and nats a token of the old text. Each method has one rate, found at 1 %, at all shares and on
+all texts; all weights have theirs searched on every text. A dash: it cannot be as small."""
+CONTROLS = """## Controls
+
+`lithe bench zoo:tiny-draft --suite tuning --plan lithe/bench/tuning/controls.toml`: bills, 60 steps of 256 tokens, each at its
+best of three rates or more, means over seeds. The last column is what tuning all weights had forgotten when it came to the
+same loss."""
+PRUNING = """## Pruned and tuned
+
+`--plan lithe/bench/tuning/pruned.toml`: the same for 120 steps; `pst` and the fixed mask are 50 % zeros, `dsee` 30 %."""
+EQUAL = (("kappa low", "kappa high", "kappa random"), ("cofitune", "cofitune free", "cofitune all"))  # compared by forgetting
+CONTROLLED, PRUNED = 60, 120  # steps, by which the two plans are told apart
+
 
 def page(records: list[Record]) -> str:
     found = rows(records)
@@ -48,8 +65,7 @@ def page(records: list[Record]) -> str:
         parts += [f"## {shift}", f"Here {known}.", table(sorted(own, key=lambda row: (row.share or 0, -(row.gain or 0))))]
     failed = {(r.method, r.measured["error"]) for r in records if r.suite == SUITE and "error" in r.measured}
     parts += [f"Did not run: {name}: {why}" for name, why in sorted(failed)]
-    curves = picture(found)
-    return "\n\n".join([*parts, *(["![gain by share](tuning.svg)"] if curves else []), *speed(records)]) + "\n"
+    return "\n\n".join([*parts, *speed(records)]) + "\n"
 
 
 def table(found: list[Row]) -> str:
@@ -79,39 +95,95 @@ def speed(records: list[Record]) -> list[str]:
             f"{told['ratio']:.2f} ({low:.2f} to {high:.2f})" + (", disturbed." if told["disturbed"] else ".")]
 
 
+def cell(row: Row | None) -> str:
+    """A gain and what it cost."""
+    return "-" if row is None or row.gain is None else f"{row.gain:.0%}, {row.forgets:+.2f}"
+
+
+def curve(records: list[Record]) -> list[str]:
+    """The shares side by side, a table a shift, from the small model's ledger."""
+    found = rows(records)
+    shares = sorted({row.share for row in found if row.share is not None})
+    parts = [CURVE]
+    for shift in dict.fromkeys(row.shift for row in found):
+        own = {(row.method, row.share): row for row in found if row.shift == shift}
+        full = own.get((FULL, None))
+        lines = ["| method | " + " | ".join(f"{share:.1%}" for share in shares) + " |", "| --- |" + " --: |" * len(shares)]
+        for name in dict.fromkeys(row.method for row in found if row.share is not None):
+            lines.append(f"| {name} | " + " | ".join(cell(own.get((name, share))) for share in shares) + " |")
+        small = [f"{row.method} ({row.values:.2%}) {cell(row)}" for (_, share), row in own.items()
+                 if share is None and row.method != FULL]
+        told = f"All weights: {full.before:.3f} to {full.after:.3f}, {full.forgets:+.2f}. " if full else ""
+        parts += [f"### {shift}", told + ("Of one size only: " + "; ".join(small) + "." if small else ""), "\n".join(lines)]
+    return parts
+
+
+def controls(records: list[Record]) -> list[str]:
+    """Methods beside their controls: means over seeds, and all weights' forgetting where they had come to the same loss."""
+    lines = ["| method | values | seeds | gain | between seeds | forgets | all weights, at that loss |",
+             "| --- |" + " --: |" * 6]
+    for row in sorted(rows(r for r in records if r.settings.get("steps") == CONTROLLED), key=lambda row: row.method):
+        spread = "" if row.spread is None else f"{100 * row.spread:.0f} points"
+        other = "" if row.full_forgets is None else f"{row.full_forgets:+.3f}"
+        gain = "-" if row.gain is None else f"{row.gain:.0%}"
+        lines.append(f"| {row.method} | {row.values:.2%} | {row.seeds} | {gain} | {spread} | {row.forgets:+.3f} | {other} |")
+    own = [r for r in records if r.settings.get("steps") == CONTROLLED]
+    told = []
+    for names in EQUAL:
+        if (met := at_equal_loss(own, names))[names[0]]:
+            seeds = lambda found: ", ".join(f"{value:+.2f}" for value in found)
+            said = "; ".join(f"{name} {mean(found):+.3f} ({seeds(found)})" for name, found in met.items())
+            told.append(f"Forgotten at the same loss, the highest that one of them ends at, seed by seed: {said}.")
+    return [CONTROLS, "\n".join(lines), *told] if len(lines) > 2 else []
+
+
+def pruned(records: list[Record]) -> list[str]:
+    lines = ["| method | values | seeds | loss | gain | forgets |", "| --- |" + " --: |" * 5]
+    for row in rows(r for r in records if r.settings.get("steps") == PRUNED):
+        gain = "-" if row.gain is None else f"{row.gain:.0%}"
+        lines.append(f"| {row.method} | {row.values:.2%} | {row.seeds} | {row.after:.3f} | {gain} | {row.forgets:+.3f} |")
+    return [PRUNING, "\n".join(lines)] if len(lines) > 2 else []
+
+
 def picture(found: list[Row]) -> str:
-    """Gain over the share of the weights, a line a method with at least two shares."""
-    shift = next((row.shift for row in found if row.method == FULL), "")
-    lines: dict[str, list[Row]] = {}
-    for row in found:
-        if row.shift == shift and row.gain is not None and row.share is not None:
-            lines.setdefault(row.method, []).append(row)
-    lines = {name: sorted(own, key=lambda row: row.values) for name, own in lines.items() if len(own) > 1}
-    if not lines:
+    """Gain over the share of the weights, a panel a shift, a line a method with at least two shares."""
+    shifts = list(dict.fromkeys(row.shift for row in found))
+    names = [name for name in dict.fromkeys(row.method for row in found)
+             if len({row.share for row in found if row.method == name and row.gain is not None} - {None}) > 1]
+    if not names:
         return ""
-    x = lambda share: 60 + 440 * (math.log10(share) + 3) / 2.2
-    y = lambda gain: 300 - 260 * max(0.0, min(1.1, gain))
-    out = ['<svg xmlns="http://www.w3.org/2000/svg" width="680" height="350" font-family="sans-serif" font-size="12">',
-           f'<text x="60" y="20">gain recovered on {html.escape(shift)} over the share of values that train</text>']
-    for share in (0.001, 0.003, 0.01, 0.03, 0.1):
-        out.append(f'<text x="{x(share):.0f}" y="320" text-anchor="middle">{share:.1%}</text>')
-    for gain in (0, 0.25, 0.5, 0.75, 1):
-        out.append(f'<line x1="60" x2="500" y1="{y(gain):.0f}" y2="{y(gain):.0f}" stroke="#ddd"/>'
-                   f'<text x="52" y="{y(gain) + 4:.0f}" text-anchor="end">{gain:.0%}</text>')
-    for number, (name, own) in enumerate(lines.items()):
-        colour = COLOURS[number % len(COLOURS)]
-        points = " ".join(f"{x(row.values):.1f},{y(row.gain or 0):.1f}" for row in own)
-        out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
-                   f'<text x="515" y="{50 + 18 * number}" fill="{colour}">{html.escape(name)}</text>')
+    width, height = 300, 190
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width * len(shifts) + 130}" height="{height + 60}" '
+           'font-family="sans-serif" font-size="11">']
+    for panel, shift in enumerate(shifts):
+        x = lambda share, left=panel * width: left + 45 + 230 * (math.log10(share) + 2.7) / 1.8
+        y = lambda gain: 20 + height * (1.1 - max(0.0, min(1.1, gain))) / 1.1
+        title = f"{html.escape(shift)}: share of the gain by share of the values"
+        out.append(f'<text x="{panel * width + 45}" y="12">{title}</text>')
+        out += [f'<text x="{x(share):.0f}" y="{height + 36}" text-anchor="middle">{share:.1%}</text>'
+                for share in (0.003, 0.01, 0.03, 0.1)]
+        out += [f'<line x1="{x(0.002):.0f}" x2="{x(0.125):.0f}" y1="{y(gain):.0f}" y2="{y(gain):.0f}" stroke="#ddd"/>'
+                f'<text x="{x(0.002) - 4:.0f}" y="{y(gain) + 4:.0f}" text-anchor="end">{gain:.0%}</text>'
+                for gain in (0, 0.25, 0.5, 0.75, 1)]
+        for number, name in enumerate(names):
+            own = sorted((row for row in found if (row.method, row.shift) == (name, shift) and row.share is not None
+                          and row.gain is not None), key=lambda row: row.values)
+            points = " ".join(f"{x(row.values):.1f},{y(row.gain or 0):.1f}" for row in own)
+            out.append(f'<polyline points="{points}" fill="none" stroke="{COLOURS[number % len(COLOURS)]}" stroke-width="2"/>')
+    out += [f'<text x="{width * len(shifts) + 10}" y="{40 + 15 * number}" fill="{COLOURS[number % len(COLOURS)]}">'
+            f"{html.escape(name)}</text>" for number, name in enumerate(names)]
     return "\n".join([*out, "</svg>"]) + "\n"
 
 
 def main() -> None:
-    records = Ledger(LEDGER).read()
+    records, small, held = (Ledger(DOCS / f"ledger-{name}.jsonl").read() for name in ("tuning", "curve", "controls"))
     if not any(record.suite == SUITE for record in records):
         sys.exit(f"{LEDGER} holds no records of the suite; run: lithe bench zoo:tiny --suite tuning --ledger {LEDGER.name}")
-    PAGE.write_text(page(records), encoding="utf-8")
-    if drawn := picture(rows(records)):
+    drawn = picture(rows(small))
+    more = [*(curve(small) if small else []), *(["![gain by share](tuning.svg)"] if drawn else [])]
+    more += [*controls(held), *pruned(held)]
+    PAGE.write_text(page(records).rstrip() + "\n\n" + "\n\n".join(more) + "\n", encoding="utf-8")
+    if drawn:
         PICTURE.write_text(drawn, encoding="utf-8")
 
 

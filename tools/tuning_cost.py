@@ -1,9 +1,10 @@
 """Seconds and bytes of a tuning step, methods side by side in one run, at the shape of a model of 135 million weights.
 
     python tools/tuning_cost.py s2ft:share=0.0068 lora:rank=3 --tokens 512 --repeats 6
-    python tools/tuning_cost.py s2ft:share=0.0068 --repeats 1 --only   # the process's peak, of this method alone
+    python tools/tuning_cost.py s2ft:share=0.0068 --repeats 3 --only   # the process's peak, of this method alone
 
-"full" stands for all weights. Text and weights are random: neither changes what a step costs.
+"full" stands for all weights. Text and weights are random: neither changes what a step costs. A method's own word on a step
+is part of it, and of its bytes. With --only the peak is that of a process that holds model, data and this method.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from lithe.bench import provenance
+from lithe.bench.ledger import Ledger
 from lithe.model.config import Config
 from lithe.model.decoder import Decoder
 from lithe.train import memory, optim
+from lithe.train.guide import Guide
 from lithe.train.loss import Chunked
 from lithe.tune.rack import Rack
 
@@ -34,19 +39,33 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--only", action="store_true", help="tell the process's peak too; for one method a process")
+    parser.add_argument("--cpu", action="store_true", help="count a single thread's processor seconds, without waiting")
+    parser.add_argument("--ledger")
     given = parser.parse_args()
+    if given.cpu:
+        torch.set_num_threads(1)
+    clock = time.process_time if given.cpu else time.perf_counter
     model = Decoder(Config(**SHAPE | {"layers": given.layers})).init(0).train()
     rack, dice = Rack.of(model), torch.Generator().manual_seed(0)
     ids_BT = torch.randint(0, SHAPE["vocab"], (1, given.tokens + 1), generator=dice)
     batch = {"ids_BT": ids_BT[:, :-1], "targets_BT": ids_BT[:, 1:]}
     ways = [Way(model, rack, spec) for spec in given.specs]
     for way in ways:
-        way.step(batch)  # which warms up
+        way.begin(given.repeats + 1)
+        way.step(batch, clock)  # which warms up
     for _ in range(given.repeats):
         for way in ways:
-            way.seconds.append(way.step(batch))
+            way.seconds.append(way.step(batch, clock))
+    peak = {"peak_MiB": round(memory.peak(model.device) / 2**20)} if given.only else {}
+    book = Ledger(given.ledger) if given.ledger else None
     for way in ways:
-        print(json.dumps(way.told(batch) | ({"peak": memory.peak(model.device)} if given.only else {})))
+        told = way.told(batch) | peak
+        print(json.dumps(told), flush=True)
+        if book is not None:
+            model.source = "shape:135m"
+            settings = {name: getattr(given, name) for name in ("tokens", "repeats", "layers", "cpu", "only")}
+            book.append(provenance.record("tuning-cost", model, measured=told, inputs=ids_BT.tolist(), method=way.spec, seed=0,
+                                          settings=settings))
 
 
 class Way:
@@ -54,9 +73,16 @@ class Way:
 
     def __init__(self, model: Decoder, rack: Rack, spec: str):
         self.model, self.rack, self.spec, self.seconds = model, rack, spec, list[float]()
-        self.adapter = None if spec == "full" else rack.make(spec, name="a")
+        self.adapter, self.at, self.most = None if spec == "full" else rack.make(spec, name="a"), 0, 0
+        self.guide = Guide(self.adapter and self.adapter.method, self.adapter and self.adapter.parts)
+        self.optimizers: list[torch.optim.Optimizer] = []
+        self.leave()
+
+    def begin(self, steps: int) -> None:
         self.enter()
-        self.optimizers = optim.build(model, optim.Optimizer(lr=1e-4, weight_decay=0.0))
+        self.guide.begin(steps)
+        settings = optim.Optimizer(lr=1e-4, weight_decay=0.0)
+        self.optimizers = self.guide.optimizers(settings) or optim.build(self.model, settings)
         self.leave()
 
     def enter(self) -> None:
@@ -72,15 +98,23 @@ class Way:
         if self.adapter is not None:
             self.rack.remove(self.adapter.name)
 
-    def step(self, batch: dict) -> float:
+    def step(self, batch: dict, clock: Callable[[], float]) -> float:
         self.enter()
-        start = time.perf_counter()
+        start = clock()
         total, tokens = LOSS(self.model, batch)
         (total / tokens).backward()
+        self.at += 1
+        self.guide.divide(1.0)
+        if (extra := self.guide.penalty()) is not None:
+            extra.backward()
+        self.guide.observe(self.at)
         for optimizer in self.optimizers:
             optimizer.step()
+        self.most = max(self.most, self.guide.held())
+        self.guide.update(self.at, self.optimizers)
+        for optimizer in self.optimizers:
             optimizer.zero_grad()
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         self.leave()
         return seconds
 
@@ -92,7 +126,8 @@ class Way:
         trained = held["trainable"] // 4
         return {"spec": self.spec, "trained": trained, "seconds": round(statistics.median(self.seconds), 3),
                 "least": round(min(self.seconds), 3), "kept_MiB": round(kept / 2**20, 1),
-                "state_MiB": round((held["gradients"] + held["optimizer"]) / 2**20, 1)}
+                "state_MiB": round((held["gradients"] + held["optimizer"]) / 2**20, 1),
+                "method_MiB": round(self.most / 2**20, 1)}
 
 
 if __name__ == "__main__":

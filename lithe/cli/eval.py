@@ -17,6 +17,7 @@ def command(
     model: Annotated[str, typer.Argument(help="a model folder, zoo:NAME or a hub id")],
     file: Annotated[str, typer.Argument(help="a .txt file, or .jsonl with a text in each line's field \"text\"")],
     context: Annotated[int | None, typer.Option(help="tokens of a window; the model's context where not given")] = None,
+    adapter: Annotated[list[str] | None, typer.Option(help="an adapter's folder; repeats, stacked in this order")] = None,
     as_json: JSON = False,
     dtype: DTYPE = "auto",
     device: DEVICE = "cpu",
@@ -32,13 +33,16 @@ def command(
     """
     from lithe.bench.evaluate import documents, evaluate
     from lithe.bench.provenance import record
+    from lithe.tune.rack import attach
 
     texts, book = documents(file), open_ledger(ledger, no_ledger)
     target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline)
+    rack = attach(target, *adapter) if adapter else None
     with progress("scoring") as tell:
         found = evaluate(target, texts, context=context, progress=tell)
     if book is not None:
         settings = {"file": Path(file).name, "context": context or target.config.context}
+        settings |= {} if rack is None else {"adapters": [held.receipt for held in rack.adapters.values()]}
         book.append(record("eval", target, measured=found.json(), inputs=texts, settings=settings))
     if as_json:
         emit(found.json())

@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lithe.contracts.resumes import check_resumes
 from lithe.contracts.small import small_model
 from lithe.errors import UnsupportedError
 from lithe.model.cache import PlainCache
 from lithe.model.decoder import ALL, Decoder
 from lithe.registry import Entry
+from lithe.train.guide import Guide
 from lithe.tune.rack import Adapter, Rack
 
 EXACT = 1e-9
@@ -69,7 +71,10 @@ def check_touches_only(entry: Entry) -> None:
 
 
 def check_verbs(entry: Entry) -> None:
-    """Parts are drawn from the dice alone and counted right (C4), train (C7), save (C5), and serve requests apart (C8)."""
+    """Parts are drawn from the dice alone and counted right (C4), train (C7), save (C5), and serve requests apart (C8).
+
+    A run that was killed goes on bit for bit.
+    """
     model = fresh()
     plain, rack = logits(model), Rack.of(model)
     state = torch.get_rng_state()
@@ -82,6 +87,7 @@ def check_verbs(entry: Entry) -> None:
     stir(c, 5)
     _saves(rack, a, model)
     _serves(rack, model, plain)
+    check_resumes(lambda: begun(entry))
     if "merge_equals_wrap" not in entry.card.promises:
         try:
             rack.merge("a")
@@ -160,6 +166,15 @@ def _at(model: Decoder, own: list, ways: list[Tensor], step: float) -> float:
     for weight, way in zip(own, ways, strict=True):
         weight.sub_(way, alpha=step)
     return found
+
+
+def begun(entry: Entry) -> tuple[Decoder, Guide]:
+    """A model with a fresh adapter that is to be trained."""
+    model = deepcopy(small_model(layers=1))
+    rack = Rack.of(model)
+    rack.make(entry.reference, name="a", seed=1)
+    adapter = rack.train("a")
+    return model, Guide(adapter.method, adapter.parts)
 
 
 def tuned(rack: Rack, adapter: Adapter, steps: int) -> None:

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from lithe import registry
 from lithe.contracts.adapter import IDS_BT, fresh, logits, same, stir, weights
+from lithe.contracts.resumes import check_resumes
 from lithe.contracts.small import small_corpus
 from lithe.model.decoder import Decoder
 from lithe.registry import Entry
+from lithe.train.guide import Guide
 from lithe.train.loss import Chunked
 from lithe.tune.rack import Rack
 
@@ -31,7 +33,10 @@ def check_level_zero_is_identity(entry: Entry) -> None:
 
 
 def check_verbs(entry: Entry) -> None:
-    """A training pass gives a sum and its tokens; evaluated, the model is the plain one; when it is over nothing is left."""
+    """A training pass gives a sum and its tokens; evaluated, the model is the plain one; when it is over nothing is left.
+
+    A run that was killed goes on bit for bit.
+    """
     model = adapted()
     plain, kept, names = logits(model), weights(model), [name for name, _ in model.named_modules()]
     method = made(entry, model)
@@ -51,6 +56,17 @@ def check_verbs(entry: Entry) -> None:
         method.leave(model)
     assert [name for name, _ in model.named_modules()] == names and same(weights(model), kept), "it leaves traces"
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()), "it leaves hooks"
+    check_resumes(lambda: begun(entry))
+
+
+def begun(entry: Entry) -> tuple[Decoder, Guide]:
+    """The model that is to be tuned for it."""
+    model = adapted()
+    method = made(entry, model)
+    if hasattr(method, "enter"):
+        method.enter(model)
+    adapter = Rack.of(model).adapters["a"]
+    return model, Guide(adapter.method, adapter.parts, [method])
 
 
 def adapted() -> Decoder:

@@ -86,9 +86,15 @@ def build(model: nn.Module, settings: Optimizer) -> list[torch.optim.Optimizer]:
         optimizers.append(torch.optim.Muon(matrices, lr=lr, weight_decay=settings.weight_decay,
                                            momentum=settings.momentum, adjust_lr_fn="match_rms_adamw"))
     for optimizer in optimizers:
+        optimizer.register_step_post_hook(_tell)
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
     return optimizers
+
+
+def _tell(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Count the step in its weights' versions, which torch's fused ones leave as they are: parts know by them what is stale."""
+    torch.autograd.graph.increment_version([weight for group in optimizer.param_groups for weight in group["params"]])
 
 
 def set_rate(optimizers: list[torch.optim.Optimizer], share: float) -> None:

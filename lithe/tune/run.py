@@ -25,6 +25,7 @@ from lithe.train.session import Settings, settings_of, train
 from lithe.train.team import Team, join
 from lithe.train.track import tracker
 from lithe.tune.rack import Adapter, Rack
+from lithe.tune.targets import linears
 
 RESULT, LOG = "train.json", "train.jsonl"  # beside the weights
 NAME = "tuned"  # of the adapter, while it is trained
@@ -124,6 +125,9 @@ def prepare(order: Order, settings: Settings, device: str,
     adapter = None
     if builder is None:
         model.requires_grad_(True)
+        if packed := next((site for site, layer in linears(model).items() if not layer.weight.requires_grad), None):
+            raise UnsupportedError(f"{packed} is packed in whole numbers, which cannot be trained: name a --method that trains "
+                                   "beside the weights, or tune the model that was packed")
     else:
         rack = Rack.of(model)
         rack.make(builder.exact, name=NAME, seed=settings.seed)

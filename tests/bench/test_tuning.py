@@ -9,7 +9,7 @@ import torch
 
 from lithe.bench.ledger import Ledger
 from lithe.bench.tuning import _plan, _run, _suite
-from lithe.bench.tuning._rows import rows
+from lithe.bench.tuning._rows import forgets_at, rows
 from lithe.bench.tuning._suite import Matrix
 from lithe.cli import run
 from lithe.errors import FormatError, UsageError
@@ -76,14 +76,15 @@ def test_a_share_gives_the_largest_size_within_it(data):
 
 def test_the_order_and_the_search(data, fake):
     suite = matrix(data)
-    # All weights, each method on both shifts, and the other share.
-    assert suite.run() == len(fake) == 3 * 2 + (3 + 1) + (3 + 2) + 1
+    # All weights, each method on both shifts, and the other share on both.
+    assert suite.run() == len(fake) == 3 * 2 + (3 + 1) + (3 + 2) + 2
     assert [(c.method, c.shift, c.rate) for c in fake[:7]] == [
         ("full", "digits", 1e-2), ("full", "digits", 1e-1), ("full", "digits", 1e-3),
         ("full", "other", 1e-2), ("full", "other", 1e-1), ("full", "other", 1e-3), ("ranks", "digits", 1e-2)]
     assert [c.method for c in fake[6:10]] == ["ranks", "ranks", "biases", "biases"]  # first all methods on all shifts
     assert [c.rate for c in fake if c.method == "biases" and c.shift == "digits"] == [1e-1, 1e-2, 1e-3]  # the grid ends above
     assert [c.rate for c in fake if c.method == "biases" and c.shift == "other"] == [1e-1, 1e-2]  # and then the best one
+    assert [(c.shift, c.share) for c in fake][-3:-1] == [("digits", 0.2), ("other", None)] and fake[-1].share == 0.2
     row = next(r for r in rows(suite.known.values()) if (r.method, r.shift, r.share) == ("ranks", "digits", 0.5))
     assert (row.rate, row.rates, row.gain, row.forgets, row.beside) == (1e-2, 3, 1.0, -1.0, 6)
 
@@ -140,4 +141,20 @@ def test_the_page_is_written_from_the_ledger(data, fake, monkeypatch):
     suite.run()
     text = tool.page(suite.ledger.read())
     assert "## digits" in text and "| ranks |" in text and "| 100% |" in text
-    assert tool.picture(rows(suite.ledger.read())).count("<polyline") == 1
+    assert tool.picture(rows(suite.ledger.read())).count("<polyline") == 2  # one method with two shares, on two shifts
+    assert any("| ranks | 100%, -1.00 |" in part for part in tool.curve(suite.ledger.read()))
+
+
+def test_seeds_objectives_and_the_way_there(data):
+    """A real run: an objective joins, files are found in the data folder, and both losses are looked at on the way."""
+    suite = matrix(data, seeds=(0, 1), headline=("ranks",), every=1, searched=False)
+    full, ranks, _ = suite.plan.methods
+    assert suite.plan.lead == ("ranks",)
+    spec = "lora:rank=1 + lemo:corpus={data}/home.txt,block=2,scores=exact,length=16"
+    found = suite.measure(replace(suite.cell(ranks, suite.plan.shifts[0], 0.5, 1e-2), spec=spec)).measured
+    assert [step for step, _, _ in found["path"]] == [1, 2, 3] and found["path"][-1][1] == found["after"]
+    record = suite.measure(suite.cell(full, suite.plan.shifts[0], 0.5, 1e-2))
+    (_, early, home), *_ = record.measured["path"]
+    middle = (record.measured["before"] + early) / 2
+    assert forgets_at(record, middle) == pytest.approx((home - record.measured["home_before"]) / 2)
+    assert forgets_at(record, record.measured["before"] + 1) is None

@@ -270,3 +270,27 @@ def test_what_lies_in_a_folder_decides_how_it_is_read(tmp_path):
         rack = Rack.of(fresh())
         rack.make("lora", name="a")
         rack.save("a", tmp_path)
+
+
+def test_an_interrupted_save_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
+    """Killed while the new weights are written: the old adapter is still whole, and nothing lies beside it."""
+    from lithe.tune import folder as folders
+
+    folder = folder_of(tmp_path, "lora")
+    model = fresh()
+    rack = Rack.of(model)
+    rack.load(folder, name="old")
+    before = logits(model)
+    stir(rack.make("lora", name="new"), 7)
+
+    def killed(tensors, file, **more):
+        file.write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(folders, "save_file", killed)
+        rack.save("new", folder, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    again = fresh()
+    Rack.of(again).load(folder, name="old")
+    assert torch.equal(logits(again), before)

@@ -38,8 +38,8 @@ class Shift:
 class Entry:
     """A method: its spec, in which {n} is the largest count and {x} the largest number that stay within the share.
 
-    {half} is half of {n}, rounded up; {d} is the share as a density of the blocks' linear layers. base: precision
-    of the frozen weights. rate: where the search for the best one begins.
+    {half} is half of {n}, rounded up; {d} is the share as a density of the blocks' linear layers; {data} is the data folder.
+    base: precision of the frozen weights. rate: where the search for the best one begins.
     """
 
     name: str
@@ -55,7 +55,11 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Sizes of a run, in tokens where nothing else is said, and what is run. share: where all shifts are run; curve: others."""
+    """Sizes of a run, in tokens where nothing else is said, and what is run.
+
+    share: where rates are searched; curve: the other shares. headline: the methods that are run with every seed, all where none
+    is named.
+    """
 
     steps: int
     tokens: int
@@ -69,11 +73,19 @@ class Plan:
     shifts: tuple[Shift, ...]
     methods: tuple[Entry, ...]
     seeds: tuple[int, ...] = (0,)
+    headline: tuple[str, ...] = ()
+    searched: bool = True  # each method's rate; else its own is taken, and only that of all weights is searched
+    every: int = 0  # steps from one look at both texts to the next, on the way; 0: none
 
     @property
     def sizes(self) -> dict[str, int]:
         """What decides what a run learns, beside its cell."""
         return {name: getattr(self, name) for name in ("steps", "tokens", "context", "chosen_by", "held_out")}
+
+    @property
+    def lead(self) -> tuple[str, ...]:
+        """Methods that are run with every seed."""
+        return self.headline or tuple(method.name for method in self.methods)
 
 
 def read(path: Path = SHIPPED) -> Plan:
@@ -109,7 +121,7 @@ def sized(entry: Entry, share: float, model: Decoder) -> str | None:
     room = share * model.size
 
     def size(spec: str) -> int:
-        found = registry.parse(spec)
+        found = registry.parse(spec.partition(" + ")[0])  # an objective beside it trains nothing of its own
         return found.entry.module.Method(found.knobs, model).size(model)
 
     if "{d}" in entry.spec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import mean
 from typing import Any
 
@@ -37,6 +38,7 @@ class Row:
     gain: float | None
     spread: float | None  # of the gain, between its least and its most over seeds
     forgets: float
+    full_forgets: float | None  # what tuning all weights forgets on its way to the same loss, where the way was looked at
     bytes: dict[str, int]
     tokens_per_s: float | None  # of the run's steps; None where no record was taken on a machine of its own
 
@@ -72,19 +74,55 @@ def _row(group: list[Record], full: list[Record] | None) -> Row:
     best = _best(group)
     said, found = best[0].settings, [record.measured for record in best]
     gains = [] if full is None else [_gain(record, full) for record in best]
+    ways = [] if full is None else [forgets_at(_twin(record, full), record.measured["after"]) for record in best]
+    met = [way for way in ways if way is not None]
     return Row(
         method=best[0].method, spec=said["spec"], base=said["base"], shift=said["shift"], share=said["share"], seeds=len(best),
         rate=said["rate"], rates=len({record.settings["rate"] for record in group}),
         values=found[0].get("values", found[0]["trainable"]) / found[0]["weights"], before=found[0]["before"],
         after=mean(m["after"] for m in found),
         gain=mean(gains) if gains else None, spread=max(gains) - min(gains) if len(gains) > 1 else None,
-        forgets=mean(m["home_after"] - m["home_before"] for m in found), bytes=found[0]["bytes"],
+        forgets=mean(m["home_after"] - m["home_before"] for m in found), full_forgets=mean(met) if met else None,
+        bytes=found[0]["bytes"],
         tokens_per_s=_speed(group))
 
 
+def _twin(record: Record, full: list[Record]) -> Record:
+    """All weights tuned with the same seed, or with the first where that one is missing."""
+    return next((r for r in full if r.seed == record.seed), full[0])
+
+
+def forgets_at(record: Record, loss: float) -> float | None:
+    """What a run had forgotten when it first came down to a loss, between its looks by straight lines; None if it never did."""
+    found = record.measured
+    way = [(found["before"], found["home_before"]), *((after, home) for _, after, home in found.get("path", ()))]
+    for (high, early), (low, late) in pairwise(way):
+        if low <= loss <= high:
+            return early + (late - early) * (high - loss) / max(high - low, 1e-12) - found["home_before"]
+    return None
+
+
+def at_equal_loss(records: Iterable[Record], names: Iterable[str]) -> dict[str, list[float]]:
+    """What methods forget until they reach a loss that all of them reach, the highest that one ends at: by name, one a seed.
+
+    Seeds that only some of them ran are left out. Each at its best rate.
+    """
+    wanted, groups = list(names), defaultdict(list)
+    for record in {_cell(record): record for record in ran(records)}.values():
+        groups[record.method].append(record)
+    best = {name: {record.seed or 0: record for record in _best(groups[name])} for name in wanted if groups[name]}
+    found: dict[str, list[float]] = {name: [] for name in wanted}
+    for seed in sorted(set.intersection(*(set(own) for own in best.values())) if len(best) == len(wanted) else ()):
+        loss = max(own[seed].measured["after"] for own in best.values())
+        met = {name: forgets_at(own[seed], loss) for name, own in best.items()}
+        if all(value is not None for value in met.values()):
+            for name, value in met.items():
+                found[name].append(value)  # type: ignore[arg-type]
+    return found
+
+
 def _gain(record: Record, full: list[Record]) -> float:
-    """Against all weights tuned with the same seed, or with the first where that one is missing."""
-    other = next((r for r in full if r.seed == record.seed), full[0]).measured
+    other = _twin(record, full).measured
     taken = other["before"] - other["after"]
     return (record.measured["before"] - record.measured["after"]) / taken if taken > 0 else float("nan")
 

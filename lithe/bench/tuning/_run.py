@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lithe.bench.tuning._plan import Plan
+from lithe.bench.tuning._plan import Plan, data_folder
 from lithe.bench.tuning._text import Texts
 from lithe.model.decoder import Decoder
 from lithe.model.load import load
@@ -21,6 +21,7 @@ from lithe.train.optim import trainable
 from lithe.train.session import Settings, train
 from lithe.train.text import Examples
 from lithe.tune.rack import Rack
+from lithe.tune.run import methods
 
 ROWS = 2048  # tokens of a pass that only scores
 
@@ -48,31 +49,44 @@ def open_base(model: str | Path, base: str, *, offline: bool = False) -> Decoder
 def run(cell: Cell, model: Decoder, plan: Plan, found: Texts, home: Examples) -> dict[str, Any]:
     """Train and score. Losses in nats a token; bytes and values counted, not estimated."""
     torch.manual_seed(cell.seed)
-    guide, adapter = Guide(), None
-    if cell.spec:
+    wanted, objectives = methods(cell.spec.replace("{data}", str(data_folder())) if "{data}" in cell.spec else cell.spec)
+    adapter, beside = None, [spec.entry.module.Method(spec.knobs, model) for spec in objectives]
+    if wanted is not None:
         rack = Rack.of(model)
-        rack.make(cell.spec, name="a", seed=cell.seed)
+        rack.make(wanted.exact, name="a", seed=cell.seed)
         adapter = rack.train("a")
-        guide = Guide(adapter.method, adapter.parts)
     else:
         model.requires_grad_(True)
+    for objective in beside:
+        if hasattr(objective, "enter"):
+            objective.enter(model)
+    guide = Guide(adapter.method, adapter.parts, beside) if adapter else Guide(objectives=beside)
     values = sum(weight.numel() for weight in trainable(model).values())
     settings = Settings(steps=plan.steps, batch_tokens=plan.tokens, lr=cell.rate, seed=cell.seed, weight_decay=0.0,
-                        packing=True)
+                        packing=True, log_every=plan.every or 10)
+    path: list[tuple[int, float, float]] = []  # step, loss, loss of the old kind
+
+    def look(record: dict[str, Any]) -> None:
+        path.append((record["step"], score(model, found.test), score(model, home)))
+        model.train()
+
     begun, cpu = time.perf_counter(), time.process_time()
     try:
         session = train(model, found.train, settings, context=plan.context, guide=guide, quiet=True,
-                        adapter=adapter is not None)
+                        adapter=adapter is not None, trackers=[look] if plan.every else [])
     except Diverged as problem:
         return {"diverged": str(problem), "trainable": values}
     spent = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu}
     guide.finish()
+    for objective in beside:
+        if hasattr(objective, "leave"):
+            objective.leave(model)
     held = [] if adapter is None else [t for part in adapter.parts.values() for t in part.state_dict().values()]
     kept = sum(tensor.numel() for tensor in held if tensor.is_floating_point()) if held else values
     size = sum(tensor.numel() * tensor.element_size() for tensor in held)
     return {"trainable": values, "values": kept, "file_bytes": size, "loss": session.at.loss, "tokens": session.at.tokens,
             "chosen_by": score(model, found.choose), "after": score(model, found.test), "home_after": score(model, home),
-            "bytes": session.bytes, "step_seconds": session.at.seconds, **spent}
+            "bytes": session.bytes, "step_seconds": session.at.seconds, **spent, **({"path": path} if path else {})}
 
 
 @torch.no_grad()

@@ -60,9 +60,9 @@ class Matrix:
         """What to run next, given all that is known by then.
 
         All weights on every shift; each method on every shift at the plan's share, where it says that the search for its rate
-        begins; then that search; the other shares on the first shift; seeds. The best rate is searched on the first shift at
-        the plan's share, for all weights on every shift: up and down the grid until the loss rises. Elsewhere it is the one
-        found there.
+        begins; then that search; the other shares on the first shift; the best rates on the others; the headline's seeds; the
+        other shares elsewhere. The best rate is searched on the first shift at the plan's share, for all weights on every one:
+        up and down the grid until the loss rises. Elsewhere it is the one found there.
         """
         first, plan = self.plan.shifts[0], self.plan
         full, others = plan.methods[0], plan.methods[1:]
@@ -73,17 +73,23 @@ class Matrix:
                 cell = self.cell(method, shift, plan.share, self.nearest(method.rate))
                 if cell is not None and cell not in self.known:
                     yield cell
-        for method in others:
+        for method in others if plan.searched else ():
             yield from self.search(method, first, plan.share)
+        yield from self.curve(first)
+        for method in others:
             for shift in plan.shifts[1:]:
                 yield from self.again(method, shift, plan.share)
-        for method in others:
-            for share in plan.curve:
-                yield from self.again(method, first, share) if method.scales else ()
         for seed in plan.seeds[1:]:
             for method in plan.methods:
-                for shift in plan.shifts:
+                for shift in plan.shifts if method.name in plan.lead else ():
                     yield from self.again(method, shift, plan.share, seed)
+        for shift in plan.shifts[1:]:
+            yield from self.curve(shift)
+
+    def curve(self, shift: Shift) -> Iterator[Cell]:
+        for method in self.plan.methods[1:]:
+            for share in self.plan.curve if method.scales else ():
+                yield from self.again(method, shift, share)
 
     def search(self, method: Entry, shift: Shift, share: float) -> Iterator[Cell]:
         """Runs until the best rate of the grid has worse ones, or the grid's ends, on both sides."""
