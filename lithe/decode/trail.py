@@ -128,6 +128,11 @@ class Follower:
         self.states, self.trail, self.rows = States(body.dtype, *taps), Trail(body), rows
         self.read, self.observe = self.states.read, self.states.observe
 
+    def ready(self, sequence: Sequence) -> bool:
+        """Whether it has seen all of the sequence that the body has not read."""
+        lengths = {id(held): n for held, n in zip(self.trail.held, self.trail.lengths, strict=True)}
+        return self.states.since(sequence, lengths.get(id(sequence), 0)) is not None
+
     def follow(self, sequences: Seq[Sequence], room: Seq[int]) -> tuple[list[int], Tensor | None]:
         """The places in the batch of what can be drafted for, and the body's state [B, C] after the last row of each."""
         live = [b for b, s in enumerate(sequences) if room[b] > 0 and self.states.last(s) is not None]
