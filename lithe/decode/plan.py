@@ -86,7 +86,8 @@ def plan(model: Decoder, *, draft: str | None = None, tree: str | None = None, a
 
 def shapeable() -> registry.Spec:
     """The baseline draft that tells its law at any node. Raises UnsupportedError where the shelf has none."""
-    fits = [entry for entry in registry.entries("decode", "draft") if entry.card.laws and entry.card.row is None and not entry.card.trains]
+    every = (entry for entry in registry.entries("decode", "draft") if entry.card.laws)
+    fits = [entry for entry in every if entry.card.row is None and not entry.card.trains]
     if not fits:
         raise UnsupportedError("no baseline draft on the shelf tells its law at any node: name the draft whose trees to shape")
     return registry.Spec(fits[0], {})
