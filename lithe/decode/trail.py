@@ -10,7 +10,7 @@ from torch import Tensor
 from lithe.model.cache import PlainCache
 from lithe.model.config import Config
 from lithe.model.decoder import NONE, Decoder
-from lithe.model.mask import CAUSAL, Tree as TreeMask
+from lithe.model.mask import CAUSAL, Mask, Tree as TreeMask
 from lithe.sampling.sequence import Sequence
 
 CHUNK = 512  # rows a pass of a body reads at once
@@ -102,8 +102,11 @@ class Trail:
             self.cache.commit([len(piece) for piece in pieces])
         return torch.stack(last)
 
-    def look(self, rows: Seq[Tensor], parents: Seq[list[int]] | None = None) -> Tensor:
-        """The body's states [B, T, C] of rows that nothing keeps; with parents, trees of them."""
+    def look(self, rows: Seq[Tensor], parents: Seq[list[int]] | None = None, *, seen_BTT: Tensor | None = None) -> Tensor:
+        """The body's states [B, T, C] of rows that nothing keeps; with parents, trees of them.
+
+        seen_BTT: who sees whom among them, where that is another matter.
+        """
         width = max(map(len, rows))
         self._room(width)
         x_BTC = torch.stack([torch.cat((row, row.new_zeros(width - len(row), row.shape[-1]))) for row in rows])
@@ -111,7 +114,8 @@ class Trail:
         limit = self.body.config.context - 1  # padding only
         pos_BT = torch.tensor([[min(n + step, limit) for step in row] for n, row in zip(self.lengths, steps, strict=True)],
                               device=x_BTC.device)
-        mask = CAUSAL if parents is None else TreeMask(list(parents))
+        mask: Mask = CAUSAL if parents is None else TreeMask(list(parents))
+        mask = mask if seen_BTT is None else seen_BTT.to(x_BTC.device)
         return self.body(embeds=x_BTC, pos_BT=pos_BT, mask=mask, cache=self.cache, logits=NONE).hidden
 
     def _room(self, rows: int) -> None:
