@@ -39,8 +39,8 @@ MODEL, SIDE = "zoo:tiny", 10  # prompts decoded side by side
 HEAD = """# Orders that papers report
 
 Written by `python tools/orders.py` from `docs/ledger-orders.jsonl`: `{model}`, the first {prompts} shipped prompts, {tokens}
-tokens each, tokens a pass (1.00 is plain decoding), the difference and its 95 % bootstrap interval over prompts, paired. No time
-was measured, so this says nothing of speed. *True*: the whole interval lies above 0; *contradicted*: below; *open*: it holds 0.
+tokens each, tokens a pass (1.00 is plain decoding), the difference and its 95 % bootstrap interval over prompts, paired. No
+time was measured, so this says nothing of speed. *True*: the interval lies above 0; *contradicted*: below; *open*: it holds 0.
 Beside it stands the difference over prompts whose texts do not loop, and their number: a loop is easy to draft.
 
 """
