@@ -14,6 +14,8 @@ from statistics import median
 from typing import Any
 
 from lithe import registry
+from lithe.bench.ledger import Ledger
+from lithe.bench.provenance import record
 from lithe.bench.runner import Course, bench
 from lithe.decode.loop import run
 from lithe.decode.plan import plan
@@ -90,25 +92,27 @@ class Advised:
 
 def advise(model: Decoder, prompts: Iterable[str | Seq[int]], methods: Iterable[str] = (), *, second: str | None = None,
            max_tokens: int = 64, trials: int = 4, confirm: int = 2, lossy: bool = False, seed: int = 0,
-           progress: Progress | None = None, **settings: Any) -> Advised:
+           ledger: Ledger | None = None, progress: Progress | None = None, **settings: Any) -> Advised:
     """Rank ways to decode, best first, with reasons.
 
     methods: specs to consider; by default every draft on the shelf that can run here, in several sizes. second: a model
     for drafts that need one. trials: prompts of the trial; the others, where there are any, serve to confirm the best
-    `confirm` by running them. lossy: consider ways that may change the output too. settings: as for `generate`.
+    `confirm` by running them. lossy: consider ways that may change the output too. ledger: where what came out is kept.
+    settings: as for `generate`.
     """
     every = list(prompts)
     trial = Course(model=model, prompts=every[:trials], max_tokens=max_tokens, seed=seed, law=_law(settings))
     curve = cost_curve(model)
     asked = list(methods) or candidates(second)
     tell = progress or (lambda done, total: None)
-    total = len(asked) + 2
+    total = len(trial.prompts) + 2
     tell(0, total)
-    plain, idle = _tried(trial, None, curve, 0.0)
-    ways = []
-    for i, text in enumerate(asked):
-        ways.append(_tried(trial, text, curve, idle)[0])
+    tried = [_Trial.of(trial, text) for text in (None, *asked)]
+    for i in range(len(trial.prompts)):  # side by side and in turns, as in the confirmation: what disturbs one disturbs all
+        for one in tried[i % len(tried) :] + tried[: i % len(tried)]:
+            one.decode(trial, i, curve)
         tell(i + 1, total)
+    plain, *ways = (one.told() for one in tried)
     _compare(plain, ways)
     ways = _one_size_each([way for way in ways if lossy or way.lossless], keep=bool(methods))
     disturbed = _confirm(model, every[trials:] or every, ways[:confirm], max_tokens=max_tokens, seed=seed, settings=settings)
@@ -117,7 +121,12 @@ def advise(model: Decoder, prompts: Iterable[str | Seq[int]], methods: Iterable[
     for way in ways:
         way.reason = reason(way, curve)
     best = next((way for way in ways[:1] if way.problem is None and _pays(way)), None)
-    return Advised(curve=curve, plain=plain, ways=ways, best=best, disturbed=disturbed)
+    found = Advised(curve=curve, plain=plain, ways=ways, best=best, disturbed=disturbed)
+    if ledger is not None:
+        ledger.append(record("advise", model, measured=found.json(), inputs=every, seed=seed, method=best.spec if best else "plain",
+                             settings=trial.settings | {"trials": len(trial.prompts), "confirm": confirm},
+                             parts=[part for one in tried if one.plan for part in (one.plan.draft, *one.plan.parts)]))
+    return found
 
 
 def candidates(second: str | None = None) -> list[str]:
@@ -163,46 +172,54 @@ def reason(way: Advice, curve: CostCurve) -> str:
 
 @dataclass
 class _Trial:
-    """Sums over the rounds of a trial."""
+    """A way on trial: its plan, and sums over its rounds."""
 
+    way: Advice
+    plan: Any = None
     tokens: int = 0
     passes: int = 0
     rows: int = 0
-    pass_s: float = 0.0
+    pass_s: float = 0.0  # by the cost curve
+    beyond: list[float] = field(default_factory=list)  # what each pass took, in what the curve says of it
     draft: list[float] = field(default_factory=list)
-    verify: list[float] = field(default_factory=list)
     walk: list[float] = field(default_factory=list)
 
-
-def _tried(course: Course, text: str | None, curve: CostCurve, idle: float) -> tuple[Advice, float]:
-    """A method's parts from its run on the trial's prompts, and what its passes took beyond the curve. idle: that of plain."""
-    try:
-        made = plan(course.model, draft=text)
+    @classmethod
+    def of(cls, course: Course, text: str | None) -> _Trial:
+        try:
+            made = plan(course.model, draft=text)
+        except LitheError as problem:
+            return cls(Advice(method=text or "plain", spec=text or "", lossless=True, problem=str(problem)))
         promise = "same_tokens" if course.law.greedy else "same_law"
-        way = Advice(method=made.name, spec=text or "", lossless=promise in made.promises)
-        for _ in run(made, [course.ask(0, most=WARM_UP)]):
-            pass
-        found = _run(made, course, curve)
-    except LitheError as problem:
-        return Advice(method=text or "plain", spec=text or "", lossless=True, problem=str(problem)), 0.0
-    beyond = max(0.0, median(found.verify) - found.pass_s / found.passes)
-    way.passes = found.passes
-    way.tokens_per_pass, way.rows_per_pass = found.tokens / found.passes, found.rows / found.passes
-    way.draft_s, way.walk_s = sum(found.draft) / found.passes, median(found.walk)
-    way.verify_s = found.pass_s / found.passes + (beyond if text is None else idle)
-    return way, beyond
+        return cls(Advice(method=made.name, spec=text or "", lossless=promise in made.promises), made)
 
+    def decode(self, course: Course, i: int, curve: CostCurve) -> None:
+        """One prompt; the first one warms up before it counts."""
+        if self.way.problem is not None:
+            return
+        try:
+            if not self.passes:
+                list(run(self.plan, [course.ask(i, most=WARM_UP)]))
+            for step in run(self.plan, [course.ask(i)]):
+                self._count(step, curve.seconds(step.nodes))
+        except LitheError as problem:
+            self.way.problem = str(problem)
 
-def _run(made: Any, course: Course, curve: CostCurve) -> _Trial:
-    found = _Trial()
-    for i in range(len(course.prompts)):
-        for step in run(made, [course.ask(i)]):
-            found.tokens, found.rows, found.passes = found.tokens + len(step.tokens), found.rows + step.nodes, found.passes + 1
-            found.pass_s += curve.seconds(step.nodes)
-            found.draft.append(step.seconds["draft"] + step.seconds["observe"])
-            found.verify.append(step.seconds["verify"])
-            found.walk.append(step.seconds["walk"])
-    return found
+    def _count(self, step: Any, told: float) -> None:
+        self.tokens, self.rows, self.passes = self.tokens + len(step.tokens), self.rows + step.nodes, self.passes + 1
+        self.pass_s += told
+        self.beyond.append(step.seconds["verify"] / told)
+        self.draft.append(step.seconds["draft"] + step.seconds["observe"])
+        self.walk.append(step.seconds["walk"])
+
+    def told(self) -> Advice:
+        """The pass costs what the curve says, times what this way's passes usually take of it: a cold cache costs too."""
+        if self.way.problem is None:
+            self.way.passes = self.passes
+            self.way.tokens_per_pass, self.way.rows_per_pass = self.tokens / self.passes, self.rows / self.passes
+            self.way.draft_s, self.way.walk_s = sum(self.draft) / self.passes, median(self.walk)
+            self.way.verify_s = self.pass_s / self.passes * median(self.beyond)
+        return self.way
 
 
 def _compare(plain: Advice, ways: list[Advice]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lithe.cli._common import DEVICE, DTYPE, JSON, METHODS, OFFLINE, SEED, THREADS, emit, open_model, table
-from lithe.cli._measure import LIMIT, PROMPTS, chosen_prompts, progress
+from lithe.cli._measure import LEDGER, LIMIT, PROMPTS, chosen_prompts, open_ledger, progress
 from lithe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def command(
     temperature: Annotated[float | None, typer.Option(help="0 is greedy", min=0)] = None,
     write: Annotated[Path | None, typer.Option(help="write the winning plan as a recipe, NAME.toml")] = None,
     as_json: JSON = False,
+    ledger: LEDGER = None,
     seed: SEED = 0,
     dtype: DTYPE = "auto",
     device: DEVICE = "cpu",
@@ -51,7 +52,8 @@ def command(
     target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline)
     with progress("trying") as tell:
         found = advise(target, asked, method or (), second=draft_model, max_tokens=max_tokens, trials=trials, confirm=confirm,
-                       lossy=lossy, seed=seed, progress=tell, temperature=temperature)
+                       lossy=lossy, seed=seed, progress=tell, temperature=temperature,
+                       ledger=open_ledger(ledger, False) if ledger else None)
     if as_json:
         emit(found.json())
     else:

@@ -6,6 +6,7 @@ Axes: B rows of text, T tokens of each, P points in it, G rows beside it, S slot
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -31,6 +32,12 @@ class Beside:
         self.k: dict[int, Tensor] = {}
         self.v: dict[int, Tensor] = {}
 
+    def fork(self) -> Beside:
+        """A twin that goes on alone."""
+        twin = copy(self)
+        twin.k, twin.v = dict(self.k), dict(self.v)
+        return twin
+
     def reserve(self, rows: int) -> None:
         """There is always room."""
 
@@ -41,16 +48,17 @@ class Beside:
         return attention(q_BHTD, self.k[layer], self.v[layer], visible_BTS=self.seen_GS[None], **see)
 
 
-def reached(points_P: Tensor, steps: int, tokens: int, copies: int = 1) -> tuple[Tensor, Tensor]:
+def reached(points_P: Tensor, steps: int, tokens: int, copies: int = 1, both: bool = False) -> tuple[Tensor, Tensor]:
     """Positions [G] and sight [G, tokens + G] of chains of `steps` rows behind each point of a text, so many copies of each.
 
-    A row sees the text up to its point, its own chain up to itself, and no other chain. G runs over points, copies, steps.
+    A row sees the text up to its point, its own chain up to itself, or all of it (both), and no other chain. G runs over
+    points, copies, steps.
     """
     chain_G = torch.arange(len(points_P) * copies).repeat_interleave(steps)
     step_G = torch.arange(steps).repeat(len(points_P) * copies)
     point_G = points_P.repeat_interleave(steps * copies)
     text = torch.arange(tokens) <= point_G[:, None]
-    own = (chain_G[:, None] == chain_G) & (step_G[:, None] >= step_G)
+    own = (chain_G[:, None] == chain_G) & (both | (step_G[:, None] >= step_G))
     return point_G + step_G + 1, torch.cat((text, own), 1)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from lithe.errors import UsageError
 from lithe.ops.accept import Chance, without
 from lithe.ops.tree import Tree
+from lithe.sampling.sequence import Sequence
 
 MOST = 1024  # nodes of a tree
 Growth = Generator[list[int], list[Tensor], None]
@@ -40,6 +41,8 @@ class Grown:
 
     def __init__(self, draft: Any, policy: Any, kind: str):
         self.draft, self.policy, self.kind = draft, policy, kind
+        if hasattr(draft, "read"):
+            self.read = draft.read
 
     def start(self, sequences):
         for part in (self.draft, self.policy):
@@ -61,6 +64,12 @@ class Grown:
         for part in (self.draft, self.policy):
             if hasattr(part, "observe"):
                 part.observe(rounds)
+
+
+def scores(sequence: Sequence, tree: Tree, nodes: list[int], logits_NV: Tensor) -> Tensor:
+    """A draft's logits after these nodes, warped as the sequence asks, given the path to each node."""
+    paths = [[tree.tokens[i] for i in tree.path(node)] for node in nodes] if sequence.law.reads_context else ()
+    return sequence.law(logits_NV, [sequence.ids + path for path in paths] or None)
 
 
 def send(tree: Tree, growth: Growth, wanted: list[int], laws: list[Tensor]) -> list[int]:

@@ -86,7 +86,8 @@ def plan(model: Decoder, *, draft: str | None = None, tree: str | None = None, a
 
 def shapeable() -> registry.Spec:
     """The baseline draft that tells its law at any node. Raises UnsupportedError where the shelf has none."""
-    fits = [entry for entry in registry.entries("decode", "draft") if entry.card.laws and entry.card.row is None]
+    every = (entry for entry in registry.entries("decode", "draft") if entry.card.laws)
+    fits = [entry for entry in every if entry.card.row is None and not entry.card.trains]
     if not fits:
         raise UnsupportedError("no baseline draft on the shelf tells its law at any node: name the draft whose trees to shape")
     return registry.Spec(fits[0], {})
@@ -145,6 +146,7 @@ def _fill_draft(made: DecodePlan, spec: registry.Spec, tree: registry.Spec | Non
     _check_shaped(spec, tree)
     policy = _build(tree, ("grow",))  # first: to load a model takes longer than to find a setting wrong
     made.draft = Grown(_build(spec, ("reach", "laws"), made.model), policy, made.kinds[0])
+    made.taps += getattr(made.draft.draft, "taps", ())
     made.parts += [made.draft.draft, policy]
 
 

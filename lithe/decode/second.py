@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lithe.decode.grow import scores
 from lithe.decode.lanes import Lanes
 from lithe.errors import UnsupportedError
 from lithe.model.decoder import ALL, Decoder
@@ -53,9 +54,7 @@ class Second:
 
     def scores(self, sequence: Sequence, tree: Tree, nodes: list[int], logits_NV: Tensor) -> Tensor:
         """Its logits after these nodes as wide as the target's, warped as the sequence asks, given the path to each node."""
-        logits_NV = self.widen(logits_NV)
-        paths = [[tree.tokens[i] for i in tree.path(node)] for node in nodes] if sequence.law.reads_context else ()
-        return sequence.law(logits_NV, [sequence.ids + path for path in paths] or None)
+        return scores(sequence, tree, nodes, self.widen(logits_NV))
 
     def laws(self, sequences: list[Sequence], trees: list[Tree], wanted: list[list[int]]) -> list[list[Tensor]]:
         """The law [V] of the token after each wanted node: one pass over the paths that lead to them."""

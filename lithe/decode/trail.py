@@ -10,7 +10,7 @@ from torch import Tensor
 from lithe.model.cache import PlainCache
 from lithe.model.config import Config
 from lithe.model.decoder import NONE, Decoder
-from lithe.model.mask import CAUSAL, Tree as TreeMask
+from lithe.model.mask import CAUSAL, Mask, Tree as TreeMask
 from lithe.sampling.sequence import Sequence
 
 CHUNK = 512  # rows a pass of a body reads at once
@@ -102,8 +102,11 @@ class Trail:
             self.cache.commit([len(piece) for piece in pieces])
         return torch.stack(last)
 
-    def look(self, rows: Seq[Tensor], parents: Seq[list[int]] | None = None) -> Tensor:
-        """The body's states [B, T, C] of rows that nothing keeps; with parents, trees of them."""
+    def look(self, rows: Seq[Tensor], parents: Seq[list[int]] | None = None, *, seen_BTT: Tensor | None = None) -> Tensor:
+        """The body's states [B, T, C] of rows that nothing keeps; with parents, trees of them.
+
+        seen_BTT: who sees whom among them, where that is another matter.
+        """
         width = max(map(len, rows))
         self._room(width)
         x_BTC = torch.stack([torch.cat((row, row.new_zeros(width - len(row), row.shape[-1]))) for row in rows])
@@ -111,7 +114,8 @@ class Trail:
         limit = self.body.config.context - 1  # padding only
         pos_BT = torch.tensor([[min(n + step, limit) for step in row] for n, row in zip(self.lengths, steps, strict=True)],
                               device=x_BTC.device)
-        mask = CAUSAL if parents is None else TreeMask(list(parents))
+        mask: Mask = CAUSAL if parents is None else TreeMask(list(parents))
+        mask = mask if seen_BTT is None else seen_BTT.to(x_BTC.device)
         return self.body(embeds=x_BTC, pos_BT=pos_BT, mask=mask, cache=self.cache, logits=NONE).hidden
 
     def _room(self, rows: int) -> None:
@@ -127,6 +131,11 @@ class Follower:
         """rows(sequence, start, states) are the body's rows [T, C] for the true states of the tokens from place `start` on."""
         self.states, self.trail, self.rows = States(body.dtype, *taps), Trail(body), rows
         self.read, self.observe = self.states.read, self.states.observe
+
+    def ready(self, sequence: Sequence) -> bool:
+        """Whether it has seen all of the sequence that the body has not read."""
+        lengths = {id(held): n for held, n in zip(self.trail.held, self.trail.lengths, strict=True)}
+        return self.states.since(sequence, lengths.get(id(sequence), 0)) is not None
 
     def follow(self, sequences: Seq[Sequence], room: Seq[int]) -> tuple[list[int], Tensor | None]:
         """The places in the batch of what can be drafted for, and the body's state [B, C] after the last row of each."""

@@ -6,6 +6,7 @@ import pytest
 
 from lithe import recipe
 from lithe.bench.advise import Advice, Advised, advise, candidates, reason
+from lithe.bench.ledger import Ledger
 from lithe.cli import run
 from lithe.cli.advise import recipe as written
 from lithe.contracts.small import small_model
@@ -47,6 +48,14 @@ def test_a_prediction_is_the_sum_of_its_parts(mine):
     assert follows.tokens_per_pass > 1.5 and follows.rows_per_pass > 2 and follows.measured is None
     assert slow.draft_s >= 0.01 and slow.speedup < 1 and "drafting costs" in slow.reason
     assert found.ways[-1] is slow
+
+
+def test_what_came_out_is_kept(mine, tmp_path):
+    book = Ledger(tmp_path / "ledger.jsonl")
+    found = advise(small_model(), PROMPTS, [mine["follows"], mine["slow"]], max_tokens=12, trials=2, ledger=book)
+    (kept,) = book.read()
+    assert kept.suite == "advise" and kept.measured["close"] == found.close and kept.settings["trials"] == 2
+    assert kept.measured["errors"].keys() == {mine["follows"], mine["slow"]}
 
 
 def test_what_never_pays_is_not_recommended_and_what_is_confirmed_was_run(mine):

@@ -98,8 +98,24 @@ def test_every_draft_says_the_same(told, draft):
 
 @pytest.mark.parametrize("name", [name for name in recipe.names() if "draft" in recipe.read(name, *recipe.KEYS)])
 def test_every_shipped_recipe_that_drafts_says_the_same(told, name):
-    plain, fast = told("--max-tokens", 24), told("--max-tokens", 24, "--recipe", name)
-    assert fast["text"] == plain["text"] and fast["method"] == str(registry.parse(recipe.read(name, *recipe.KEYS)["draft"]))
+    """With untrained weights where a method has some: those that fit this target are the user's to make."""
+    wanted = recipe.read(name, *recipe.KEYS)
+    draft = untrained(wanted["draft"])
+    own = [] if draft == str(registry.parse(wanted["draft"])) else ["--method", draft]
+    plain, fast = told("--max-tokens", 24), told("--max-tokens", 24, "--recipe", name, *own)
+    lead = wanted.get("tree", wanted["draft"]).partition(":")[0]
+    assert fast["text"] == plain["text"] and fast["method"].startswith(lead) and fast["passes"] <= plain["passes"]
+
+
+def untrained(text: str) -> str:
+    """A draft's spec with fresh weights wherever a method has weights, inside it too."""
+    spec = registry.parse(text.replace("(", ":").replace(";", ",").removesuffix(")"), "draft")
+    if spec.entry.card.trains:
+        spec.values["heads"] = FRESH
+    if inner := spec.values.get("draft"):
+        name, _, knobs = untrained(inner).partition(":")
+        spec.values["draft"] = f"{name}({knobs.replace(',', ';')})" if knobs else name
+    return str(spec)
 
 
 def test_draft_warp_and_rule_go_together(told, mine):

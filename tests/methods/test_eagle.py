@@ -5,6 +5,7 @@ import torch
 from lithe import registry
 from lithe.decode.loop import run
 from lithe.model.cache import PlainCache
+from lithe.ops.tree import Tree
 from lithe.sampling.sequence import Sequence
 from tests.methods.bigrams import bigrams, drafting, fitted, tokens_per_pass
 
@@ -52,7 +53,7 @@ def test_a_tree_made_level_by_level_is_what_one_pass_over_it_gives():
     made = drafting("eagle:heads=fresh,nodes=12,depth=3", *TWO)
     draft, f_BC = made.draft, torch.randn(1, 32, dtype=torch.float64)
     draft.follower.trail.sync([object()])
-    tree = method.Tree([0, 3, 4, 5, 6, 7], [-1, 0, 0, 1, 1, 2])
+    tree = Tree([0, 3, 4, 5, 6, 7], [-1, 0, 0, 1, 1, 2])
     sprout = draft._sprout([tree], f_BC)
     for level in ([1, 2], [3, 4, 5]):
         sprout([(0, node) for node in level])

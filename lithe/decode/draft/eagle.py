@@ -11,15 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.nn.functional import smooth_l1_loss
 
 from lithe.card import Card, knob
 from lithe.decode import heads as shared
+from lithe.decode.carry import Carried, Carrier
 from lithe.decode.heads import Ends, Join, Shape
-from lithe.decode.sprout import Sprout, likely
-from lithe.decode.trail import Follower, body
-from lithe.ops.tree import Tree
+from lithe.decode.trail import body
 from lithe.train import fitted
 from lithe.train.teacher import FINAL, LOGITS
 
@@ -28,10 +26,10 @@ CARD = Card(
     promises=("same_tokens", "same_law"),
     needs=("tree", "gather", "tap:final"),
     emits=("det",),
+    laws=("heads",),
     trains=True,
 )
 DECAY = 0.8  # weight of a step that reads guessed states, as a share of the step before
-MEASURED = 5  # levels whose rates are measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +47,7 @@ class Knobs:
     rate: float = knob(3e-5, "peak learning rate of a fit", low=0.0)
 
 
-class Heads(nn.Module):
+class Heads(Carried):
     SHAPED_BY = ()
     signals = (FINAL, LOGITS)
 
@@ -62,20 +60,8 @@ class Heads(nn.Module):
         """The layer's rows: each state with the embedding of the token after it."""
         return self.join(states, self.ends.embed(ids, states))
 
-    def roll(self, states_BTC, ids_BT, steps):
-        """Step s yields the states its rows t >= s make: guesses of f_{t+1}, from f_t as guessed by the step before."""
-        T = ids_BT.shape[1]
-        for step in range(steps):
-            pos_BT = torch.arange(step, T - 1, device=ids_BT.device).expand(len(ids_BT), -1)
-            rows_BTC = self.rows(states_BTC[:, : T - 1 - step], ids_BT[:, step + 1 :])
-            states_BTC = self.body(embeds=rows_BTC, pos_BT=pos_BT, logits="none").hidden
-            yield states_BTC
-
-    def guesses(self, batch):
-        """At level s, from f_t and x_{t+1..t+s}: logits of x_{t+1+s}; x_{t+1} is the root."""
-        ids_BT = batch["ids_BT"]
-        for step, states_BTC in enumerate(self.roll(batch[FINAL], ids_BT, min(self.knobs.depth, MEASURED))):
-            yield self.ends.logits(states_BTC[:, :-1]), ids_BT[:, step + 2 :]
+    def logits(self, said):
+        return self.ends.logits(said)
 
     def loss(self, batch):
         true_BTC, total = batch[FINAL], 0.0
@@ -87,44 +73,18 @@ class Heads(nn.Module):
         return total, batch["ids_BT"][:, 1:].numel()
 
 
-class Method:
+class Method(Carrier):
     build = Heads
 
     def __init__(self, knobs: Knobs, model):
         made = fitted.load("eagle", knobs, model, Heads)
-        self.knobs, self.net, self.device = knobs, made.module, model.device
+        super().__init__(knobs, made.module, model.device)
         rates = list(made.rates or shared.usual_rates(1))[: knobs.depth]
         rates += [rates[-1]] * (knobs.depth - len(rates))
         self.shape = Shape(shared.likeliest(rates, knobs.nodes))
-        self.follower = Follower(self.net.body, self._rows)
-        self.read, self.observe = self.follower.read, self.follower.observe
 
-    def propose(self, sequences, room):
-        trees = [Tree.root(s.ids[-1]) for s in sequences]
-        live, f_BC = self.follower.follow(sequences, room)
-        if not live:
-            return trees
-        grown, most = [trees[b] for b in live], [min(room[b], self.knobs.depth) for b in live]
-        sprout = self._sprout(grown, f_BC)
-        logits = lambda places: self.net.ends.logits(sprout(places))
-        if self.knobs.tree == "fixed":
-            self.shape.fill(grown, most, lambda depth, places: shared.top(logits(places), self.shape.ranks))
-            return trees
-        found = likely(grown, most, logits, width=self.knobs.width, nodes=self.knobs.nodes)
-        for b, tree in zip(live, found, strict=True):
-            trees[b] = tree
+    def shaped(self, trees, most, ask):
+        if self.knobs.tree == "dynamic":
+            return super().shaped(trees, most, ask)
+        self.shape.fill(trees, most, lambda depth, places: shared.top(ask(places), self.shape.ranks))
         return trees
-
-    def _sprout(self, trees, f_BC):
-        """Guessed states of the nodes of growing trees; a node's row joins the state guessed before it with its token."""
-
-        def enter(places):
-            before = torch.stack([sprout.said[b, trees[b].parents[node]] for b, node in places])
-            return self.net.rows(before, torch.tensor([trees[b].tokens[node] for b, node in places], device=self.device))
-
-        sprout = Sprout(self.follower.trail, trees, enter, roots_BC=f_BC)
-        return sprout
-
-    def _rows(self, sequence, start, states):
-        ids = torch.tensor(sequence.ids[start + 1 : start + 1 + len(states)], device=self.device)
-        return self.net.rows(states, ids)

@@ -19,12 +19,11 @@ from torch import nn
 
 from lithe.card import Card, knob
 from lithe.decode.beside import Beside
+from lithe.decode.carry import Carried, Carrier
 from lithe.decode.heads import Ends, Join
-from lithe.decode.sprout import Sprout, likely
-from lithe.decode.trail import Follower, body
+from lithe.decode.trail import body
 from lithe.errors import FormatError
 from lithe.model.modules import RMSNorm
-from lithe.ops.tree import Tree
 from lithe.train import fitted
 from lithe.train.teacher import LOGITS
 
@@ -33,6 +32,7 @@ CARD = Card(
     promises=("same_tokens", "same_law"),
     needs=("tree", "gather"),
     emits=("det",),
+    laws=("heads", "layers", "fused", "vocab"),
     trains=True,
 )
 DECAY = 0.8  # weight of a step in the loss, as a share of the step before
@@ -58,7 +58,7 @@ def tapped(layers: int) -> tuple[int, int, int]:
     return layers - 1 - aside, layers // 2, aside
 
 
-class Heads(nn.Module):
+class Heads(Carried):
     SHAPED_BY = ("layers", "fused", "vocab")
     tokens: torch.Tensor
 
@@ -83,6 +83,9 @@ class Heads(nn.Module):
     def rows(self, states, ids):
         """The layer's rows: each state with the embedding of the token after it."""
         return self.join(states, self.ends.embed(ids, states))
+
+    def fused(self, taps):
+        return self.fuse(*taps.split(taps.shape[-1] // len(self.taps), -1))
 
     def small(self, states):
         """Logits [..., V] over the draft's own vocabulary."""
@@ -122,35 +125,12 @@ class Heads(nn.Module):
         return total, torch.tensor(batch["ids_BT"][:, 1:].numel())
 
 
-class Method:
+class Method(Carrier):
     build = Heads
 
     def __init__(self, knobs: Knobs, model):
         made = fitted.load("eagle3", knobs, model, Heads)
-        self.knobs, self.net, self.device, self.taps = knobs, made.module, model.device, made.module.taps
-        tokens = self.net.tokens
+        self.taps, tokens = made.module.taps, made.module.tokens
         if tokens.min() < 0 or tokens.max() >= model.config.vocab:
             raise FormatError(f"{knobs.heads} draws its guesses from tokens that this target does not have")
-        self.follower = Follower(self.net.body, self._rows, *self.taps)
-        self.read, self.observe = self.follower.read, self.follower.observe
-
-    def propose(self, sequences, room):
-        trees = [Tree.root(s.ids[-1]) for s in sequences]
-        live, states_BC = self.follower.follow(sequences, room)
-        if live:
-            grown, most = [trees[b] for b in live], [min(room[b], self.knobs.depth) for b in live]
-
-            def enter(places):
-                before = sprout([(b, grown[b].parents[node]) for b, node in places])
-                return self.net.rows(before, torch.tensor([grown[b].tokens[node] for b, node in places], device=self.device))
-
-            sprout = Sprout(self.follower.trail, grown, enter, roots_BC=states_BC)
-            shaped = likely(grown, most, lambda places: self.net.logits(sprout(places)), width=self.knobs.width,
-                            nodes=self.knobs.nodes)
-            for b, tree in zip(live, shaped, strict=True):
-                trees[b] = tree
-        return trees
-
-    def _rows(self, sequence, start, states):
-        ids = torch.tensor(sequence.ids[start + 1 : start + 1 + len(states)], device=self.device)
-        return self.net.rows(self.net.fuse(*states.split(states.shape[-1] // len(self.taps), -1)), ids)
+        super().__init__(knobs, made.module, model.device, *self.taps)

@@ -16,10 +16,9 @@ from torch.nn.functional import pad, silu, smooth_l1_loss
 
 from lithe.card import Card, knob
 from lithe.decode import heads as shared
+from lithe.decode.carry import Carried, Carrier
 from lithe.decode.heads import Ends, Join
-from lithe.decode.sprout import Sprout, likely
-from lithe.decode.trail import Follower, body
-from lithe.ops.tree import Tree
+from lithe.decode.trail import body
 from lithe.train import fitted
 from lithe.train.teacher import FINAL, LOGITS
 
@@ -29,9 +28,9 @@ CARD = Card(
     promises=("same_tokens", "same_law"),
     needs=("tree", "gather", "tap:final"),
     emits=("det",),
+    laws=("heads", "gate", "extra"),
     trains=True,
 )
-MEASURED = 5  # levels whose rates are measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,7 @@ class Sampling(nn.Module):
         return states + self.down(silu(self.token(embeds)) * self.up(states))
 
 
-class Heads(nn.Module):
+class Heads(Carried):
     SHAPED_BY = ("gate", "extra")
     signals = (FINAL, LOGITS)
 
@@ -89,22 +88,6 @@ class Heads(nn.Module):
     def logits(self, out):
         return self.ends.logits(out if self.out is None else self.out(out))
 
-    def roll(self, states_BTC, ids_BT, steps):
-        """Step s yields what rows t >= s say: of f_{t+1} and x_{t+2}, from f_t as guessed by the step before."""
-        T = ids_BT.shape[1]
-        for step in range(steps):
-            pos_BT = torch.arange(step, T - 1, device=ids_BT.device).expand(len(ids_BT), -1)
-            rows_BTC = self.rows(states_BTC[:, : T - 1 - step], ids_BT[:, step + 1 :])
-            out_BTC = self.body(embeds=rows_BTC, pos_BT=pos_BT, logits="none").hidden
-            yield out_BTC
-            states_BTC = self.state(out_BTC)
-
-    def guesses(self, batch):
-        """At level s, from f_t and x_{t+1..t+s}: logits of x_{t+1+s}; x_{t+1} is the root."""
-        ids_BT = batch["ids_BT"]
-        for step, out_BTC in enumerate(self.roll(batch[FINAL], ids_BT, min(self.knobs.depth, MEASURED))):
-            yield self.logits(out_BTC[:, :-1]), ids_BT[:, step + 2 :]
-
     def loss(self, batch):
         true_BTC = batch[FINAL]
         noisy_BTC = true_BTC + (torch.rand_like(true_BTC) - 0.5) * self.knobs.noise
@@ -114,33 +97,8 @@ class Heads(nn.Module):
         return self.knobs.feature * away + self.knobs.law * law, batch["ids_BT"][:, 1:].numel()
 
 
-class Method:
+class Method(Carrier):
     build = Heads
 
     def __init__(self, knobs: Knobs, model):
-        made = fitted.load("fspad", knobs, model, Heads)
-        self.knobs, self.net, self.device = knobs, made.module, model.device
-        self.follower = Follower(self.net.body, self._committed)
-        self.read, self.observe = self.follower.read, self.follower.observe
-
-    def propose(self, sequences, room):
-        trees = [Tree.root(s.ids[-1]) for s in sequences]
-        live, out_BC = self.follower.follow(sequences, room)
-        if not live:
-            return trees
-        grown, most = [trees[b] for b in live], [min(room[b], self.knobs.depth) for b in live]
-
-        def enter(places):
-            before_NC = self.net.state(torch.stack([sprout.said[b, grown[b].parents[node]] for b, node in places]))
-            return self.net.rows(before_NC, torch.tensor([grown[b].tokens[node] for b, node in places], device=self.device))
-
-        sprout = Sprout(self.follower.trail, grown, enter, roots_BC=out_BC)
-        found = likely(grown, most, lambda places: self.net.logits(sprout(places)), width=self.knobs.width,
-                       nodes=self.knobs.nodes)
-        for b, tree in zip(live, found, strict=True):
-            trees[b] = tree
-        return trees
-
-    def _committed(self, sequence, start, states):
-        ids = torch.tensor(sequence.ids[start + 1 : start + 1 + len(states)], device=self.device)
-        return self.net.rows(states, ids)
+        super().__init__(knobs, fitted.load("fspad", knobs, model, Heads).module, model.device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lithe.card import Card, knob
+from lithe.decode.grams import Grams
 from lithe.ops.tree import Tree
 
 CARD = Card(
@@ -29,36 +30,17 @@ class Method:
     learns_from_any_tree = True
 
     def __init__(self, knobs: Knobs, model):
-        self.knobs = knobs
-        self.seen: dict[int, tuple[int, dict]] = {}  # by sequence: how far it was read, and where each n-gram was followed
+        self.knobs, self.grams = knobs, Grams(knobs.ngram)
+        self.observe = self.grams.observe
 
     def start(self, sequences):
-        self.seen.clear()
+        self.grams.clear()
 
     def propose(self, sequences, room):
         return [Tree.chain(s.ids[-1], self._copy(s, most)) for s, most in zip(sequences, room, strict=True)]
 
-    def observe(self, rounds):
-        for r in rounds:
-            if r.sequence.finished:
-                self.seen.pop(r.sequence.number, None)
-
     def _copy(self, sequence, most: int) -> list[int]:
-        ids, table = sequence.ids, self._table(sequence)
-        for n in range(min(self.knobs.ngram, len(ids) - 1), 0, -1):
-            at = table.get(tuple(ids[-n:]))
-            if at is not None:
-                return ids[at : at + min(most, self.knobs.tokens)]
-        return []
-
-    def _table(self, sequence) -> dict[tuple[int, ...], int]:
-        """Where the token after each n-gram stands, for every n-gram that has one."""
-        ids = sequence.ids
-        read, table = self.seen.get(sequence.number, (0, {}))
-        for at in range(max(read, 1), len(ids)):
-            for n in range(1, min(self.knobs.ngram, at) + 1):
-                gram = tuple(ids[at - n : at])
-                if self.knobs.last or gram not in table:
-                    table[gram] = at
-        self.seen[sequence.number] = (len(ids), table)
-        return table
+        if not (found := self.grams.places(sequence)):
+            return []
+        at = found[-1 if self.knobs.last else 0]
+        return sequence.ids[at : at + min(most, self.knobs.tokens)]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from lithe.card import Card, knob
+from lithe.decode.grams import Grams
 from lithe.decode.second import Second
 from lithe.decode.store import LONGEST, Store
 from lithe.ops.tree import Tree
@@ -66,21 +67,17 @@ class Method:
     def __init__(self, knobs: Knobs, model):
         self.knobs, self.second = knobs, Second(knobs.model, model)
         self.store = Store(knobs.corpus, model.tokenizer) if knobs.corpus else None
-        self.seen: dict[int, tuple[int, dict[Path, list[int]]]] = {}  # by sequence: how far it was read; places after n-grams
+        self.grams = Grams(knobs.ngram)
+        self.observe = self.grams.observe
 
     def start(self, sequences):
-        self.seen.clear()
+        self.grams.clear()
 
     def propose(self, sequences, room):
         guesses = self._think(sequences, room)
         for s, guess, most in zip(sequences, guesses, room, strict=True):
             self._look_up(guess, Counter(tuple(path[:most]) for path in self._found(s)))
         return [self._tree(s, guess) for s, guess in zip(sequences, guesses, strict=True)]
-
-    def observe(self, rounds):
-        for r in rounds:
-            if r.sequence.finished:
-                self.seen.pop(r.sequence.number, None)
 
     def _think(self, sequences, room) -> list[Guess]:
         """The draft model's likeliest paths, level by level; all trees share a pass of it."""
@@ -130,24 +127,11 @@ class Method:
 
     def _found(self, sequence) -> Iterator[list[int]]:
         """What followed the longest ending, in the text so far and in the corpus."""
-        ids, table, tokens = sequence.ids, self._table(sequence), self.knobs.tokens
-        for n in range(min(self.knobs.ngram, len(ids) - 1), 0, -1):
-            if before := table.get(tuple(ids[-n:])):
-                yield from (ids[at : at + tokens] for at in before[-self.knobs.matches :])
-                break
+        ids, tokens = sequence.ids, self.knobs.tokens
+        yield from (ids[at : at + tokens] for at in self.grams.places(sequence)[-self.knobs.matches :])
         if self.store and (found := self.store.longest(ids, 2, LONGEST)):
             places, n = found
             yield from (self.store.ids[at + n : at + n + tokens].tolist() for at in places[-self.knobs.matches :].tolist())
-
-    def _table(self, sequence) -> dict[Path, list[int]]:
-        """Where the token after each n-gram stands, for every n-gram that has one."""
-        ids = sequence.ids
-        read, table = self.seen.get(sequence.number, (0, {}))
-        for at in range(max(read, 1), len(ids)):
-            for n in range(1, min(self.knobs.ngram, at) + 1):
-                table.setdefault(tuple(ids[at - n : at]), []).append(at)
-        self.seen[sequence.number] = (len(ids), table)
-        return table
 
     def _tree(self, sequence, guess: Guess) -> Tree:
         """The best nodes of one ranking. A path scores at most what its beginning does, so parents come first."""
