@@ -20,6 +20,7 @@ from lithe.bench import stats
 from lithe.bench.ledger import Ledger
 from lithe.bench.provenance import code_hash, digest, record
 from lithe.cli._common import read_kinds
+from lithe.contracts.draft import modest
 from lithe.decode.generate import request
 from lithe.decode.loop import run
 from lithe.decode.plan import DecodePlan, plan
@@ -56,14 +57,16 @@ def main() -> int:
 
 
 def methods() -> Iterator[str]:
-    """Specs of all that promise it: as the decoding table has them, else at their defaults."""
+    """Specs of all that promise it: as the decoding table has them, else at their defaults with a small tree."""
     listed = [each["spec"] for each in tomllib.loads((HERE / "methods.toml").read_text(encoding="utf-8"))["method"]]
     named = {part.partition(":")[0].split("=")[-1].strip() for spec in listed for part in spec.split(" + ")}
     yield from (spec for spec in listed if PROMISE in card(spec).promises)
     for entry in registry.entries("decode"):
         if PROMISE in entry.card.promises and entry.shelf in ("draft", "tree") and entry.name not in named:
             shipped = (ZOO / "heads" / entry.name / NOTES).is_file()
-            spec = entry.reference + (f":heads={FRESH}" if entry.card.trains and not shipped else "")
+            knobs = [f"{name}={value}" for name, value in modest(entry).items()]
+            knobs += [f"heads={FRESH}"] if entry.card.trains and not shipped else []
+            spec = entry.name + (":" + ",".join(knobs) if knobs else "")
             yield f"{spec} + draft_model" if entry.shelf == "tree" else spec
 
 

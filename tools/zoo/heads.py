@@ -26,9 +26,9 @@ MIXTURE = {"books_children": 220_000, "maths": 110_000, "python": 70_000, "books
 ROWS = 1024  # that the target writes
 PIECE = 2000  # tokens of one source that stay together
 HEADS = {  # spec, steps of 4 rows of 256 tokens
-    "eagle": ("eagle:rate=1e-3", 1200),
-    "hydra": ("hydra:depth=3,own=false,teacher=true,rate=1e-3", 1000),
-    "medusa": ("medusa:depth=3,own=false,rate=1e-3", 1000),
+    "eagle": ("eagle:rate=1e-3", 800),
+    "hydra": ("hydra:depth=3,own=false,teacher=true,rate=1e-3", 800),
+    "medusa": ("medusa:depth=3,own=false,rate=1e-3", 700),
     "kangaroo": ("kangaroo:layers=2,rate=1e-3", 800),
     "ppd": ("ppd:rate=0.02", 200),
     "clover": ("clover:rate=1e-3", 200),
