@@ -17,6 +17,8 @@ from tokens import encode
 
 import lithe
 from lithe import registry
+from lithe.decode import drafter
+from lithe.decode.drafter import Recipe
 from lithe.model.load import ZOO
 from lithe.train import fitted
 from lithe.train.learn import Lesson, learn
@@ -28,18 +30,24 @@ PIECE = 2000  # tokens of one source that stay together
 HEADS = {  # spec, steps of 4 rows of 256 tokens
     "eagle": ("eagle:rate=1e-3", 800),
     "hydra": ("hydra:depth=3,own=false,teacher=true,rate=1e-3", 800),
-    "medusa": ("medusa:depth=3,own=false,rate=1e-3", 700),
+    "medusa": ("medusa:depth=3,own=false,rate=1e-3", 300),
     "kangaroo": ("kangaroo:layers=2,rate=1e-3", 800),
     "ppd": ("ppd:rate=0.02", 200),
     "clover": ("clover:rate=1e-3", 200),
+    "specdec_pp": ("specdec_pp:temperature=0,rate=1e-3", 300),  # whether the two agree on the likeliest token
 }
+SORTED, EXITS = "s2d", Recipe(start="zoo:tiny-draft", exits="1/2/3", pretrain=250, align=0, rate=1e-3)  # a draft with exits inside
 WORK = Path(".lithe") / "heads"
 
 
 def main(names: list[str]) -> None:
     target = lithe.load(TARGET, fast=False)
     ids = written.lesson(target, free_text(target.tokenizer), ROWS, WORK / "written")
-    for name in names or HEADS:
+    for name in names or (*HEADS, SORTED):
+        if name == SORTED:
+            if not (WORK / SORTED / "config.json").is_file():
+                drafter.make(target, ids, EXITS, WORK / SORTED)
+            continue
         text, steps = HEADS[name]
         spec = registry.parse(text)
         if not (WORK / name / fitted.NOTES).is_file():
