@@ -35,22 +35,23 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 LEDGER, WORK = ROOT / "docs" / "ledger-decoding.jsonl", ROOT / ".lithe" / "rivals"
 MODEL, DRAFT, EDITOR = "zoo:tiny", "zoo:tiny-draft", ROOT / "lithe" / "zoo" / "tiny-editor"
-EACH, TOKENS = 24, {"tasks": 64, "editing": 128}
-WAYS = {
+EACH, TOKENS = 12, {"tasks": 64, "editing": 128}
+WAYS: dict[str, dict] = {
     LITHE: {"plain": "", "prompt_lookup": "prompt_lookup", "suffix": "suffix", "token_recycling": "token_recycling:nodes=0",
-            "blend": "blend", "aggressive": "draft=aggressive", "draft_model": "draft_model:adaptive=true"},
-    LLAMA: {"plain": {}, "lookup 2, 10": {"lookup": 2, "tokens": 10}, "lookup 2, 4": {"lookup": 2, "tokens": 4},
-            "lookup 3, 7": {"lookup": 3, "tokens": 7}, "lookup 1, 2": {"lookup": 1, "tokens": 2},
-            "draft 16": {"draft": True, "tokens": 16}, "draft 3": {"draft": True, "tokens": 3}},
+            "blend": "blend", "aggressive": "draft=aggressive"},
+    LLAMA: {"plain": {}, "lookup 2, 10": {"lookup": 2, "tokens": 10}, "lookup 2, 3": {"lookup": 2, "tokens": 3},
+            "lookup 3, 7": {"lookup": 3, "tokens": 7},
+            "draft 16 where sure": {"draft": True, "tokens": 16, "sure": 0.75},  # llama.cpp's defaults
+            "draft 3": {"draft": True, "tokens": 3, "sure": 0.0}},
 }
-ONLY = {"aggressive": "editing"}  # ways that are for one part alone
+ONLY = {"aggressive": "editing", "prompt_lookup": "editing", "token_recycling": "tasks", "lookup 3, 7": "editing"}  # ways that are for one part alone
 
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--ledger", type=Path, default=LEDGER)
     asked.add_argument("--precision", action="append", choices=PRECISIONS)
-    asked.add_argument("--repeats", type=int, default=3)
+    asked.add_argument("--repeats", type=int, default=1)
     asked.add_argument("--prepare", action="store_true")
     given = asked.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
@@ -100,10 +101,15 @@ def gguf(model: Path, precision: str) -> str:
     return str(path)
 
 
+def short(number: float) -> float:
+    return float(f"{number:.5g}")
+
+
 def race(ledger: Ledger, precision: str, part: str, asks: list[list[int]], repeats: int) -> None:
     """Every way on each prompt before the next prompt, in an order that turns; one record an engine."""
     where, count = folder(part), TOKENS[part]
     target = open_model(where, precision)
+    target.source = MODEL if part == "tasks" else f"{MODEL} + {EDITOR.name}"
     settings = {"part": f"rivals-{part}", "asked": precision, "max_tokens": count, "repeats": repeats}
     empty = record("rivals", target, measured={}, inputs=asks, settings=settings, method=LITHE)
     if any((r.suite, r.settings, r.code_hash, r.prompts_hash) == ("rivals", settings, empty.code_hash, empty.prompts_hash)
@@ -135,10 +141,10 @@ def race(ledger: Ledger, precision: str, part: str, asks: list[list[int]], repea
         both = (seconds[best[engine]], tokens, seconds[best[LLAMA]], tokens)
         same = sum(texts[best[engine], i] == texts[(LITHE, "plain"), i] for i in range(len(asks)))
         measured = {
-            "prompts": len(asks), "best": best[engine][1], "ratio": float(stats.ratio(*both)),
-            "interval": list(stats.interval(stats.ratio, *both, seed=0)), "same": same, "facts": facts[engine],
-            "tokens_per_s": {name: tokens.sum() / seconds[way].sum() for way in own for name in [way[1]]},
-            "tokens_per_pass": {name: tokens.sum() / passes[way] for way in own for name in [way[1]]},
+            "prompts": len(asks), "best": best[engine][1], "ratio": short(stats.ratio(*both)),
+            "interval": [short(end) for end in stats.interval(stats.ratio, *both, seed=0) or ()], "same": same, "facts": facts[engine],
+            "tokens_per_s": {way[1]: short(tokens.sum() / seconds[way].sum()) for way in own},
+            "tokens_per_pass": {way[1]: short(tokens.sum() / passes[way]) for way in own},
             "disturbed": calm.disturbed, "join_mean_us": calm.mean_us}
         ledger.append(record("rivals", target, measured=measured, inputs=asks, settings=settings, method=engine))
         print(f"{precision} {part} {engine}: {best[engine][1]} {measured['tokens_per_s']} ratio {measured['ratio']:.2f}", flush=True)

@@ -18,19 +18,18 @@ from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 from lithe.bench.engines import CHUNK
 
 Propose = Callable[[list[int]], list[int]]  # guesses behind a text
-SURE = 0.75  # llama.cpp's own default: a draft stops where its likeliest token is less likely
 
 
 def text(engine: Any, ids: list[int], count: int, how: dict[str, Any]) -> dict[str, Any]:
     """So many tokens behind a prompt, seconds without the prompt's pass, and passes. how: {}, {"lookup": N, "tokens": N} or
-    {"draft": an engine, "tokens": N}."""
+    {"draft": an engine, "tokens": N, "sure": the least probability of a guess}."""
     if "lookup" in how:
         find = LlamaPromptLookupDecoding(how["lookup"], how["tokens"])
         propose: Propose = lambda said: find(np.array(said, dtype=np.intc)).tolist()
     elif "draft" in how:
         how["draft"].clear()
         read(how["draft"], ids[:-1])
-        propose = Second(how["draft"], how["tokens"], ids[:-1])
+        propose = Second(how["draft"], how["tokens"], how["sure"], ids[:-1])
     else:
         propose = lambda said: []
     engine.clear()
@@ -51,8 +50,8 @@ def text(engine: Any, ids: list[int], count: int, how: dict[str, Any]) -> dict[s
 class Second:
     """A chain of a smaller model's likeliest tokens, as long as it is sure of them."""
 
-    def __init__(self, engine: Any, tokens: int, held: list[int]):
-        self.engine, self.tokens, self.held = engine, tokens, list(held)
+    def __init__(self, engine: Any, tokens: int, sure: float, held: list[int]):
+        self.engine, self.tokens, self.sure, self.held = engine, tokens, sure, list(held)
 
     def __call__(self, said: list[int]) -> list[int]:
         known = next((n for n, (a, b) in enumerate(zip(self.held, said, strict=False)) if a != b), min(len(self.held), len(said)))
@@ -64,7 +63,7 @@ class Second:
             self.held += unread
             logits_V = rows(self.engine)[-1]
             token = int(logits_V.argmax())
-            if 1.0 / np.exp(logits_V - logits_V[token]).sum() < SURE:
+            if 1.0 / np.exp(logits_V - logits_V[token]).sum() < self.sure:
                 break
             found.append(token)
             unread = [token]
