@@ -32,7 +32,7 @@ def _walk(waiting: list[Any], met: set[int]) -> int:
             while isinstance(base.base, np.ndarray):
                 base = base.base
             total += _once(base.__array_interface__["data"][0], base.nbytes, met)
-        elif isinstance(each, LEAVES) or callable(each) and not isinstance(each, nn.Module) or not _once(id(each), 1, met):
+        elif isinstance(each, LEAVES) or (callable(each) and not isinstance(each, nn.Module)) or not _once(id(each), 1, met):
             continue
         else:
             inside, size = _inside(each)

@@ -107,7 +107,7 @@ def save(folder: Path, method: str, knobs: Any, model: Decoder, module: nn.Modul
 
 
 def shrink(folder: Path, out: Path) -> int:
-    """A copy that `load` reads as well, its matrices in eight bits with a scale a row, the rest in bfloat16; returns its bytes."""
+    """A copy that `load` reads as well, matrices in eight bits with a scale a row, the rest in bfloat16; returns its bytes."""
     small: dict[str, Tensor] = {}
     for name, value in load_file(folder / WEIGHTS).items():
         if not value.is_floating_point() or value.dim() != 2:

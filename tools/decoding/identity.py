@@ -1,10 +1,11 @@
-"""Is every method that promises it token for token what plain decoding is? On real prompts, in every precision, into the ledger.
+"""Is every method that promises it token for token plain decoding? On real prompts, in every precision, into the ledger.
 
     tools/decoding/identity.py [--ledger FILE] [--only TEXT ...] [--precision NAME ...] [--batch N ...] [--any-code]
 
-64 shipped prompts of 128 tokens, greedy, alone and in ragged batches of 4, in fp32, int8, bf16 and int4: a record a cell, with the
-passes each prompt took, keyed by the hash of the sources. What is there already is not run again, so the same command goes on where
-it stopped; --any-code counts cells of other sources too. Exit code 1 where an output differs. Counts only: the machine may be busy.
+64 shipped prompts of 128 tokens, greedy, alone and in ragged batches of 4, in fp32, int8, bf16 and int4: a record a cell,
+with the passes each prompt took, keyed by the hash of the sources. What is there already is not run again, so the same
+command goes on where it stopped; --any-code counts cells of other sources too. Exit code 1 where an output differs. These are
+counts: the machine may be busy.
 """
 
 import argparse
@@ -71,7 +72,8 @@ def methods() -> Iterator[str]:
 
 
 def card(spec: str):
-    return registry.parse(spec.split(" + ")[0].removeprefix("draft="), "draft" if spec.startswith("draft=") else None).entry.card
+    first, shelf = spec.split(" + ")[0], "draft" if spec.startswith("draft=") else None
+    return registry.parse(first.removeprefix("draft="), shelf).entry.card
 
 
 def cell(ledger: Ledger, model: Decoder, precision: str, spec: str, prompts: list[str], batch: int, any_code: bool) -> int:
@@ -89,15 +91,20 @@ def cell(ledger: Ledger, model: Decoder, precision: str, spec: str, prompts: lis
             return int(old.measured["same"] != old.measured["of"])
     truth, _ = reference(model, precision, prompts)
     texts, passes = decode(made, prompts, batch)
-    parted = [(i, next((t for t, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), min(len(x), len(y))))
-              for i, (x, y) in enumerate(zip(texts, truth, strict=True)) if x != y]
+    parted = [(i, where(x, y)) for i, (x, y) in enumerate(zip(texts, truth, strict=True)) if x != y]
     measured = {"same": len(texts) - len(parted), "of": len(texts), "parted": parted, "tokens": [len(text) for text in texts],
                 "passes": passes, "loops": [stats.loops(text) for text in truth]}
     ledger.append(record("identity", model, measured=measured, inputs=prompts, settings=settings, method=made.name,
                          knobs=made.knobs, parts=parts))
     gave = sum(measured["tokens"]) / sum(passes)
-    print(f"{precision} batch {batch} {made.name}: {measured['same']} of {measured['of']}, {gave:.2f} tokens a pass", flush=True)
+    same = f"{measured['same']} of {measured['of']}"
+    print(f"{precision} batch {batch} {made.name}: {same}, {gave:.2f} tokens a pass", flush=True)
     return int(bool(parted))
+
+
+def where(a: list[int], b: list[int]) -> int:
+    """The first place at which two texts part."""
+    return next((t for t, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def decode(made: DecodePlan, prompts: list[str], batch: int) -> tuple[list[list[int]], list[int]]:

@@ -2,9 +2,10 @@
 
     tools/decoding/measure.py [--ledger FILE] [--only greedy|sampled|editing] [--each N] [--max-tokens N] [--seconds N]
 
-A few methods run beside plain decoding at a time: every prompt by all of them before the next one is. Groups that are in the ledger
-for these sources and prompts are not run again; with --seconds no group is begun after so long, and the same command goes on. Some
-methods change the output: their rows say so. Needs a machine that does nothing else; a quarter of an hour on two cores.
+A few methods run beside plain decoding at a time: every prompt by all of them before the next one is. Groups that are in the
+ledger for these sources and prompts are not run again; with --seconds no group is begun after so long, and the same command
+goes on. Some methods change the output: their rows say so. Needs a machine that does nothing else; a quarter of an hour on
+two cores.
 """
 
 import argparse

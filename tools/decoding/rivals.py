@@ -2,10 +2,11 @@
 
     tools/decoding/rivals.py [--ledger FILE] [--precision NAME ...] [--repeats N] [--prepare]
 
-llama.cpp runs plain, with the prompt lookup of its bindings and with the zoo's small model as its draft, several settings of each;
-lithe its plans without training. Each engine has a process, they take turns way by way on every prompt, and of each the way that
-took least time in all stands for it. Prompts are those of the decoding table on which plain decoding does not loop, and editing.
---prepare only finds these. A precision that is in the ledger for these sources is not run again. Needs a quiet machine.
+llama.cpp runs plain, with the prompt lookup of its bindings and with the zoo's small model as its draft, several settings of
+each; lithe its plans without training. Each engine has a process, they take turns way by way on every prompt, and of each the
+way that took least time in all stands for it. Prompts are those of the decoding table on which plain decoding does not loop,
+and editing. --prepare only finds these. A precision that is in the ledger for these sources is not run again. Needs a quiet
+machine.
 """
 
 import argparse
@@ -44,7 +45,8 @@ WAYS: dict[str, dict] = {
             "draft 16 where sure": {"draft": True, "tokens": 16, "sure": 0.75},  # llama.cpp's defaults
             "draft 3": {"draft": True, "tokens": 3, "sure": 0.0}},
 }
-ONLY = {"aggressive": "editing", "prompt_lookup": "editing", "token_recycling": "tasks", "lookup 3, 7": "editing"}  # ways that are for one part alone
+# Ways that are for one part alone.
+ONLY = {"aggressive": "editing", "prompt_lookup": "editing", "token_recycling": "tasks", "lookup 3, 7": "editing"}
 
 
 def main() -> None:
@@ -115,7 +117,8 @@ def race(ledger: Ledger, precision: str, part: str, asks: list[list[int]], repea
     if any((r.suite, r.settings, r.code_hash, r.prompts_hash) == ("rivals", settings, empty.code_hash, empty.prompts_hash)
            for r in ledger.read()):
         return
-    common = {"folder": str(where), "precision": precision, "threads": torch.get_num_threads(), "capacity": target.config.context}
+    common = {"folder": str(where), "precision": precision, "threads": torch.get_num_threads(),
+              "capacity": target.config.context}
     ways = [(engine, name) for engine in WAYS for name in WAYS[engine] if ONLY.get(name, part) == part]
     seconds = {way: np.zeros((len(asks), repeats)) for way in ways}
     passes, texts, before = dict.fromkeys(ways, 0), {}, quiet.listen()
@@ -142,12 +145,13 @@ def race(ledger: Ledger, precision: str, part: str, asks: list[list[int]], repea
         same = sum(texts[best[engine], i] == texts[(LITHE, "plain"), i] for i in range(len(asks)))
         measured = {
             "prompts": len(asks), "best": best[engine][1], "ratio": short(stats.ratio(*both)),
-            "interval": [short(end) for end in stats.interval(stats.ratio, *both, seed=0) or ()], "same": same, "facts": facts[engine],
+            "interval": [short(end) for end in stats.interval(stats.ratio, *both, seed=0) or ()], "same": same,
+            "facts": facts[engine],
             "tokens_per_s": {way[1]: short(tokens.sum() / seconds[way].sum()) for way in own},
             "tokens_per_pass": {way[1]: short(tokens.sum() / passes[way]) for way in own},
             "disturbed": calm.disturbed, "join_mean_us": calm.mean_us}
         ledger.append(record("rivals", target, measured=measured, inputs=asks, settings=settings, method=engine))
-        print(f"{precision} {part} {engine}: {best[engine][1]} {measured['tokens_per_s']} ratio {measured['ratio']:.2f}", flush=True)
+        print(precision, part, engine, measured["best"], measured["tokens_per_s"], measured["ratio"], flush=True)
 
 
 if __name__ == "__main__":

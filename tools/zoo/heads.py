@@ -1,9 +1,9 @@
 """Fit the heads that the zoo ships for `tiny`, and store them small.
 
-    tools/zoo/heads.py [METHOD ...]      into lithe/zoo/heads; an hour in all on two cores, and the same command goes on where it stopped
+    tools/zoo/heads.py [METHOD ...]      into lithe/zoo/heads; an hour in all, and the same command goes on where it stopped
 
-They learn from what the target writes (written.py): behind pieces of free text, which is public-domain books and plays, GSM8K (MIT)
-and the sources of Python's library, and by itself.
+They learn from what the target writes (written.py): behind pieces of free text, which is public-domain books and plays, GSM8K
+(MIT) and the sources of Python's library, and by itself.
 """
 
 import shutil
@@ -36,7 +36,8 @@ HEADS = {  # spec, steps of 4 rows of 256 tokens
     "clover": ("clover:rate=1e-3", 200),
     "specdec_pp": ("specdec_pp:temperature=0,rate=1e-3", 300),  # whether the two agree on the likeliest token
 }
-SORTED, EXITS = "s2d", Recipe(start="zoo:tiny-draft", exits="1/2/3", pretrain=250, align=0, rate=1e-3)  # a draft with exits inside
+SORTED = "s2d"  # a draft with exits inside, a model of its own
+EXITS = Recipe(start="zoo:tiny-draft", exits="1/2/3", pretrain=150, align=0, rate=1e-3, rows=4)
 WORK = Path(".lithe") / "heads"
 
 

@@ -1,7 +1,8 @@
 """Text that the target writes, and its states while it does: one lesson for all heads, made once.
 
-Half of the rows go on from pieces of free text, half the target begins itself. What comes first is drawn at temperature 1, so that
-rows differ; the rest nearer to the greedy text that heads will be asked to foretell. Axes: B rows, T tokens, C width, V vocabulary.
+Half of the rows go on from pieces of free text, half the target begins itself. What comes first is drawn at temperature 1, so
+that rows differ; the rest nearer to the greedy text that heads will be asked to foretell. Axes: B rows, T tokens, C width, V
+vocabulary.
 """
 
 from pathlib import Path
@@ -52,13 +53,13 @@ def write(model, text: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     states_BTC = torch.zeros(BATCH, LENGTH, model.config.width, dtype=torch.bfloat16)
     cache = PlainCache.like(model, batch=BATCH, capacity=LENGTH)
     for t in range(LENGTH):
-        if t:
-            law_BV = (out.logits[:, -1] / (1.0 if t < GIVEN else COLD)).softmax(-1)
-            ids_BT[:, t] = torch.multinomial(law_BV, 1, generator=coin)[:, 0]
         for b, ids in enumerate(begun):
             if t < len(ids):
                 ids_BT[b, t] = ids[t]
         out = model(ids_BT[:, t : t + 1], cache=cache, taps=("final",))
+        if t + 1 < LENGTH:
+            law_BV = (out.logits[:, -1] / (1.0 if t + 1 < GIVEN else COLD)).softmax(-1)
+            ids_BT[:, t + 1] = torch.multinomial(law_BV, 1, generator=coin)[:, 0]
         states_BTC[:, t] = out.taps["final"][:, -1].to(torch.bfloat16)
         cache.commit([1] * BATCH)
     return ids_BT.int().numpy(), states_BTC.view(torch.int16).numpy()

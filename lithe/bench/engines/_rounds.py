@@ -1,7 +1,7 @@
 """llama.cpp with its own drafts: its bindings' prompt lookup, and a second model as its tools use one, in one loop.
 
-A round reads the last token and what was guessed behind it in one pass, keeps what the target would have said itself, and forgets
-the rest. Greedy. Axes: N rows, V vocabulary.
+A round reads the last token and what was guessed behind it in one pass, keeps what the target would have said itself, and
+forgets the rest. Greedy. Axes: N rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Second:
         self.engine, self.tokens, self.sure, self.held = engine, tokens, sure, list(held)
 
     def __call__(self, said: list[int]) -> list[int]:
-        known = next((n for n, (a, b) in enumerate(zip(self.held, said, strict=False)) if a != b), min(len(self.held), len(said)))
-        known = min(known, len(said) - 1)
+        both = zip(self.held, said[:-1], strict=False)
+        known = next((n for n, (a, b) in enumerate(both) if a != b), min(len(self.held), len(said) - 1))
         self.engine.cut(known)
         self.held, found, unread = self.held[:known], [], said[known:]
         while len(found) < self.tokens:
