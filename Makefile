@@ -5,6 +5,7 @@
 # make readme       write the README's figures from docs/ledger-decoding.jsonl
 # make engines      lithe beside transformers and llama.cpp, into docs/engines.md; some minutes, on a quiet machine
 # make decoding     every decoding method on real tasks, into docs/decoding.md; needs $LITHE_DATA, half an hour, a quiet machine
+# make identity     is every lossless method token for token plain decoding, in every precision; hours, resumes, a busy machine will do
 # make zoo          train the shipped models anew; takes hours, and resumes where it was interrupted
 # make clean        remove what the above made, .lithe/ excepted
 #
@@ -20,7 +21,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo test lint check-real readme engines decoding zoo clean
+.PHONY: demo test lint check-real readme engines decoding identity zoo clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.lithe
@@ -48,9 +49,13 @@ engines: $(VENV)/.engines
 	$(BIN)/lithe bench zoo:tiny --suite engines --ledger docs/ledger-engines.jsonl
 	$(BIN)/python tools/engines.py
 
-decoding: $(VENV)/.plots
+decoding: $(VENV)/.plots $(VENV)/.engines
 	$(BIN)/python tools/decoding/measure.py
+	$(BIN)/python tools/decoding/rivals.py
 	$(BIN)/python tools/decoding/page.py
+
+identity: $(VENV)/.lithe
+	$(BIN)/python tools/decoding/identity.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

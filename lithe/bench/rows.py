@@ -33,6 +33,7 @@ class Row:
     tokens_per_pass: float | None = None
     tokens_per_pass_nonlooping: float | None = None  # over prompts that plain decoding does not end in a loop on
     tokens_per_s: float | None = None
+    tokens_per_s_nonlooping: float | None = None  # over the same prompts
     speedup: float | None = None  # plain's seconds per token over the method's
     speedup_interval: tuple[float, float] | None = None
     speedup_nonlooping: float | None = None  # over the same prompts
@@ -47,6 +48,7 @@ class Row:
     prefill_s: float | None = None  # to read one prompt, on average
     nodes_per_pass: float | None = None
     accepted: list[int] | None = None  # accepted[n]: passes that gave n drafted tokens and one more
+    held_mb: float | None = None  # weights, caches and tables that the method holds beside the target, at the end
     peak_rss_mb: float | None = None  # of the process while this method ran, with every method's weights in it
     disturbed: bool = False  # something else ran on this machine: believe no time
     join_mean_us: float = 0.0
@@ -91,6 +93,7 @@ def _speeds(row: Row, runs: Runs, plain: Runs, seed: int) -> None:
     if calm:
         both = [column[calm] for column in both]
         row.tokens_per_pass_nonlooping = sum(runs[0][i].count for i in calm) / sum(runs[0][i].passes for i in calm)
+        row.tokens_per_s_nonlooping = float(stats.rate(*both[:2]))
         row.speedup_nonlooping = float(stats.ratio(*both))
         row.speedup_nonlooping_interval = stats.interval(stats.ratio, *both, seed=seed)
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from lithe.bench import by_kind, quiet
+from lithe.bench.held import held_mb
 from lithe.bench.ledger import Ledger, Record
 from lithe.bench.measure import Run, measure
 from lithe.bench.provenance import record
@@ -189,6 +190,7 @@ def _rows(contestants: list[Contestant], course: Course, calm: quiet.Quiet, stop
         if c.error is None and plain.runs:
             fill(row, c.runs, plain.runs, greedy=greedy, quiet=calm, seed=course.seed)
             by_kind.fill(row, c.runs, plain.runs, course.group_kinds, seed=course.seed)
+            row.held_mb = held_mb((c.plan.draft, c.plan.search, *c.plan.parts), (course.model, c.plan.lanes))
         rows.append(row)
     return rows
 

@@ -31,6 +31,7 @@ from lithe.model.load import ZOO
 VERSION = 1
 SHIPPED = ZOO / "heads"  # a folder a method, fitted to one of the zoo's models
 NOTES, WEIGHTS = "fitted.json", "fitted.safetensors"
+SCALE = ".scale"  # of a matrix's rows, where it is held in eight bits
 FRESH = "fresh"  # stands for untrained weights where a folder could be named
 MOST = 64  # depths, and ranks of each, that a folder may tell rates of
 
@@ -105,6 +106,21 @@ def save(folder: Path, method: str, knobs: Any, model: Decoder, module: nn.Modul
     return folder
 
 
+def shrink(folder: Path, out: Path) -> int:
+    """A copy that `load` reads as well, matrices in eight bits with a scale a row, the rest in bfloat16; returns its bytes."""
+    small: dict[str, Tensor] = {}
+    for name, value in load_file(folder / WEIGHTS).items():
+        if not value.is_floating_point() or value.dim() != 2:
+            small[name] = value.to(torch.bfloat16) if value.is_floating_point() else value
+            continue
+        small[name + SCALE] = scale_R = value.float().abs().amax(1).clamp_min(1e-12) / 127
+        small[name] = (value.float() / scale_R[:, None]).round().to(torch.int8)
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(small, out / WEIGHTS)
+    shutil.copyfile(folder / NOTES, out / NOTES)
+    return sum(value.numel() * value.element_size() for value in small.values())
+
+
 def identity(model: Decoder) -> str:
     """SHA-256 of the target: of the folder it came from, else of its configuration and tensors."""
     if model.folder is not None:
@@ -157,16 +173,25 @@ def _weights(folder: Path, module: nn.Module) -> dict[str, Tensor]:
     if not path.is_file():
         raise FormatError(f"{folder} holds no {WEIGHTS}")
     entries, wanted = read_header(path), module.state_dict()
-    if unlike := sorted(name for name in entries.keys() ^ wanted.keys()):
+    packed = {name for name, entry in entries.items() if entry.dtype == "I8" and name + SCALE in entries}
+    scales = {name + SCALE: tuple(entries[name].shape[:1]) for name in packed}
+    if unlike := sorted(name for name in (entries.keys() - scales.keys()) ^ wanted.keys()):
         raise FormatError(f"{path} does not hold the tensors of this method and these knobs: {some(unlike)}")
     for name, entry in entries.items():
-        legal, kind = (checkpoint.DTYPES, "floats") if wanted[name].is_floating_point() else (("I64",), "whole numbers")
-        if entry.shape != tuple(wanted[name].shape) or entry.dtype not in legal:
-            raise FormatError(f"{path}: {name} is {entry.dtype} {list(entry.shape)}, not {kind} {list(wanted[name].shape)}")
+        shape = scales[name] if name in scales else tuple(wanted[name].shape)
+        legal, kind = checkpoint.DTYPES, "floats"
+        if name in packed and wanted[name].is_floating_point() and len(shape) == 2:
+            legal, kind = ("I8",), "whole numbers of eight bits"
+        elif name not in scales and not wanted[name].is_floating_point():
+            legal, kind = ("I64",), "whole numbers"
+        if entry.shape != shape or entry.dtype not in legal:
+            raise FormatError(f"{path}: {name} is {entry.dtype} {list(entry.shape)}, not {kind} {list(shape)}")
     try:
         found = load_file(path)
     except (SafetensorError, OSError) as problem:
         raise FormatError(f"{path} cannot be read: {problem}") from None
+    for name in packed:
+        found[name] = found[name].float() * found.pop(name + SCALE).float()[:, None]
     if broken := sorted(name for name, value in found.items() if not value.isfinite().all()):
         raise FormatError(f"{path}: {some(broken)} holds what is no finite number")
     return found

@@ -46,8 +46,10 @@ class Lesson:
 
 
 def learn(entry: Entry, knobs: Any, model: Decoder, ids: np.ndarray, lesson: Lesson, *, folder: Path | None = None,
-          quiet: bool = False, autocast: torch.dtype | None = None) -> fitted.Fitted:
+          states: Path | None = None, quiet: bool = False, autocast: torch.dtype | None = None) -> fitted.Fitted:
     """Fit a method's weights to a target on a text of token ids; with a folder, resume there and leave the result.
+
+    states: the target's states on these very rows, which stay when the fit ends, so that another may read them.
 
     The method's `build(knobs, model)` gives a module with `signals`, `loss(batch)` and, where it guesses tokens,
     `guesses(batch)`; one that the text has a say in has `prepare(ids)`, too. The target is frozen. Raises UsageError for a
@@ -72,7 +74,8 @@ def learn(entry: Entry, knobs: Any, model: Decoder, ids: np.ndarray, lesson: Les
     module = module.to(model.device)
     if model.dtype == torch.float64:
         module.double()
-    teacher = Teacher(model, windows, module.signals, folder / STATES if folder is not None and lesson.keep else None)
+    own = folder / STATES if folder is not None and lesson.keep else None
+    teacher = Teacher(model, windows, module.signals, states or own)
     settings = Plan(schedule=Cosine(steps=lesson.steps, warmup=min(lesson.warmup, lesson.steps)), autocast=autocast,
                     optimizer=Optimizer(lr=knobs.rate))
     at = fit(module, teacher, _own_loss, settings, folder=folder / RUN if folder else None, quiet=quiet)

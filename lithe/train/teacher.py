@@ -103,26 +103,27 @@ class Teacher:
 
 
 class Store:
-    """States of rows already seen, a flat file of bfloat16 a tap, and which rows those are."""
+    """States of rows already seen, a flat file of bfloat16 a tap, and which rows those are. Fits that need other taps of the
+    same rows may share it."""
 
     def __init__(self, folder: Path, windows: Windows, taps: Sequence[str], width: int):
         folder.mkdir(parents=True, exist_ok=True)
         shape = (windows.count, windows.length, width)
-        self.seen = _mapped(folder / "seen.bin", (windows.count,), np.uint8)
+        self.seen = {tap: _mapped(folder / f"{tap}.seen.bin", (windows.count,), np.uint8) for tap in taps}
         self.states = {tap: _mapped(folder / f"{tap}.bin", shape, np.int16) for tap in taps}
 
     def read(self, numbers: Sequence[int]) -> dict[str, Tensor] | None:
         """The rows' states, or None unless all of them are there."""
-        if not all(self.seen[n] for n in numbers):
+        if not all(seen[n] for seen in self.seen.values() for n in numbers):
             return None
         return {tap: torch.from_numpy(states[list(numbers)]).view(torch.bfloat16) for tap, states in self.states.items()}
 
     def write(self, numbers: Sequence[int], states: dict[str, Tensor]) -> None:
         for tap, state_BTC in states.items():
             self.states[tap][list(numbers)] = state_BTC.to("cpu", torch.bfloat16).view(torch.int16).numpy()
-        for states_of in self.states.values():
-            states_of.flush()  # before the rows count as seen
-        self.seen[list(numbers)] = 1
+        for tap in states:
+            self.states[tap].flush()  # before the rows count as seen
+            self.seen[tap][list(numbers)] = 1
 
 
 def _mapped(path: Path, shape: tuple[int, ...], kind: type) -> np.memmap:

@@ -80,6 +80,18 @@ def test_kept_states_are_read_instead_of_made_again(tmp_path):
         Teacher(small_model(), windows(length=32), ("tap:final",), keep=tmp_path)
 
 
+def test_states_that_one_fit_left_serve_another(tmp_path):
+    states, rows = tmp_path / "states", [3, 5]
+    first = Teacher(small_model(), windows(), ("tap:final",), keep=states).batch(rows)["tap:final"]
+    wider = Teacher(small_model(), windows(), ("tap:final", "tap:0"), keep=states)
+    assert wider.store.read(rows) is None  # the other tap was never kept
+    wider.batch(rows)
+    other = Teacher(small_model(seed=1), windows(), ("tap:0", "tap:final"), keep=states)
+    assert torch.equal(other.batch(rows)["tap:final"], first.bfloat16().float())
+    made = learn(OWN, knobs(), small_model(), IDS, LESSON, folder=tmp_path / "heads", states=states, quiet=True)
+    assert made.rates and (states / "final.bin").is_file()  # a fit's own are deleted, these stay
+
+
 def test_a_fit_that_was_stopped_goes_on_to_the_same_weights(tmp_path, folder, monkeypatch):
     batch = Teacher.batch
 
@@ -175,3 +187,20 @@ def test_weights_that_are_no_numbers_are_refused(folder, tmp_path):
     (bad / fitted.WEIGHTS).unlink()
     with pytest.raises(FormatError, match=r"holds no fitted\.safetensors"):
         load(bad)
+
+
+def test_eight_bits_a_weight_are_read_back_within_a_step(folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    size = fitted.shrink(folder, tmp_path / "small")
+    was, small = load(folder).module.linear.weight, load(tmp_path / "small").module.linear.weight
+    assert size == was.numel() + 4 * len(was)
+    step = was.abs().amax(1, keepdim=True) / 127
+    assert (was - small).abs().max() > 0 and ((was - small).abs() <= 0.501 * step).all()
+    tensors = load_file(tmp_path / "small" / fitted.WEIGHTS)
+    save_file(tensors | {"linear.weight.scale": torch.ones(3)}, tmp_path / "small" / fitted.WEIGHTS)
+    with pytest.raises(FormatError, match=r"linear\.weight\.scale is F32"):
+        load(tmp_path / "small")
+    save_file({"linear.weight": tensors["linear.weight"]}, tmp_path / "small" / fitted.WEIGHTS)
+    with pytest.raises(FormatError, match=r"linear\.weight is I8"):
+        load(tmp_path / "small")

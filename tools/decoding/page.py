@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import re
+import tomllib
+
 import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
-from measure import LEDGER, MODEL, ROOT
+from measure import HERE, LEDGER, MODEL, ROOT
 
+from lithe import registry
 from lithe.bench.ledger import Ledger, Record
+from lithe.model.load import ZOO
+from lithe.train.fitted import NOTES
 
+IDENTITY = ROOT / "docs" / "ledger-identity.jsonl"
 PAGE, PICTURE = ROOT / "docs" / "decoding.md", ROOT / "docs" / "decoding.svg"
-HEADS = ("method", "speed, mean over tasks", "tokens per pass", "rows a pass", "drafting", "same output")
+HEADS = ("method", "lossless", "speed, mean over tasks", "tokens/s", "tokens per pass", "rows a pass", "drafting", "memory, MB",
+         "learned from", "same output")
+TREES = ("method", "paper's tree", "tokens per pass", "speed", "one that pays here", "tokens per pass", "tokens/s", "speed")
+RIVALS = ("prompts", "precision", "lithe's best", "tokens/s", "llama.cpp plain", "its lookup", "its draft model",
+          "ratio to its best")
 Part = dict[str, Record]  # method -> its newest record
 
 INTRODUCTION = """# Decoding methods beside each other
@@ -19,12 +31,15 @@ INTRODUCTION = """# Decoding methods beside each other
 Written by `make decoding` from `docs/ledger-decoding.jsonl`: every prompt is run by all methods before the next one is, so each
 table is one comparison. {cpu}, {threads} threads, {precision}, `{model}`.
 
-Tasks: Spec-Bench's six (chat, translation, summarization, question answering, maths, retrieval), GSM8K, HumanEval and stories,
-{each} prompts each, {most} tokens. **Speed** is against our own plain decoding on the same kernels, over prompts on which
-plain decoding does not loop (a looping text flatters every draft; {loops:.0%} of the greedy texts loop), every task weighing
-the same, with a 95 % bootstrap interval. **Tokens per pass** is over the same prompts; **rows a pass** is what was verified at
-once; **drafting** is the share of the time that drafting and learning take. A model of 11 million parameters passes in a few
-milliseconds, so Python's and the draft's own time weigh far more here than on a large model: read both columns.
+Tasks: Spec-Bench's six (chat, translation, summarization, question answering, maths, retrieval), GSM8K, HumanEval and
+stories; of each the first prompts on which plain decoding does not loop, and some on which it does ({loops:.0%} of the {of}
+here), {most} tokens. **Speed** is against our own plain decoding on the same kernels, over prompts on which plain decoding
+does not loop (a looping text flatters every draft), every task weighing the same, with a 95 % bootstrap interval.
+**Tokens/s** and **tokens per pass** are over the same prompts; **rows a pass** is what was verified at once; **drafting**
+is the share of the time that drafting and learning take; **memory** is what the method holds beside the model: weights,
+caches, tables; **learned from** counts the tokens its weights were fitted on. A model of 11 million parameters passes in a
+few milliseconds, so Python's and the draft's own time weigh far more here than on a large model: read both columns. Methods
+run a few at a time, always beside plain decoding.
 
 ![speed by method](decoding.svg)
 """
@@ -34,14 +49,18 @@ def main() -> None:
     parts = {name: newest(name) for name in ("greedy", "sampled", "editing")}
     first = next(iter(parts["greedy"].values()))
     plain = first.measured
-    text = [INTRODUCTION.format(
-        cpu=first.machine["cpu"], threads=first.threads, precision=first.precision, model=MODEL, loops=plain["looping"],
-        each=next(iter(plain["kinds"].values()))["prompts"], most=first.settings["max_tokens"])]
-    text += ["## Greedy\n", table(parts["greedy"]), "## By task\n", TASKS, tasks(parts["greedy"])]
+    text = [INTRODUCTION.format(cpu=first.machine["cpu"], threads=first.threads, precision=first.precision, model=MODEL,
+                                loops=plain["looping"], of=plain["of"], most=first.settings["max_tokens"])]
+    text += ["## Greedy\n", table(parts["greedy"]), "## Two trees\n", BOTH, families(parts["greedy"]),
+             "## By task\n", TASKS, tasks(parts["greedy"])]
     if parts["sampled"]:
         text += ["## Temperature 1\n", count(parts["sampled"]) + SAMPLED, table(parts["sampled"])]
     if parts["editing"]:
         text += ["## Editing\n", count(parts["editing"]) + EDITING, table(parts["editing"])]
+    if said := rivals():
+        text += ["## Beside llama.cpp\n", AGAINST, said]
+    if said := identity():
+        text += ["## Token for token\n", SAME, said]
     PAGE.write_text("\n".join(text), encoding="utf-8")
     draw(parts["greedy"])
 
@@ -52,19 +71,28 @@ EDITING = ("tiny with the adapter `tiny-editor` corrects seeded\nmistakes in sen
            "in the prompt, is what copying drafts live on.\n")
 
 
+BOTH = """Tokens per pass at the tree a paper takes, and speed at one that this machine can pay for: so many nodes as the heads'
+measured rates and T(n) make worth their time.
+"""
+AGAINST = """The same weights and precision, greedy, turn by turn in one run, each engine in a process of its own; prompts that
+do not loop, and editing. llama.cpp runs plain, with its bindings' prompt lookup and with `zoo:tiny-draft` as its draft model,
+several settings of each; of each kind the fastest counts. Times leave the prompt's own pass out.
+"""
+SAME = """64 shipped prompts, 128 tokens, greedy: texts that are plain decoding's to the last token, in ragged batches of 4 and,
+after a slash, alone; - where it was not run. From `docs/ledger-identity.jsonl`; `make identity` runs what is missing.
+"""
+
+
 def count(part: Part) -> str:
     first = next(iter(part.values()))
     return f"{first.measured['of']} prompts, {first.settings['max_tokens']} tokens each. "
 
 
 def newest(part: str) -> Part:
-    found: Part = {}
-    for record in Ledger(LEDGER).read() if LEDGER.is_file() else ():
-        if record.settings.get("part") == part:
-            if record.method == "plain":
-                found = {}
-            found[record.method] = record
-    return found
+    """The newest record of each method on the newest prompts."""
+    records = [r for r in Ledger(LEDGER).read() if r.settings.get("part") == part] if LEDGER.is_file() else []
+    found = {r.method: r for r in records if r.prompts_hash == records[-1].prompts_hash}
+    return {"plain": found.pop("plain"), **found} if found else {}
 
 
 def ranked(part: Part) -> list[dict]:
@@ -72,14 +100,78 @@ def ranked(part: Part) -> list[dict]:
 
 
 def table(part: Part) -> str:
-    rows = [[f"`{m['method']}`" + ("" if m["lossless"] else " (changes the output)"), speed(m), passes(m),
-             f"{m['nodes_per_pass']:.1f}", f"{m['draft_share']:.0%}", "" if m["same"] is None else f"{m['same']} of {m['of']}"]
-            for m in ranked(part)]
+    rows = [[f"`{m['method']}`", "yes" if m["lossless"] else "no", speed(m), rate(m), passes(m), f"{m['nodes_per_pass']:.1f}",
+             f"{m['draft_share']:.0%}", f"{m['held_mb']:.1f}", learned(part[m["method"]]),
+             "" if m["same"] is None else f"{m['same']} of {m['of']}"] for m in ranked(part)]
     said = grid(HEADS, rows)
     if any(m["disturbed"] for m in ranked(part)):
         said += "\nSomething else ran on the machine meanwhile: believe counts, and times less.\n"
     failed = [f"`{r.method}`: {r.measured['error']}" for r in part.values() if r.measured["error"]]
     return said + "".join(f"\nNot measured: {each}\n" for each in failed)
+
+
+def rate(m: dict) -> str:
+    return f"{m['tokens_per_s_nonlooping']:.0f}" if m["tokens_per_s_nonlooping"] else ""
+
+
+def learned(record: Record) -> str:
+    """Tokens that a method's weights were fitted on, by the notes of their folder."""
+    entry = registry.parse(record.method.split(" + ")[0].split("@")[0]).entry if record.method != "plain" else None
+    small = "20.6 M (the small model)"  # lithe/zoo/tiny-draft/README.md
+    if entry is None or not entry.card.trains:
+        return small if "second_model" in (entry.card.needs if entry else ()) or "+" in record.method else "-"
+    named = record.knobs.get("heads")
+    notes = (ROOT / named if named else ZOO / "heads" / entry.name) / NOTES
+    if not notes.is_file():
+        return "?"
+    tokens = json.loads(notes.read_text())["training"]["tokens"]
+    return f"{tokens / 1e6:.2f} M" + (", and " + small if "second_model" in entry.card.needs else "")
+
+
+def families(part: Part) -> str:
+    """A row a method: at the paper's tree, and at the one that pays."""
+    listed = tomllib.loads((HERE / "methods.toml").read_text(encoding="utf-8"))["method"]
+    by: dict[str, dict[str, dict]] = {}
+    for each in listed:
+        if "family" in each:
+            pattern = re.escape(each["spec"].split(" + ")[0]).replace("nodes=cost", r"nodes=\d+")
+            hits = [r.measured for r in part.values() if re.fullmatch(pattern, r.method) and not r.measured["error"]]
+            if hits:
+                by.setdefault(each["family"], {})[each["tree"]] = hits[-1]
+    rows = []
+    for name, trees in by.items():
+        paper, pays = trees.get("paper"), trees.get("cost")
+        left = [f"`{paper['method']}`", passes(paper), speed(paper)] if paper else ["-"] * 3
+        right = [f"`{pays['method']}`", passes(pays), rate(pays), speed(pays)] if pays else ["-"] * 4
+        rows.append([f"`{name}`", *left, *right])
+    return grid(TREES, rows)
+
+
+def rivals() -> str:
+    """lithe's best plan beside llama.cpp's best own way."""
+    kept = [r for r in Ledger(LEDGER).read() if r.suite == "rivals"]
+    found = {(r.settings["part"], r.settings["asked"], r.method): r.measured for r in kept}
+    rows = []
+    for (part, precision, engine), m in found.items():
+        theirs = found.get((part, precision, "llama.cpp"))
+        if engine == "lithe" and theirs:
+            speeds = theirs["tokens_per_s"]
+            fastest = lambda kind, speeds=speeds: max(speeds[name] for name in speeds if name.startswith(kind))
+            kinds = [fastest(kind) for kind in ("plain", "lookup", "draft")]
+            rows.append([f"{part.removeprefix('rivals-')} ({m['prompts']})", precision, f"`{m['best']}`",
+                         f"{m['tokens_per_s'][m['best']]:.0f}", *(f"{each:.0f}" for each in kinds),
+                         f"{m['ratio']:.2f} ({m['interval'][0]:.2f} to {m['interval'][1]:.2f})"])
+    return grid(RIVALS, rows) if rows else ""
+
+
+def identity() -> str:
+    """A row a method, a column a precision."""
+    found = {(r.method, r.settings["asked"], r.settings["batch"]): r.measured for r in Ledger(IDENTITY).read()
+             if r.suite == "identity"}
+    names, kinds = list(dict.fromkeys(name for name, _, _ in found)), ("fp32", "bf16", "int8", "int4")
+    cell = lambda m: f"{m['same']} of {m['of']}" if m else "-"
+    return grid(("method", *kinds), [[f"`{name}`", *(f"{cell(found.get((name, kind, 4)))} / {cell(found.get((name, kind, 1)))}"
+                                                    for kind in kinds)] for name in names]) if found else ""
 
 
 def speed(m: dict) -> str:

@@ -56,6 +56,11 @@ class Engine:
         done = measure(plan(self.model), [request(self.model, ids, max_tokens=count, ignore_eos=True)])
         return done.tokens[0], done.seconds
 
+    def text(self, ids: list[int], count: int, how: str) -> dict[str, Any]:
+        """Greedy tokens by a plan, new each time; how: its draft, "" for plain decoding. Seconds without the prompt's pass."""
+        done = measure(plan(self.model, draft=how or None), [request(self.model, ids, max_tokens=count, ignore_eos=True)])
+        return {"tokens": done.tokens[0], "seconds": done.seconds, "passes": done.passes}
+
 
 def _megabytes(tensors: Any) -> float:
     """Of distinct storages: a tied matrix counts once."""

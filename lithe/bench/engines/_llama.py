@@ -15,6 +15,7 @@ import llama_cpp as api
 import numpy as np
 
 from lithe.bench.engines import BEHIND, CHUNK, ROWS
+from lithe.bench.engines._rounds import text
 
 OFF, ON = 0, 1  # of llama_flash_attn_type
 
@@ -25,7 +26,9 @@ def _quiet(level: int, text: bytes, data: Any) -> None:
 
 
 class Engine:
-    def __init__(self, *, folder: str, precision: str, threads: int, capacity: int, file: str, flash: bool | None = None):
+    def __init__(self, *, folder: str, precision: str, threads: int, capacity: int, file: str, flash: bool | None = None,
+                 draft: str = ""):
+        """file: of the model; draft: of a smaller one of its vocabulary, if it is to draft."""
         api.llama_log_set(_quiet, ctypes.c_void_p(0))
         api.llama_backend_init()
         options = api.llama_model_default_params()
@@ -43,6 +46,8 @@ class Engine:
             "version": f"llama-cpp-python {api.__version__}", "kernels": _features(), "threads": threads, "flash": self.flash,
             "weights_mb": api.llama_model_size(self.model) / 1e6, "cache": "float16", "flash_ms": speeds,
             "settings": f"no mmap, batches of {CHUNK}, flash attention {'on' if self.flash else 'off'}"}
+
+        self.draft = Engine(folder="", precision=precision, threads=threads, capacity=capacity, file=draft) if draft else None
 
     def open(self, flash: bool) -> None:
         """A new context with flash attention on or off."""
@@ -113,6 +118,10 @@ class Engine:
             token = int(np.ctypeslib.as_array(logits, (self.vocab,)).argmax())
             found.append(token)
         return found, perf_counter() - before
+
+    def text(self, ids: list[int], count: int, how: dict[str, Any]) -> dict[str, Any]:
+        """Greedy tokens by one of its own ways: see _rounds.text."""
+        return text(self, ids, count, how | {"draft": self.draft} if "draft" in how else how)
 
 
 def _features() -> str:

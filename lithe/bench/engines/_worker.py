@@ -113,7 +113,7 @@ def first(engine: Engine, ids: list[int]) -> int:
 
 TASKS: dict[str, Callable[..., Any]] = {
     "prefill": prefill, "curve": curve, "hold": hold, "long": long, "check": check, "loss": loss, "first": first,
-    "decode": lambda engine, ids, count: engine.decode(ids, count),
+    "decode": lambda engine, ids, count: engine.decode(ids, count), "text": lambda engine, **words: engine.text(**words),
     "bandwidth": lambda engine, **words: engine.bandwidth(**words), "peak": lambda engine, **words: engine.peak(**words)}
 
 
