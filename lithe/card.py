@@ -31,6 +31,10 @@ NEEDS = {
     "late": "a word between the target's pass and the walk: what was drafted meanwhile",
     "corpus": "a text to look things up in, which the knob of that name names",
     "tap:final": "the last hidden state of every verified row",
+    "full": "a diffusion model in which every place sees every other",
+    "blocks": "a diffusion model trained on blocks, which sees those not after its own",
+    "no unmask": "no other word on what is committed",
+    "no refresh": "nothing kept between passes",
     "ghosts": "rows of the verifying pass that nobody sees and nothing keeps, whose logits go to the draft",
 }
 
