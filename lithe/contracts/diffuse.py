@@ -23,7 +23,8 @@ KINDS = (("full", 0), ("blocks", 4))
 @cache
 def small_model(attends: str, block: int, seed: int = 0, sharp: float = 6.0) -> Decoder:
     """Random float64 weights with decided opinions."""
-    config = Config(vocab=32, width=32, layers=2, heads=4, kv_heads=2, ffn=64, context=64, attends=attends, block=block, mask_token=31)
+    config = Config(vocab=32, width=32, layers=2, heads=4, kv_heads=2, ffn=64, context=64, attends=attends, block=block,
+                    mask_token=31)
     model = Decoder(config).double()
     dice = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -67,7 +67,7 @@ class Canvas:
 
 @dataclass
 class Guess:
-    """What a pass foretells of places: logits [P, V] by the request's law, and the token chosen for each, drawn or likeliest."""
+    """What a pass foretells of places: logits [P, V] by the request's law, and a token for each, drawn or likeliest."""
 
     places_P: Tensor
     logits_PV: Tensor

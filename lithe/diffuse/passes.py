@@ -1,4 +1,4 @@
-"""Passes: what a canvas asks of the model, and the one place where it is asked. Axes: R variants, T rows, K keys, V vocabulary."""
+"""What a canvas asks of the model, and the one place where it is asked. Axes: R variants, T rows, K keys, V vocabulary."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import torch
 from lithe.card import Card, knob
 from lithe.diffuse.passes import Query
 
-CARD = Card(paper="Fast-dLLM: Training-free Acceleration of Diffusion LLM by Enabling KV Cache and Parallel Decoding, dual cache",
+CARD = Card(paper="Fast-dLLM: Training-free Acceleration of Diffusion LLM by Enabling KV Cache and Parallel Decoding",
             promises=("level_zero_is_identity",), needs=("full",))
 ZERO = {"every": 1}
 

@@ -14,8 +14,8 @@ ZERO = {"every": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
-    every: int = knob(0, "steps after which all is computed anew; 0: at each block's beginning only. A model trained on blocks needs "
-                      "none: what it keeps is exact", low=0)
+    every: int = knob(0, "steps after which all is computed anew; 0: at each block's beginning only. What a model trained on "
+                      "blocks keeps is exact", low=0)
 
 
 class Method:

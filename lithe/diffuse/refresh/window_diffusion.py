@@ -7,8 +7,8 @@ import torch
 from lithe.card import Card, knob
 from lithe.diffuse.passes import Query
 
-CARD = Card(paper="Window-Diffusion: Accelerating Diffusion Language Model Inference with Windowed Token Pruning and Caching", row=28,
-            promises=("level_zero_is_identity",), needs=("full",))
+CARD = Card(paper="Window-Diffusion: Accelerating Diffusion Language Model Inference with Windowed Token Pruning and Caching",
+            row=28, promises=("level_zero_is_identity",), needs=("full",))
 ZERO = {"every": 1, "window": 1 << 20, "active": 1 << 20}
 
 

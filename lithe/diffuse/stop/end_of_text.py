@@ -7,8 +7,8 @@ import torch
 from lithe.card import Card
 from lithe.diffuse.canvas import OPEN
 
-CARD = Card(paper="Learning to Parallel: Accelerating Diffusion Large Language Models via Adaptive Parallel Decoding, end-of-text "
-                  "prediction", row=2)
+CARD = Card(paper="Learning to Parallel: Accelerating Diffusion Large Language Models via Adaptive Parallel Decoding (EoTP)",
+            row=2)
 
 
 @dataclass(frozen=True, kw_only=True)

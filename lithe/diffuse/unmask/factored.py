@@ -7,7 +7,7 @@ import torch
 from lithe.card import Card, knob
 from lithe.diffuse.canvas import most
 
-CARD = Card(paper="Fast-dLLM: Training-free Acceleration of Diffusion LLM by Enabling KV Cache and Parallel Decoding, section 3.3",
+CARD = Card(paper="Fast-dLLM: Training-free Acceleration of Diffusion LLM by Enabling KV Cache and Parallel Decoding",
             promises=("one_step_is_plain",))
 ONE = {"factor": 0}
 
