@@ -16,12 +16,13 @@ CARD = Card(paper="S2D2: Fast Decoding for Diffusion LLMs via Training-Free Self
 
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
-    route: str = knob("static", "when drafts are verified: where the tokens expected to be accepted pay for the pass (static), or "
-                      "for the confident ones (dynamic), in long spans, or always", choices=("static", "dynamic", "span", "always"))
+    route: str = knob("static", "when drafts are verified: where the tokens expected to be accepted pay for the pass "
+                      "(static) or for the confident ones (dynamic), in long spans, or always",
+                      choices=("static", "dynamic", "span", "always"))
     cost: float = knob(1.0, "what a verifying pass costs, in tokens", low=0)
     score: float = knob(0.0, "least score to verify at")
     span: int = knob(4, "route span: least places in a row", low=1)
-    floor: float = knob(0.85, "route dynamic: what counts as confident. What is committed unverified is the unmask slot's to say",
+    floor: float = knob(0.85, "route dynamic: what counts as confident; what is committed unverified is the unmask slot's word",
                         low=0, high=2)
 
 
@@ -79,7 +80,7 @@ def one_by_one(filled_T, mask, block, size):
 
     Filled places see each other causally within the block, what lies before as the model was trained to, in blocks of `size`.
     """
-    start, end = block
+    start, end = block[0] - block[0] % size, block[1]
     at = torch.cat((torch.arange(end), torch.arange(start, end)))
     filled, masked = at[:end], at[end:]
     sees = torch.zeros(len(at), len(at), dtype=torch.bool)
