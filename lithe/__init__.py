@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lithe.bench.advise import advise as advise
     from lithe.bench.runner import bench as bench
-    from lithe.decode.generate import generate as generate
+    from lithe.loops import generate as generate
     from lithe.model.load import load as load
     from lithe.model.runtime import cost_curve as cost_curve
     from lithe.registry import entries as methods
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Nothing heavy is imported until it is used: `import lithe` must stay instant.
 _FACE = {
     "load": "lithe.model.load",
-    "generate": "lithe.decode.generate",
+    "generate": "lithe.loops",
     "attach": "lithe.tune.rack",
     "bench": "lithe.bench.runner",
     "advise": "lithe.bench.advise",

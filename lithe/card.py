@@ -33,6 +33,10 @@ NEEDS = {
     "corpus": "a text to look things up in, which the knob of that name names",
     "prediction": "what a request foretells of its text; without it nothing is drafted",
     "tap:final": "the last hidden state of every verified row",
+    "full": "a diffusion model in which every place sees every other",
+    "blocks": "a diffusion model trained on blocks, which sees those not after its own",
+    "no unmask": "no other word on what is committed",
+    "no refresh": "nothing kept between passes",
     "ghosts": "rows of the verifying pass that nobody sees and nothing keeps, whose logits go to the draft",
 }
 

@@ -12,13 +12,11 @@ from rich.console import Console
 from lithe import recipe as recipes
 from lithe.cli._common import DEVICE, DTYPE, OFFLINE, SEED, THREADS, open_model
 from lithe.cli._paint import Painter, Tally
-from lithe.decode.generate import request
-from lithe.decode.loop import run
-from lithe.decode.plan import plan
 from lithe.errors import FormatError, UsageError
+from lithe.loops import prepare, run
 from lithe.model.decoder import Decoder
 from lithe.sampling.constraint import compiled, read
-from lithe.sampling.law import Law
+from lithe.sampling.request import request
 from lithe.tune.rack import attach
 
 GROUP = "run"
@@ -50,9 +48,8 @@ def command(
     target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline)
     if adapter:
         attach(target, *adapter)
-    slots = fill(method or [], recipe)
-    law = Law.wished(target.settings, *slots.pop("warps"), temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    made = plan(target, **slots)
+    fills, others = split(method or [])
+    made, law = prepare(target, fills, fill(others, recipe), temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     text: str | list[int] = _standard_input() if prompt == "-" else prompt
     if chat:
         text = chat_prompt(target, [{"role": "user", "content": text}])
@@ -74,6 +71,15 @@ def command(
         print()
         lossy = "" if ("same_tokens" if law.greedy else "same_law") in made.promises else " (this method may change the output)"
         Console(stderr=True, highlight=False).print(f"{tally}{lossy}", style="dim", markup=False, soft_wrap=True)
+
+
+def split(methods: list[str]) -> tuple[list[str], list[str]]:
+    """Specs that fill a diffusion model's canvas, and all others."""
+    from lithe import registry
+
+    parts = [part for joined in methods for part in joined.split(" + ")]
+    fills = [part for part in parts if registry.parse(part).entry.room == "diffuse"]
+    return fills, [part for part in parts if part not in fills]
 
 
 def fill(methods: list[str], recipe: str | None) -> dict:

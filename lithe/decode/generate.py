@@ -7,12 +7,10 @@ from typing import Any
 
 from lithe.decode.loop import Step, run
 from lithe.decode.plan import DecodePlan, plan
-from lithe.errors import UsageError
 from lithe.model.decoder import Decoder
-from lithe.model.tokenizer import Stream
-from lithe.sampling.constraint import Program, compiled, read
+from lithe.sampling.constraint import compiled, read
 from lithe.sampling.law import Law
-from lithe.sampling.sequence import Sequence
+from lithe.sampling.request import request as request
 
 
 def generate(model: Decoder, prompt: str | Seq[int] | Seq[str] | Seq[Seq[int]], *, draft: str | None = None,
@@ -41,22 +39,6 @@ def generate(model: Decoder, prompt: str | Seq[int] | Seq[str] | Seq[Seq[int]], 
     program = None if constrain is None else compiled(model.tokenizer, *(read(constrain) if isinstance(constrain, str) else constrain))
     return run(made, [request(model, p, law=law, max_tokens=max_tokens, seed=seed + i, stop=stop, constraint=program)
                       for i, p in enumerate(batch)])
-
-
-def request(model: Decoder, prompt: str | Seq[int], *, law: Law | None = None, max_tokens: int = 128, seed: int = 0,
-            stop: Seq[str] = (), ignore_eos: bool = False, constraint: Program | None = None) -> Sequence:
-    """One sequence ready for `step`. Raises TooLargeError where the prompt does not fit into the context."""
-    tokenizer = model.tokenizer
-    if isinstance(prompt, str):
-        if tokenizer is None:
-            raise UsageError("this model has no tokenizer: give token ids instead of text")
-        prompt = tokenizer.encode(prompt)
-    wrong = [t for t in prompt if not 0 <= t < model.config.vocab]
-    if wrong:
-        raise UsageError(f"token {wrong[0]} is outside this model's vocabulary of {model.config.vocab}")
-    return Sequence(prompt, limit=max_tokens, context=model.config.context, law=law, seed=seed, stops=stop, constraint=constraint,
-                    eos=() if ignore_eos or tokenizer is None else tokenizer.eos_ids,
-                    stream=None if tokenizer is None else Stream(tokenizer, prompt))
 
 
 def plain(model: Decoder) -> DecodePlan:

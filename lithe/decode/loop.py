@@ -8,7 +8,7 @@ A chain is a tree of width one and plain decoding is a tree that is only its roo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -24,6 +24,7 @@ from lithe.model.decoder import ALL
 from lithe.model.mask import CAUSAL, Tree as TreeMask
 from lithe.ops.tree import Tree, Walk
 from lithe.sampling.sequence import Sequence
+from lithe.sampling.step import Step as Step
 
 
 @dataclass
@@ -36,22 +37,6 @@ class Round:
     logits_NV: Tensor
     taps: dict[int | str, Tensor]
     ghosts_GV: Tensor | None = None
-
-
-@dataclass
-class Step:
-    """What one round did for one sequence. Counted by the loop: a method never counts itself."""
-
-    sequence: Sequence
-    tokens: list[int]
-    sources: list[str]  # where each token came from: the draft's name or its word for it, "" for the model's own
-    pieces: list[str]  # the text each token made certain
-    nodes: int  # rows of the pass, the root included
-    seconds: dict[str, float] = field(default_factory=dict)  # prefill, draft, verify, walk, observe; shared by the batch
-
-    @property
-    def text(self) -> str:
-        return "".join(self.pieces)
 
 
 def step(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:

@@ -60,6 +60,9 @@ def plan(model: Decoder, *, draft: str | None = None, tree: str | None = None, a
     + draft + rule".
     """
     slots = _slots(draft=draft, tree=tree, accept=accept)
+    if model.config.attends != "causal":
+        raise UnsupportedError(f"{model.source or 'this model'} fills masked places in any order: methods of the "
+                               "room diffuse decode it")
     if SEARCH in slots:
         return _searching(model, slots)
     if "tree" in slots:

@@ -86,6 +86,10 @@ class Config:
     expert_ffn: int = 0
     expert_layers: tuple[bool, ...] | None = None  # None: all of them, where there are experts
     norm_topk: bool = True
+    attends: str = "causal"  # diffusion models: "full", or "blocks": a row sees what lies in blocks not after its own
+    block: int = 0  # places of a block, where it attends by blocks
+    mask_token: int | None = None  # what an undecided place holds
+    shifted: bool = False  # the logits of place i stand at i - 1, as in a model that once was causal (Dream)
 
     def __post_init__(self) -> None:
         for name in ("heads", "kv_heads", "ffn", "windowed", "expert_layers"):
@@ -109,6 +113,10 @@ class Config:
             raise FormatError(f"config: unknown activation {self.activation!r:.80} or qk_norm {self.qk_norm!r:.80}")
         if self.experts > 4096 or (self.experts and not 0 < self.experts_per_token <= self.experts):
             raise FormatError(f"config: {self.experts_per_token} of {self.experts} experts for a token cannot be")
+        if self.attends not in ("causal", "full", "blocks") or (self.attends == "blocks") != (self.block > 0):
+            raise FormatError(f"config: attends {self.attends!r:.80} with blocks of {self.block} cannot be")
+        if (self.attends == "causal") != (self.mask_token is None) or not 0 <= (self.mask_token or 0) < self.vocab:
+            raise FormatError(f"config: mask_token {self.mask_token} cannot be for a model that attends {self.attends!r}")
         if not self.head_dim:
             if isinstance(self.heads, tuple):
                 raise FormatError("config: per-layer head counts need head_dim to be given")

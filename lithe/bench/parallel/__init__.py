@@ -1,0 +1,1 @@
+"""What parallel decoding costs: tasks whose answers depend on each other little, or much."""

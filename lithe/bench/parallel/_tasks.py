@@ -1,0 +1,135 @@
+"""Tasks in miniature after ParallelBench: lists, sums and squares, drawn from a seed and judged by rule.
+
+A prompt is `operation : arguments =`, an answer the words that follow it. Random operations have many right answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+
+Words = list[str]
+WORDS = [
+    "ant", "bear", "cat", "deer", "elk", "fox", "goat", "hen", "ibex", "jay", "kite", "lion", "mole", "newt", "owl", "pig",
+    "quail", "rat", "seal", "toad", "urchin", "vole", "wolf", "yak", "zebra", "crab", "duck", "frog", "hare", "mouse",
+    "swan", "tiger",
+]  # fmt: skip
+DIGITS = list("0123456789")
+CHOSEN = ("copy", "reverse", "sort", "replace_index", "insert_index", "remove_index")
+RANDOM = ("shuffle", "replace_random", "insert_random", "remove_random")
+NUMBERS = ("add", "addr")
+TASKS = (*CHOSEN, *RANDOM, *NUMBERS, "square")
+MARKS = [":", "=", "+", "_", "with", "at"]
+END, OPEN = "<end>", "<mask>"
+VOCABULARY = [END, OPEN, *TASKS, *MARKS, *DIGITS, *WORDS]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question: what is asked, one right answer, and the rule that judges any."""
+
+    task: str
+    prompt: Words
+    answer: Words
+    right: Callable[[Sequence[str]], bool]
+
+
+def draw(task: str, dice: np.random.Generator, items: int | None = None) -> Problem:
+    """A problem of a task; items: length of the list or numbers, else 4 to 8 words or 3 to 5 digits."""
+    if task == "square":
+        return _square(dice)
+    if task in NUMBERS:
+        return _sum(task, dice, items or int(dice.integers(3, 6)))
+    return _list(task, dice, items or int(dice.integers(4, 9)))
+
+
+def _exactly(answer: Words) -> Callable[[Sequence[str]], bool]:
+    return lambda said: list(said) == answer
+
+
+def _list(task: str, dice: np.random.Generator, n: int) -> Problem:
+    drawn = [WORDS[i] for i in dice.choice(len(WORDS), n + 1, replace=False)]
+    items, new = drawn[:n], drawn[n]
+    at, more = int(dice.integers(n)), []
+    answer, rule = list(items), None
+    match task:
+        case "reverse":
+            answer.reverse()
+        case "sort":
+            answer.sort()
+        case "replace_index":
+            answer[at], more = new, ["with", new, "at", DIGITS[at]]
+        case "insert_index":
+            answer.insert(at, new)
+            more = ["with", new, "at", DIGITS[at]]
+        case "remove_index":
+            del answer[at]
+            more = ["at", DIGITS[at]]
+        case "shuffle":
+            while answer == items:
+                answer = [items[i] for i in dice.permutation(n)]
+            rule = lambda said: sorted(said) == sorted(items) and list(said) != items
+        case "replace_random":
+            answer[at], more = new, ["with", new]
+            rule = lambda said: any(list(said) == [*items[:i], new, *items[i + 1 :]] for i in range(n))
+        case "insert_random":
+            answer.insert(int(dice.integers(n + 1)), new)
+            more = ["with", new]
+            rule = lambda said: any(list(said) == [*items[:i], new, *items[i:]] for i in range(n + 1))
+        case "remove_random":
+            del answer[at]
+            rule = lambda said: any(list(said) == [*items[:i], *items[i + 1 :]] for i in range(n))
+    return Problem(task, [task, ":", *items, *more, "="], answer, rule or _exactly(answer))
+
+
+def _sum(task: str, dice: np.random.Generator, digits: int) -> Problem:
+    """Written from the first digit (every carry runs against the text) or, addr, from the last."""
+    a, b = (int(x) for x in dice.integers(0, 10**digits, 2))
+    turn = -1 if task == "addr" else 1
+    write = lambda number, width: list(str(number).zfill(width))[::turn]
+    answer = write(a + b, digits + 1)
+    return Problem(task, [task, ":", *write(a, digits), "+", *write(b, digits), "="], answer, _exactly(answer))
+
+
+SQUARES = [rows for rows in permutations(list(permutations("1234")), 4)
+           if all(len({row[c] for row in rows}) == 4 for c in range(4))]
+
+
+def _square(dice: np.random.Generator) -> Problem:
+    """A 4 x 4 Latin square with 8 cells open; several squares may fit."""
+    whole = [cell for row in SQUARES[int(dice.integers(len(SQUARES)))] for cell in row]
+    hidden = set(dice.choice(16, 8, replace=False).tolist())
+    given = ["_" if i in hidden else cell for i, cell in enumerate(whole)]
+
+    def right(said: Sequence[str]) -> bool:
+        rows = [said[i : i + 4] for i in range(0, 16, 4)]
+        lines = [*rows, *zip(*rows, strict=True)] if len(said) == 16 else []
+        fits = all(a in ("_", b) for a, b in zip(given, said, strict=False))
+        return bool(lines) and fits and all(sorted(line) == list("1234") for line in lines)
+
+    return Problem("square", ["square", ":", *given, "="], whole, right)
+
+
+def one_shot(task: str, items: int, sizes: Sequence[int]) -> float:
+    """The chance that a random operation comes out right when places are drawn from ideal marginals, `sizes` at a time.
+
+    sizes add up to the list's length (spec of ParallelBench, theory; verified by simulation in the tests).
+    """
+    left, chance = items, 1.0
+    if task == "shuffle":
+        for size in sizes:
+            for j in range(size):
+                chance *= (left - j) / left
+            left -= size
+        return chance
+    if task != "replace_random":
+        raise ValueError(f"no closed form is known here for {task}")
+    done, undecided = 0.0, 1.0
+    for size in sizes:
+        q = 1 / left
+        done, undecided = done + undecided * size * q * (1 - q) ** (size - 1), undecided * (1 - q) ** size
+        left -= size
+    return done
