@@ -31,6 +31,9 @@ NEEDS = {
     "late": "a word between the target's pass and the walk: what was drafted meanwhile",
     "corpus": "a text to look things up in, which the knob of that name names",
     "tap:final": "the last hidden state of every verified row",
+    "inputs": "a calibration text, for sums of what the sites of a block read",
+    "moments": "the same, for second moments of it",
+    "gradients": "the same, for gradients of the loss",
     "ghosts": "rows of the verifying pass that nobody sees and nothing keeps, whose logits go to the draft",
 }
 
