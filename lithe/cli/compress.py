@@ -47,8 +47,8 @@ def command(
     if threads is not None:
         torch.set_num_threads(threads)
     with progress("compressing") as bar:
-        found = compress(model, method, calibration=calibration, out=out, tokens=tokens, length=length, seed=seed, dry_run=dry_run,
-                         overwrite=overwrite, offline=offline, tell=lambda what, done, total: bar(done, total))
+        found = compress(model, method, calibration=calibration, out=out, tokens=tokens, length=length, seed=seed,
+                         dry_run=dry_run, overwrite=overwrite, offline=offline, tell=lambda what, done, total: bar(done, total))
     emit(told(found)) if as_json else _show(found.report, [allocation.json() for allocation in found.allocations], dry_run)
 
 

@@ -44,7 +44,7 @@ class Allocation:
         """From JSON. Raises FormatError for what is no allocation."""
         fields = {"unit", "levels", "cost", "budget", "full", "notes"}
         if not isinstance(raw, dict) or raw.keys() != fields or raw["unit"] not in UNITS or not isinstance(raw["notes"], dict):
-            raise FormatError(f"{where}: an allocation has {', '.join(sorted(fields))}, and its unit is one of {', '.join(UNITS)}")
+            raise FormatError(f"{where}: an allocation has {', '.join(sorted(fields))}; its unit is one of {', '.join(UNITS)}")
         levels = raw["levels"]
         good = isinstance(levels, dict) and all(type(v) in (int, float, type(None)) for v in levels.values())
         if not good or any(type(raw[name]) not in (int, float) for name in ("cost", "budget", "full")):
@@ -131,8 +131,8 @@ class Problem:
     def check(self) -> None:
         """Raise UsageError for a budget that no plan meets."""
         if self.least > self.budget * (1 + 1e-9):
-            raise UsageError(f"the budget of {self.budget:,.0f} bytes cannot be met: the groups take {self.least:,.0f} at least, "
-                             f"{self.full:,.0f} as they are")
+            raise UsageError(f"the budget of {self.budget:,.0f} bytes cannot be met: the groups take {self.least:,.0f} at "
+                             f"least, {self.full:,.0f} as they are")
 
 
 def _asked(found: Callable | None, what: str) -> Callable:

@@ -31,8 +31,8 @@ def compress(model: str | Path | Decoder, methods: Sequence[str] | str, *, calib
     """A smaller model by these methods in order, saved as `out` where given; the model given stays as it is.
 
     model: a decoder of plain weights, or what `lithe.load` takes. calibration: a text file (.txt, .jsonl, either .gz), of which
-    `tokens` tokens are read in rows of `length`. dry_run: only allocations and what they predict. A run that writes a folder and
-    is stopped goes on where it was when it is called again. Raises UsageError, UnsupportedError, FormatError.
+    `tokens` tokens are read in rows of `length`. dry_run: only allocations and what they predict. A run that writes a
+    folder and is stopped goes on where it was when it is called again. Raises UsageError, UnsupportedError, FormatError.
     """
     methods = [methods] if isinstance(methods, str) else list(methods)
     exact = [parse(text).exact for text in methods]

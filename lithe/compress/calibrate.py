@@ -9,6 +9,7 @@ import gzip
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ def block_scores(model: Decoder, calibration: Calibration, metric: str) -> list[
     for batch in calibration.batches:
         taps = model(batch["ids_BT"], taps=["embed", *range(len(model.layers))], logits=NONE).taps
         stream = [taps["embed"], *(taps[i] for i in range(len(model.layers)))]
-        for i, (x, y) in enumerate(zip(stream, stream[1:], strict=False)):
+        for i, (x, y) in enumerate(pairwise(stream)):
             sums[i] += float(METRICS[metric](x.flatten(0, 1), y.flatten(0, 1)).sum())
         tokens += batch["ids_BT"].numel()
     return [total / tokens for total in sums]

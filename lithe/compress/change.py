@@ -79,7 +79,7 @@ def undo(model: Decoder, before: dict[str, nn.Module]) -> None:
 
 def dequantized(levels_NK: Tensor, scale_NG: Tensor) -> Tensor:
     """Levels times scales; the group is what the count of scales tells, as in kernels/pack.py."""
-    n, k = levels_NK.shape
+    k = levels_NK.shape[1]
     group = width_of(k, scale_NG.shape[1])
     wide_NK = scale_NG.float().repeat_interleave(group, dim=1)[:, :k]
     return levels_NK.float() * wide_NK

@@ -98,8 +98,8 @@ def _whole(inner: str, module: object) -> bool:
 def _check(model: Decoder, wanted: tuple[str, ...], linear: dict, unit: str) -> None:
     config = model.config
     if config.qk_norm == "all" and unit == "head":
-        raise UnsupportedError("this model norms all heads together (qk_norm=\"all\"): without some heads the norm of the others "
-                               "would change; cut channels or layers instead")
+        raise UnsupportedError("this model norms all heads together (qk_norm=\"all\"): without some heads the norm of the "
+                               "others would change; cut channels or layers instead")
     if config.sub_norm and unit in ("head", "channel"):
         raise UnsupportedError("this model norms what o_proj and down_proj read: without some units the norm of the others "
                                "would change; cut whole layers instead")

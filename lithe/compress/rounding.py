@@ -15,7 +15,7 @@ def width(k: int, group: int) -> int:
 
 
 def grid(weight_NK: Tensor, bits: int, group: int) -> Tensor:
-    """Scales [N, G] in fp16 for `bits` bits: the weight of largest size gets the lowest level, of 8 bits and more -127 or 127."""
+    """Scales [N, G] in fp16: the weight of largest size gets the lowest level, with 8 bits -127 or 127."""
     low, high = extremes(bits)
     w_NGI = by_group(weight_NK, group)
     top_NG = w_NGI.gather(-1, w_NGI.abs().argmax(-1, keepdim=True)).squeeze(-1)

@@ -54,9 +54,10 @@ def compress(model: Decoder, methods: Sequence[str], calibration: Calibration | 
     _check(model, steps, calibration)
     work, result = surgery.copied(model), Result(model)
     for number, step in enumerate(steps):
-        stage = Stage(work, step, calibration, seed + number, tell or (lambda *_: None), kept, number, item or model.dtype.itemsize)
+        stage = None if step.recover is not None else Stage(
+            work, step, calibration, seed + number, tell or _quiet, kept, number, item or model.dtype.itemsize)
         began = time.monotonic()
-        if step.recover is not None:
+        if stage is None:
             if dry_run:
                 continue
             work, note = recover(work, model, step, calibration, seed=seed, kept=kept, number=number)
@@ -94,13 +95,18 @@ def _receipt(step: Step, seed: int, calibration: Calibration | None, result: Res
             "allocation": allocation}
 
 
+def _quiet(what: str, done: int, total: int) -> None:
+    """Tell nothing."""
+
+
 class Stage:
     """One step on a model: groups, their options, levels, changes."""
 
     def __init__(self, work: Decoder, step: Step, calibration: Calibration | None, seed: int, tell: Tell, kept: Kept | None,
                  number: int, item: int):
         self.work, self.step, self.calibration, self.seed, self.tell = work, step, calibration, seed, tell
-        self.kept, self.number, self.notes = kept, number, {}
+        self.kept, self.number = kept, number
+        self.notes: dict[str, Any] = {}
         self.dense = work  # until a copy is needed
         self.groups = step.groups(work)
         self.options = step.options(work, self.groups, item)
@@ -165,7 +171,8 @@ class Stage:
         return changes
 
     def _source(self, layer: int, found: dict[str, Any]) -> Source:
-        return Source(self.work, self.dense, layer, self.calibration, found, self.step.importance, self.seed, None, self.step.target)
+        return Source(self.work, self.dense, layer, self.calibration, found, self.step.importance, self.seed,
+                      target=self.step.target)
 
     def _health(self, layer: int, found: dict[str, Any]) -> None:
         for line in health.problems(layer, found, self.step.needs):
@@ -191,7 +198,10 @@ class Measured:
     """The loss of plans, end to end, from a store of each group's options made on the dense model when first asked for."""
 
     def __init__(self, stage: Stage):
-        self.stage, self.fitness, self.model, self.changes = stage, None, None, {}
+        self.stage = stage
+        self.fitness: Fitness | None = None
+        self.model: Decoder | None = None
+        self.changes: dict[tuple[str, Any], Change] = {}
         self.before: dict[str, dict[str, nn.Module]] = {}
         self.now: Plan = {}
 

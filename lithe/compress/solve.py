@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lithe.compress.allocation import Plan, Problem
-from lithe.errors import LitheError
+from lithe.errors import LitheError, UnsupportedError
 
 SLACK = 1e-9  # of a budget, for sums of floats
 
@@ -63,8 +63,10 @@ def ranked(problem: Problem) -> Plan:
 
 def best_sum(problem: Problem, errors: Mapping[str, list[float]], seconds: float = 60.0) -> Plan:
     """The plan of least summed error within the budget, by an integer program (scipy's HiGHS), proven to be so."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
+    try:
+        from scipy.optimize import Bounds, LinearConstraint, milp
+    except ImportError:
+        raise UnsupportedError("an integer program needs scipy: pip install 'lithe[compress]'") from None
     problem.check()
     names = list(problem.options)
     value = np.concatenate([np.asarray(errors[name], float) for name in names])
@@ -72,7 +74,8 @@ def best_sum(problem: Problem, errors: Mapping[str, list[float]], seconds: float
     owner = np.repeat(np.arange(len(names)), [len(problem.options[name]) for name in names])
     one = (owner[None] == np.arange(len(names))[:, None]).astype(float)
     scale = max(float(np.abs(value).max()), 1e-30)
-    found = milp(value / scale, integrality=np.ones(len(value)), bounds=Bounds(0, 1), options={"time_limit": seconds, "mip_rel_gap": 0},
+    found = milp(value / scale, integrality=np.ones(len(value)), bounds=Bounds(0, 1),
+                 options={"time_limit": seconds, "mip_rel_gap": 0},
                  constraints=[LinearConstraint(one, 1, 1), LinearConstraint(cost[None] / problem.budget, -np.inf, 1 + SLACK)])
     if found.status != 0:
         raise LitheError(f"the integer program was not solved: {found.message}")

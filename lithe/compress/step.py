@@ -31,10 +31,12 @@ class Target:
     """How much, of what."""
 
     ratio: float | None = knob(None, "share of the weights it is about that goes", low=0, high=0.99)
-    bits: float | None = knob(None, "average bits of a weight it is about, scales included where several may be chosen", low=1, high=16)
+    bits: float | None = knob(None, "average bits of a weight, scales included where there is a choice", low=1, high=16)
     bytes: float | None = knob(None, "share of the whole model's bytes that may be left", low=0.01, high=1)
     rank: int | None = knob(None, "inner width of a factored layer, the same for all", low=1)
     pattern: str = knob("", "entries kept of neighbours, such as 2:4")
+    count: str = knob("stored", "what bits cost: as packed, or nominal, as if a kind were so narrow",
+                      choices=("stored", "nominal"))
     group: int = knob(32, "inputs that share a scale: 32, 128, or -1 for all", choices=(32, 128, -1))
     levels: tuple[float, ...] = knob((), "levels that a group may get, joined by +; chosen by its unit where not given")
     sites: str = knob("*", "linear layers it is about, patterns joined by +, such as mlp.*+q_proj")
@@ -200,7 +202,7 @@ def _check_budget(step: Step) -> None:
     if step.recover is not None and said:
         raise UsageError(f"{step.text!r}: recovery has no budget, so no {said[0]}")
     if step.recover is None and step.unit == "entry" and target.bytes is not None:
-        raise UnsupportedError(f"{step.text!r}: single weights at zero are stored like others, so they save no bytes of a file: "
+        raise UnsupportedError(f"{step.text!r}: zeros are stored like other weights, so they save no bytes of a file: "
                                "say ratio or pattern")
 
 
@@ -229,17 +231,21 @@ def _bit_options(step: Step, model: Decoder, group: Group, item: int) -> list[Op
     wanted = target.levels or (() if target.bits is None or target.bits != int(target.bits) else (target.bits,))
     if step.allocate is not None or not wanted:
         wanted = wanted if len(wanted) > 1 else (4.0, 8.0)
-    return [Option(level=int(bits), cost=packed_bytes(model, group, int(bits), target.group)) for bits in wanted] + (
+    return [Option(level=int(bits), cost=packed_bytes(model, group, int(bits), target.group, target.count == "nominal"))
+            for bits in wanted] + (
         [Option(level=None, cost=group.weights * item)] if target.bytes is not None else [])
 
 
-def packed_bytes(model: Decoder, group: Group, bits: int, inputs: int) -> int:
-    """Bytes that a site takes in the narrowest packed kind of at least so many bits, scales included."""
+def packed_bytes(model: Decoder, group: Group, bits: int, inputs: int, nominal: bool = False) -> float:
+    """Bytes that a site takes in the narrowest packed kind of at least so many bits, scales included; nominal: as if there
+    were a kind of just so many."""
     module: Any = model.get_submodule(group.sites[0])
+    width = -(-module.in_features // 32) * 32 if inputs == -1 else inputs
+    if nominal:
+        return module.out_features * (module.in_features * bits / 8 + 2 * -(-module.in_features // width))
     kind = min((kind for kind, (_, most, _) in LEVELS.items() if most >= 2 ** (bits - 1) - 1),
                key=lambda kind: LEVELS[kind][1], default="int8")
-    width = module.in_features if inputs == -1 else inputs
-    return size(kind, module.out_features, module.in_features, -(-width // 32) * 32 if inputs == -1 else inputs)
+    return size(kind, module.out_features, module.in_features, width)
 
 
 def _rank_options(step: Step, model: Decoder, group: Group, item: int) -> list[Option]:

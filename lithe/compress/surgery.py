@@ -83,7 +83,8 @@ def _settings(model: Decoder, widths: list[list[int]], stay: list[int], state: d
     """The config of what stays; counts that agree in all layers are one number, which stock layouts can say."""
     one = lambda values: values[0] if len(set(values)) == 1 else tuple(values)
     old, picked = model.config, [[row[i] for i in stay] for row in widths]
-    changes: dict[str, Any] = {"layers": len(stay), "heads": one(picked[0]), "kv_heads": one(picked[1]), "head_dim": old.head_dim}
+    changes: dict[str, Any] = {"layers": len(stay), "heads": one(picked[0]), "kv_heads": one(picked[1]),
+                               "head_dim": old.head_dim}
     changes |= {} if old.experts else {"ffn": one(picked[2])}
     for name in ("windowed", "expert_layers"):
         if isinstance(flags := getattr(old, name), tuple):

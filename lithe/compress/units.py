@@ -25,7 +25,7 @@ def by_unit(group: Group, source: Source, site: str, value_NK: Tensor) -> Tensor
 
 
 def fold(group: Group, source: Source, value: Tensor, leaf: str = "") -> Tensor:
-    """The sum [U] of values that go by a unit's lanes: channels, or dimensions of heads (all query heads of a key-value head)."""
+    """The sum [U] of values by lane: channels, or dimensions of heads, all query heads of a key-value head together."""
     if group.unit == "channel":
         return value
     if group.unit != "head":

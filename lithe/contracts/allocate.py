@@ -61,4 +61,4 @@ def problems() -> Iterator[tuple[int, Problem]]:
 
         yield number, Problem(groups=groups, options=options, budget=share * full, find_scores=lambda named=named: named,
                               find_blocks=lambda metric: [0.5, 0.2, 0.1, 0.1, 0.2, 0.6], find_loss=loss,
-                              find_gradients=lambda *_: {g.name: 1.0 + g.layer for g in groups})
+                              find_gradients=lambda *_, groups=groups: {g.name: 1.0 + g.layer for g in groups})

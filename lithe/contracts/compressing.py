@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -59,10 +60,10 @@ def check_budget(entry: Entry, budgets: list[str]) -> None:
         made = stage(entry, budget)
         found = made.allocate()
         assert found.cost <= found.budget * (1 + 1e-9), f"{budget}: {found.cost} bytes where {found.budget} were allowed"
-        steps = [b.cost - a.cost for options in made.options.values() for a, b in zip(options, options[1:], strict=False)]
+        steps = [b.cost - a.cost for options in made.options.values() for a, b in pairwise(options)]
         assert not steps or found.budget - found.cost < max(steps), f"{budget}: {found.budget - found.cost} bytes are left over"
         over = built_bytes(made, made.apply(found)) - found.cost
-        assert -_rounding(made) <= over <= 1e-6 * found.full, f"{budget}: what is built takes {over:+,.0f} bytes beside the plan"
+        assert -_rounding(made) <= over <= 1e-6 * found.full, f"{budget}: built, it takes {over:+,.0f} bytes beside the plan"
 
 
 def _rounding(made: Stage) -> float:
@@ -75,7 +76,7 @@ def built_bytes(made: Stage, model: Decoder) -> float:
     """Bytes of the groups in a model: what is stored, and of entries those that are not zero."""
     sites = {site for group in made.groups for site in group.sites}
     if made.step.unit in CUT_UNITS:
-        sizes = (w.numel() for name, w in model.named_parameters() if name.startswith("layers.") and name.endswith("proj.weight"))
+        sizes = (module.in_features * module.out_features for module in linears(model).values())
         others = sum(m.in_features * m.out_features for name, m in linears(made.work).items() if name not in sites)
         return 8 * (sum(sizes) - others)
     found: Any = {site: model.get_submodule(site) for site in sites}
@@ -86,7 +87,8 @@ def built_bytes(made: Stage, model: Decoder) -> float:
 
 
 def linears(model: Decoder) -> dict[str, Any]:
-    return {name: module for name, module in model.named_modules() if hasattr(module, "in_features") and name.startswith("layers.")}
+    return {name: module for name, module in model.named_modules()
+            if hasattr(module, "in_features") and name.startswith("layers.")}
 
 
 def check_identity(entry: Entry, budgets: list[str]) -> None:
@@ -131,7 +133,8 @@ def check_changes(entry: Entry, budget: str) -> None:
                 lambda g=group, s=source: made.step.change(g, levels[g.name], s))
             one, two = flat(ask()), flat(ask())
             assert torch.equal(dice, torch.get_rng_state()), "it draws from torch's own generator"
-            assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one), "asked again, it differs"
+            same = one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+            assert same, "asked again, it gives another change"
             assert all(torch.isfinite(t.float()).all() for t in one.values()), "it gives what is no number"
             assert all(torch.equal(t, made.work.state_dict()[name]) for name, t in before.items()), "it changes what it reads"
             strange = {name.rpartition("/")[2] for name in one} - {"kept", *group.sites}

@@ -104,7 +104,7 @@ class Factored(nn.Module):
     def fill(self, a_RK: Tensor, b_NR: Tensor, bias_N: Tensor | None) -> None:
         """Take these matrices."""
         self.a.weight, self.b.weight = (nn.Parameter(t.detach().contiguous(), requires_grad=False) for t in (a_RK, b_NR))
-        self.b.bias = None if bias_N is None else nn.Parameter(bias_N.detach(), requires_grad=False)
+        self.b.register_parameter("bias", None if bias_N is None else nn.Parameter(bias_N.detach(), requires_grad=False))
 
     @property
     def rank(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lithe.card import Card
@@ -11,8 +12,8 @@ from lithe.compress.calibrate import Source
 from lithe.compress.groups import Group
 from lithe.compress.units import by_unit
 
-CARD = Card(paper="Magnitude pruning (Han et al. 2015)", promises=("meets_budget", "level_zero_is_identity", "masked_equals_cut",
-                                                                  "n_of_m", "touches_only"))
+CARD = Card(paper="Magnitude pruning (Han et al. 2015)",
+            promises=("meets_budget", "level_zero_is_identity", "masked_equals_cut", "n_of_m", "touches_only"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,4 +32,5 @@ class Method:
     def score(self, group: Group, source: Source) -> Tensor:
         if group.unit == "entry":
             return source.weight(group.sites[0]).abs()
-        return sum((by_unit(group, source, site, source.weight(site).square()) for site in group.sites)).sqrt()  # type: ignore
+        squares = [by_unit(group, source, site, source.weight(site).square()) for site in group.sites]
+        return torch.stack(squares).sum(0).sqrt()
