@@ -34,6 +34,7 @@ NEEDS = {
     "inputs": "a calibration text, for sums of what the sites of a block read",
     "moments": "the same, for second moments of it",
     "gradients": "the same, for gradients of the loss",
+    "loss": "the same, for what a plan loses in the end",
     "ghosts": "rows of the verifying pass that nobody sees and nothing keeps, whose logits go to the draft",
 }
 

@@ -77,12 +77,13 @@ def compress(model: Decoder, methods: Sequence[str], calibration: Calibration | 
 def _check(model: Decoder, steps: Sequence[Step], calibration: Calibration | None) -> None:
     """Refuse what cannot be before anything is done."""
     if any(isinstance(module, PackedLinear) for module in model.modules()):
-        raise UnsupportedError("this model's weights are packed already: compress the model that it was made from (load it with "
-                               "fast=False)")
+        raise UnsupportedError("this model's weights are packed already: compress the model that it was made from (load it "
+                               "with fast=False)")
     for place, step in enumerate(steps):
         if calibration is None and (step.needs & {"inputs", "moments", "gradients", "loss"} or step.recover is not None):
             raise UsageError(f"{step.text!r} needs a calibration text: give --calibration FILE")
-        if step.recover is None and step.unit == "bits" and place + 1 < len(steps):
+        later = [other for other in steps[place + 1:] if not getattr(other.recover, "after_packing", False)]
+        if step.recover is None and step.unit == "bits" and later:
             raise UnsupportedError(f"{step.text!r} packs weights, which nothing can change after it: put it last")
         if step.recover is None:
             step.groups(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from torch import Tensor
 
 from lithe.compress.allocation import Plan, Problem
 from lithe.errors import LitheError, UnsupportedError
@@ -43,10 +44,10 @@ def uniform(problem: Problem) -> Plan:
     return at_shares(problem, dict.fromkeys(problem.options, problem.share))
 
 
-def ranked(problem: Problem) -> Plan:
+def ranked(problem: Problem, scores: Mapping[str, Tensor] | None = None) -> Plan:
     """The units that score least go first, wherever they are, until the budget is met."""
     problem.check()
-    scores = problem.unit_scores
+    scores = problem.unit_scores if scores is None else scores
     order = sorted(((float(score), group.name) for group in problem.groups for score in scores[group.name]),
                    key=lambda pair: pair[0])
     kept = {group.name: group.units for group in problem.groups}

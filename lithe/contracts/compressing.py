@@ -21,7 +21,7 @@ from lithe.compress.surgery import copied
 from lithe.contracts.small import small_model
 from lithe.model import checkpoint
 from lithe.model.decoder import ALL, Decoder
-from lithe.registry import Entry
+from lithe.registry import Entry, entries
 
 IDS = torch.arange(48).remainder(31).view(2, 24)
 RATIOS = (0.25, 0.4, 0.6)
@@ -45,9 +45,12 @@ def stage(entry: Entry, budget: str, model: Decoder | None = None) -> Stage:
 
 
 def step(entry: Entry, budget: str) -> Step:
-    """A method with a budget; what it needs beside it, its file says in WITH, such as " + magnitude"."""
+    """A method with a budget, and beside one that says `scored` an importance: its own if its paper has one, else the first."""
     head = entry.reference if entry.card.shelf else f"{entry.shelf}={entry.reference}"
-    return parse(f"{head}:{budget}{getattr(entry.module, 'WITH', '')}")
+    if not getattr(entry.module.Method, "scored", False):
+        return parse(f"{head}:{budget}")
+    known = [other for other in entries("compress", "importance") if {*units(entry)} <= {*units(other)}]
+    return parse(f"{head}:{budget} + importance={next((o for o in known if o.name == entry.name), known[0]).reference}")
 
 
 def units(entry: Entry) -> tuple[str, ...]:

@@ -129,10 +129,11 @@ def test_a_stopped_run_goes_on_and_ends_alike(tmp_path):
 
 
 @pytest.mark.parametrize(("step", "told"), [
-    ("magnitude", "must say once how much"), ("magnitude:ratio=0.5,bits=4", "ratio and bits"), ("rtn:bits=4 + svd", "acts twice"),
-    ("magnitude:bytes=0.5", "save no bytes"), ("magnitude:ratio=1.5", "above"), ("magnitud:ratio=0.5", "did you mean magnitude"),
-    ("magnitude:ratio=0.5,damping=1", "no knob"), ("wanda:ratio=0.5,unit=head", "knows the units entry"),
-    ("uniform:ratio=0.5", "names nothing"), ("magnitude:pattern=4:2", "not n:m"), ("gptq:bits=12,count=nominal", "2 to 8"),
+    ("magnitude", "must say once how much"), ("magnitude:ratio=0.5,bits=4", "ratio and bits"),
+    ("rtn:bits=4 + svd", "acts twice"), ("magnitude:bytes=0.5", "save no bytes"), ("magnitude:ratio=1.5", "above"),
+    ("magnitud:ratio=0.5", "did you mean magnitude"), ("magnitude:ratio=0.5,damping=1", "no knob"),
+    ("wanda:ratio=0.5,unit=head", "knows the units entry"), ("uniform:ratio=0.5", "names nothing"),
+    ("magnitude:pattern=4:2", "not n:m"), ("gptq:bits=12,count=nominal", "2 to 8"),
     ("magnitude:ratio=0.5,sites=nowhere", "no entry groups")])
 def test_what_cannot_be_is_told(step, told):
     with pytest.raises((UsageError, UnsupportedError), match=told):
