@@ -19,11 +19,13 @@ from lithe.model.load import load
 SUITES = {
     "channels": [f"{name}:unit=channel,ratio={p}{more}" for p in (0.2, 0.4, 0.6)
                  for name, more in (("magnitude", ""), ("wanda_sp", ""), ("importance=flap", ""), ("flap", ""),
-                                    ("importance=cfsp", ""), ("importance=cfsp:norm=channel", ""), ("cfsp", ""))],
-    "entries": [f"{name}:ratio={p}" for p in (0.5, 0.6, 0.7)
-                for name in ("magnitude", "wanda", "sparsegpt", "dsnot", "dsnot:skip_mlp=false", "dsnot:skip_mlp=false,guard=hessian")],
+                                    ("importance=cfsp", ""), ("importance=cfsp", ",norm=channel"), ("cfsp", ""))],
+    "entries": [f"{name}:ratio={p}{more}" for p in (0.5, 0.6, 0.7)
+                for name, more in (("magnitude", ""), ("wanda", ""), ("sparsegpt", ""), ("dsnot", ""),
+                                   ("dsnot", ",skip_mlp=false"), ("dsnot", ",skip_mlp=false,guard=hessian"))],
     "patterns": [f"{name}:pattern={p}" for p in ("2:4", "4:8") for name in ("magnitude", "wanda", "sparsegpt", "dsnot")],
-    "bits": [f"{name}:bits={b}" for b in (2, 3, 4) for name in ("rtn", "gptq", "adaquant:steps=200")],
+    "bits": [f"{name}:bits={b}{more}" for b in (2, 3, 4)
+             for name, more in (("rtn", ""), ("gptq", ""), ("adaquant", ",steps=200"))],
 }
 
 
@@ -48,7 +50,8 @@ def main() -> None:
     print(json.dumps({"nll": base, "tokens": judge.tokens}), flush=True)
     for text in SUITES.get(asked.suite, [asked.suite]):  # type: ignore[assignment]
         for seed in range(asked.seeds):
-            learn = calibrate.of_ids([i for row in rows[seed * count : (seed + 1) * count] for i in row.tolist()], length=len(rows[0]))
+            part = rows[seed * count : (seed + 1) * count]
+            learn = calibrate.of_ids([i for row in part for i in row.tolist()], length=len(rows[0]))
             for name, one in models.items():
                 began = time.monotonic()
                 found = compress(one, text.split(" ; "), learn, seed=seed, item=2)

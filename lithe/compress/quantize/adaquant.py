@@ -50,7 +50,7 @@ class Method:
 
 
 class Fit:
-    """One layer. Axes: N outputs, K inputs, G groups. The best step counts, judged on what is stored: levels and fp16 scales."""
+    """One layer; the best step counts, judged on what is stored. Axes: N outputs, K inputs, G groups."""
 
     def __init__(self, weight_NK: Tensor, moment_KK: Tensor, mean_K: Tensor, bits: int, group: int):
         self.weight_NK, self.bits = weight_NK, bits
