@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lithe.compress.allocation import Plan, Problem
@@ -48,18 +49,17 @@ def ranked(problem: Problem, scores: Mapping[str, Tensor] | None = None) -> Plan
     """The units that score least go first, wherever they are, until the budget is met."""
     problem.check()
     scores = problem.unit_scores if scores is None else scores
-    order = sorted(((float(score), group.name) for group in problem.groups for score in scores[group.name]),
-                   key=lambda pair: pair[0])
-    kept = {group.name: group.units for group in problem.groups}
-    each = {group.name: problem.options[group.name][-1].cost / group.units for group in problem.groups}
-    over = problem.full - problem.budget * (1 + SLACK)
-    for _, name in order:
-        if over <= 0:
-            break
-        kept[name] -= 1
-        over -= each[name]
-    shares = {group.name: kept[group.name] / group.units for group in problem.groups}
-    return at_shares(problem, shares)
+    flat = torch.cat([scores[group.name].double().flatten() for group in problem.groups])
+    owner = torch.repeat_interleave(torch.tensor([scores[group.name].numel() for group in problem.groups]))
+    rich = [problem.options[group.name][-1].cost / scores[group.name].numel() for group in problem.groups]
+    each = torch.tensor(rich, dtype=torch.float64)
+    order = flat.argsort(stable=True)
+    saved = each[owner[order]].cumsum(0)
+    over = problem.full - problem.budget
+    count = int((saved < over * (1 - SLACK)).sum()) + (over > 0)
+    gone = torch.bincount(owner[order[:count]], minlength=len(problem.groups))
+    return at_shares(problem, {group.name: 1 - float(gone[i]) / scores[group.name].numel()
+                               for i, group in enumerate(problem.groups)})
 
 
 def best_sum(problem: Problem, errors: Mapping[str, list[float]], seconds: float = 60.0) -> Plan:

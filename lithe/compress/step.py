@@ -150,10 +150,10 @@ def _piece(text: str, target: dict[str, Any]) -> Iterable[tuple[str, Spec]]:
         if not equals or key in values:
             raise UsageError(f"{text!r}: {item!r} is not knob=value, or says a knob twice")
         values[key] = value
-    own = {f.name for f in dataclasses.fields(Target)}
+    found = _named(head, text)
+    own = set() if {entry.shelf for entry in found} == {"recover"} else {f.name for f in dataclasses.fields(Target)}
     target.update({key: value for key, value in values.items() if key in own})
     values = {key: value for key, value in values.items() if key not in own}
-    found = _named(head, text)
     known = {entry.shelf: {f.name for f in dataclasses.fields(entry.module.Knobs)} for entry in found}
     if unknown := sorted(values.keys() - set().union(*known.values())):
         raise UsageError(f"{head} has no knob {unknown[0]!r}{near(unknown[0], own.union(*known.values()))}")
@@ -199,8 +199,6 @@ def _check_budget(step: Step) -> None:
     if step.recover is None and len(said) != 1:
         ways = "ratio=0.3 (share that goes), bits=4, rank=64, pattern=2:4 or bytes=0.6 (share of the model's bytes left)"
         raise UsageError(f"{step.text!r} must say once how much: {ways}" + (f"; it says {' and '.join(said)}" if said else ""))
-    if step.recover is not None and said:
-        raise UsageError(f"{step.text!r}: recovery has no budget, so no {said[0]}")
     if step.recover is None and step.unit == "entry" and target.bytes is not None:
         raise UnsupportedError(f"{step.text!r}: zeros are stored like other weights, so they save no bytes of a file: "
                                "say ratio or pattern")
@@ -212,8 +210,10 @@ def _options(step: Step, model: Decoder, group: Group, item: int) -> list[Option
         if target.pattern:
             n, m = masking.parts(target.pattern)
             return [Option(level=1 - n / m, cost=full * n / m)]
-        shares = target.levels or (() if step.allocate is None else tuple(i / 20 for i in range(20)))
-        return [Option(level=s, cost=full * (1 - s)) for s in {0.0, float(target.ratio or 0), *shares}]
+        ratio = float(target.ratio or 0)
+        steps = [] if step.allocate is None else [round(ratio + i / 20, 6) for i in range(-20, 20)]  # so that steps cost alike
+        shares = target.levels or [share for share in steps if 0 <= share < 1]
+        return [Option(level=s, cost=full * (1 - s)) for s in {0.0, ratio, *shares}]
     if group.unit in ("channel", "head"):
         unit = 1 if group.unit == "head" else target.multiple or (32 if group.units >= 512 else 8)
         counts = {*range(0, group.units + 1, unit), group.units} if not target.levels else {int(x) for x in target.levels}
