@@ -26,6 +26,13 @@ SUITES = {
     "patterns": [f"{name}:pattern={p}" for p in ("2:4", "4:8") for name in ("magnitude", "wanda", "sparsegpt", "dsnot")],
     "bits": [f"{name}:bits={b}{more}" for b in (2, 3, 4)
              for name, more in (("rtn", ""), ("gptq", ""), ("adaquant", ",steps=200"))],
+    "rows": ["wanda_sp:unit=channel,ratio=0.4", "flap:unit=channel,ratio=0.4", "cfsp:ratio=0.4", "rtn:bits=4", "gptq:bits=4",
+             "wanda:ratio=0.6", "dsnot:ratio=0.6", "sparsegpt:ratio=0.6"],
+    "depth": [f"shortgpt:ratio=0.4,unit=half{more}" for more in (
+        "", " + evopress:generations=10,children=8,survivors=2+1,tokens=1024+4096")],
+    "mixed": [f"gptq:bits=2.75,group=-1,levels=2+3+4,count=nominal{more}" for more in (
+        "", " + integer_program", " + integer_program:reverse=true",
+        " + evopress:generations=20,children=16,survivors=4+1,tokens=1024+4096")],
 }
 
 

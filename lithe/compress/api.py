@@ -15,7 +15,7 @@ from lithe.compress.calibrate import Calibration
 from lithe.compress.kept import Kept
 from lithe.compress.run import Result, Tell
 from lithe.compress.step import parse
-from lithe.errors import UsageError
+from lithe.errors import LitheError, UsageError
 from lithe.model import checkpoint
 from lithe.model.decoder import Decoder
 from lithe.model.load import load, resolve
@@ -35,23 +35,28 @@ def compress(model: str | Path | Decoder, methods: Sequence[str] | str, *, calib
     folder and is stopped goes on where it was when it is called again. Raises UsageError, UnsupportedError, FormatError.
     """
     methods = [methods] if isinstance(methods, str) else list(methods)
-    exact = [parse(text).exact for text in methods]
+    steps = [parse(text) for text in methods]
     target = None if out is None or dry_run else _free(Path(out), overwrite)
     dense = model if isinstance(model, Decoder) else load(model, fast=False, offline=offline)
     dtype = _stored_dtype(dense)
     text = calibration if isinstance(calibration, Calibration) or calibration is None else calibrate.read(
         calibration, dense, length=length, tokens=tokens, seed=seed)
+    run.check(dense, steps, text)
     parent = None if dense.folder is None else checkpoint.fingerprint(dense.folder)
     kept = None
     if target is not None and parent is not None:
         kept = Kept(target.with_name(f".{target.name}.compressing"), {
-            "model": parent, "methods": exact, "seed": seed, "calibration": None if text is None else text.digest})
+            "model": parent, "methods": [step.exact for step in steps], "seed": seed, "calibration": None if text is None else text.digest})
     try:
         found = run.compress(dense, methods, text, seed=seed, dry_run=dry_run, tell=tell, kept=kept, item=dtype.itemsize)
     except KeyboardInterrupt:
         if kept is None:
             raise
         raise Interrupted(f"stopped; what is done is kept beside {target}: the same command goes on from there") from None
+    except LitheError as problem:
+        if kept is not None and not isinstance(problem, Interrupted):
+            kept.done()
+        raise
     found.report |= _predicted(dense, found, dtype) if dry_run else {}
     if target is not None:
         _write(found, dense, target, dtype, overwrite, parent)

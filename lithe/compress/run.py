@@ -51,7 +51,7 @@ def compress(model: Decoder, methods: Sequence[str], calibration: Calibration | 
     steps = [parse(text) for text in methods]
     if not steps:
         raise UsageError("say how: give at least one method, such as \"wanda:ratio=0.5\"")
-    _check(model, steps, calibration)
+    check(model, steps, calibration)
     work, result = surgery.copied(model), Result(model)
     for number, step in enumerate(steps):
         stage = None if step.recover is not None else Stage(
@@ -74,7 +74,7 @@ def compress(model: Decoder, methods: Sequence[str], calibration: Calibration | 
     return result
 
 
-def _check(model: Decoder, steps: Sequence[Step], calibration: Calibration | None) -> None:
+def check(model: Decoder, steps: Sequence[Step], calibration: Calibration | None) -> None:
     """Refuse what cannot be before anything is done."""
     if any(isinstance(module, PackedLinear) for module in model.modules()):
         raise UnsupportedError("this model's weights are packed already: compress the model that it was made from (load it "

@@ -99,7 +99,7 @@ def mutated(problem: Problem, parent: Plan, most: int, dice: random.Random) -> P
     able = [names for names in classes.values() if len(names) > 1]
     plan, wanted = dict(parent), min(dice.randint(1, most), dice.randint(1, most))
     for _ in range(TRIES):
-        if not able or not wanted:
+        if not able or (wanted <= 0 and plan != parent):
             break
         up, down = dice.sample(dice.choice(able), 2)
         if plan[down] == 0 or plan[up] + 1 == len(problem.options[up]):
