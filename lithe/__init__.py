@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lithe.bench.advise import advise as advise
     from lithe.bench.runner import bench as bench
+    from lithe.compress.api import compress as compress
     from lithe.loops import generate as generate
     from lithe.model.load import load as load
     from lithe.model.runtime import cost_curve as cost_curve
@@ -30,10 +31,11 @@ _FACE = {
     "bench": "lithe.bench.runner",
     "advise": "lithe.bench.advise",
     "tune": "lithe.tune.run",
+    "compress": "lithe.compress.api",
     "methods": "lithe.registry:entries",
     "cost_curve": "lithe.model.runtime",
 }
-__all__ = ["advise", "attach", "bench", "cost_curve", "generate", "load", "methods", "tune"]
+__all__ = ["advise", "attach", "bench", "compress", "cost_curve", "generate", "load", "methods", "tune"]
 
 
 def __getattr__(name: str) -> Any:

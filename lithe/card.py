@@ -37,6 +37,10 @@ NEEDS = {
     "blocks": "a diffusion model trained on blocks, which sees those not after its own",
     "no unmask": "no other word on what is committed",
     "no refresh": "nothing kept between passes",
+    "inputs": "a calibration text, for sums of what the sites of a block read",
+    "moments": "the same, for second moments of it",
+    "gradients": "the same, for gradients of the loss",
+    "loss": "the same, for what a plan loses in the end",
     "ghosts": "rows of the verifying pass that nobody sees and nothing keeps, whose logits go to the draft",
 }
 

@@ -14,6 +14,7 @@ import torch
 from lithe.errors import FormatError, LitheError, UsageError
 from lithe.model.cache import PlainCache
 from lithe.model.decoder import NONE, Decoder
+from lithe.model.load import vocabulary_mismatch
 
 CELLS = 2**24  # logits held at a time, in numbers: bounds memory whatever the vocabulary
 
@@ -94,6 +95,35 @@ def score(model: Decoder, ids: Seq[int], *, bos: Seq[int] = (), context: int) ->
     """Nats and tokens scored of each window of a text. Without `bos` its first token is not scored."""
     for first, start, stop in windows(len(ids), context + 1 - len(bos), given=bool(bos)):  # + 1: the last token is no input
         yield _nats(model, [*bos, *ids[start:stop]], stop - first), stop - first
+
+
+@torch.inference_mode()
+def divergence(model: Decoder, dense: Decoder, documents: Seq[str], *, context: int | None = None) -> float:
+    """KL from a dense model's laws to a model's, in nats a token, over the windows that `evaluate` scores.
+
+    Raises UsageError where the two do not read alike.
+    """
+    if problem := vocabulary_mismatch(model, dense):
+        raise UsageError(f"the two models cannot be compared: {problem}")
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise UsageError("this model has no tokenizer, so it cannot read a text")
+    total, tokens, bos = 0.0, 0, tokenizer.prefix
+    size = min(context or model.config.context, model.config.context, dense.config.context)
+    for document in documents:
+        ids = tokenizer.encode(document)[len(bos):]
+        for first, start, stop in windows(len(ids), size + 1 - len(bos), given=bool(bos)):
+            rows = [*bos, *ids[start : stop - 1]]
+            both = (dense, model)
+            hidden = [one(torch.tensor([rows], device=one.device), logits=NONE).hidden[0, first - stop:] for one in both]
+            for at in range(0, stop - first, step := max(1, CELLS // model.config.vocab)):
+                logp, found = (one.head(h[at : at + step]).float().log_softmax(-1)
+                               for one, h in zip(both, hidden, strict=True))
+                total += float((logp.exp() * (logp - found.to(logp.device))).sum())
+            tokens += stop - first
+    if not tokens:
+        raise FormatError("the text has no token that could be scored")
+    return total / tokens
 
 
 def windows(tokens: int, size: int, *, given: bool) -> Iterator[tuple[int, int, int]]:

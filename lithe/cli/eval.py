@@ -18,6 +18,7 @@ def command(
     file: Annotated[str, typer.Argument(help="a .txt file, or .jsonl with a text in each line's field \"text\"")],
     context: Annotated[int | None, typer.Option(help="tokens of a window; the model's context where not given")] = None,
     adapter: Annotated[list[str] | None, typer.Option(help="an adapter's folder; repeats, stacked in this order")] = None,
+    dense: Annotated[str | None, typer.Option("--dense", help="the model it was made from: tells the KL to that")] = None,
     as_json: JSON = False,
     dtype: DTYPE = "auto",
     device: DEVICE = "cpu",
@@ -31,7 +32,7 @@ def command(
     Windows of the model's context overlap by half, and every token is scored once. A token that the tokenizer puts in front of
     a text (BOS) begins every window and is not scored; without one, a text's first token and its bytes count for nothing.
     """
-    from lithe.bench.evaluate import documents, evaluate
+    from lithe.bench.evaluate import divergence, documents, evaluate
     from lithe.bench.provenance import record
     from lithe.tune.rack import attach
 
@@ -40,13 +41,19 @@ def command(
     rack = attach(target, *adapter) if adapter else None
     with progress("scoring") as tell:
         found = evaluate(target, texts, context=context, progress=tell)
+    measured = found.json()
+    if dense is not None:
+        whole = open_model(dense, device=device, threads=threads, offline=offline)
+        measured["kl"] = divergence(target, whole, texts, context=context)
     if book is not None:
         settings = {"file": Path(file).name, "context": context or target.config.context}
         settings |= {} if rack is None else {"adapters": [held.receipt for held in rack.adapters.values()]}
-        book.append(record("eval", target, measured=found.json(), inputs=texts, settings=settings))
+        book.append(record("eval", target, measured=measured, inputs=texts, settings=settings))
     if as_json:
-        emit(found.json())
+        emit(measured)
         return
     print(f"{found.nll:.4f} nats per token over {found.tokens} tokens")
+    if dense is not None:
+        print(f"{measured['kl']:.4f} nats per token of KL from {dense}")
     print(f"{found.bits_per_byte:.4f} bits per byte over {found.bytes} bytes of {found.documents} "
           f"text{'s' if found.documents > 1 else ''}")

@@ -90,8 +90,12 @@ class Config:
     block: int = 0  # places of a block, where it attends by blocks
     mask_token: int | None = None  # what an undecided place holds
     shifted: bool = False  # the logits of place i stand at i - 1, as in a model that once was causal (Dream)
+    ranks: tuple[tuple[str, int], ...] = ()  # linear layers that are a product of two matrices, and its inner width
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ranks", tuple((name, rank) for name, rank in self.ranks))
+        if any(rank < 1 for _, rank in self.ranks) or len(dict(self.ranks)) < len(self.ranks):
+            raise FormatError(f"config: ranks name a layer twice, or a rank below 1: {self.ranks!r:.80}")
         for name in ("heads", "kv_heads", "ffn", "windowed", "expert_layers"):
             value = getattr(self, name)
             if isinstance(value, list):
@@ -172,7 +176,9 @@ def _checked(kind: type, raw: dict) -> dict:
              "bool": lambda x: type(x) is bool, "str": lambda x: type(x) is str, "None": lambda x: x is None,
              "Rope": lambda x: isinstance(x, dict),
              "tuple[int, ...]": lambda x: isinstance(x, list | tuple) and all(type(n) is int for n in x),
-             "tuple[bool, ...]": lambda x: isinstance(x, list | tuple) and all(type(n) is bool for n in x)}
+             "tuple[bool, ...]": lambda x: isinstance(x, list | tuple) and all(type(n) is bool for n in x),
+             "tuple[tuple[str, int], ...]": lambda x: isinstance(x, list | tuple) and all(
+                 isinstance(pair, list | tuple) and [type(n) for n in pair] == [str, int] for pair in x)}
     for name, value in raw.items():
         if not any(tests[part](value) for part in fields[name].split(" | ")):
             raise FormatError(f"config: {name} must be {fields[name]}, not {value!r:.80}")

@@ -93,6 +93,36 @@ class PackedLinear(nn.Module):
         return self
 
 
+class Factored(nn.Module):
+    """A linear layer as a product of two thinner ones: b(a(x)). Axes: R rank."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int, *, bias: bool):
+        super().__init__()
+        self.in_features, self.out_features = inputs, outputs
+        self.a, self.b = nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=bias)
+
+    def fill(self, a_RK: Tensor, b_NR: Tensor, bias_N: Tensor | None) -> None:
+        """Take these matrices."""
+        self.a.weight, self.b.weight = (nn.Parameter(t.detach().contiguous(), requires_grad=False) for t in (a_RK, b_NR))
+        self.b.register_parameter("bias", None if bias_N is None else nn.Parameter(bias_N.detach(), requires_grad=False))
+
+    @property
+    def rank(self) -> int:
+        return self.a.out_features
+
+    @property
+    def weight(self) -> Tensor:
+        """The product [N, K] as a new matrix: changing it changes nothing here."""
+        return self.b.weight @ self.a.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.b.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x))
+
+
 class PackedEmbedding(nn.Module):
     """Input embeddings read out of packed weights: a tied output matrix then needs no second copy."""
 

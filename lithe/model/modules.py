@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lithe.errors import FormatError
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -86,3 +88,18 @@ def draw(model: Any, seed: int) -> None:
             nn.init.normal_(weight, std=0.02 / (2 * model.config.layers) ** 0.5 if writes else 0.02, generator=dice)
         elif name.endswith("bias"):
             nn.init.zeros_(weight)
+
+
+def factor(model: nn.Module, name: str, rank: int) -> None:
+    """Make the linear layer of that name a product of two. Raises FormatError where there is none."""
+    from lithe.model.linear import Factored  # which brings the kernels along
+
+    place, _, leaf = name.rpartition(".")
+    try:
+        parent = model.get_submodule(place)
+        old = getattr(parent, leaf)
+    except AttributeError:
+        old = None
+    if not isinstance(old, nn.Linear) or rank > min(old.in_features, old.out_features):
+        raise FormatError(f"config: ranks name {name!r:.80} with {rank}: no linear layer, or one that is thinner")
+    setattr(parent, leaf, Factored(old.in_features, old.out_features, rank, bias=old.bias is not None))

@@ -109,3 +109,16 @@ def test_files_hold_one_text_or_one_a_line(tmp_path):
             evaluate.documents(file(name, data))
     with pytest.raises(UsageError, match="cannot read"):
         evaluate.documents(tmp_path / "nowhere.txt")
+
+
+def test_divergence_is_the_kl_of_the_laws_and_zero_to_itself():
+    dense, other, text = small_text_model(), small_text_model(bos=False), TEXT[:40]
+    assert evaluate.divergence(dense, dense, [text]) == pytest.approx(0, abs=1e-9)
+    with torch.no_grad():
+        other = type(dense)(dense.config).init(5).to(dense.dtype).eval()
+        other.tokenizer = dense.tokenizer
+        ids = torch.tensor([dense.tokenizer.encode(text)])
+        p, q = (one(ids[:, :-1], logits=ALL).scores.log_softmax(-1) for one in (dense, other))
+    wanted = float((p.exp() * (p - q)).sum(-1).mean())
+    assert evaluate.divergence(other, dense, [text]) == pytest.approx(wanted, rel=1e-5)
+    assert evaluate.divergence(other, dense, [text], context=8) != pytest.approx(wanted, rel=1e-5)

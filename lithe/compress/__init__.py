@@ -1,0 +1,1 @@
+"""Making models smaller: calibrate, score, allocate, apply, recover, store."""

@@ -1,0 +1,141 @@
+"""Budgets: what the options of each group cost, and which one each gets. An `Allocation` is plain JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lithe.compress.groups import UNITS, Group, Level
+from lithe.errors import FormatError, UnsupportedError, UsageError
+
+Plan = dict[str, Level]  # a level for each group, by its name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """A level that a group may get. cost: stored bytes of the group's weights, scales included."""
+
+    level: Level
+    cost: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """What each group gets. cost and budget: in bytes of all groups; full: what they take as they are."""
+
+    unit: str
+    levels: Plan
+    cost: float
+    budget: float
+    full: float
+    notes: dict[str, Any] = field(default_factory=dict)  # what the allocator tells of its search
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, raw: object, where: str = "plan") -> Allocation:
+        """From JSON. Raises FormatError for what is no allocation."""
+        fields = {"unit", "levels", "cost", "budget", "full", "notes"}
+        if not isinstance(raw, dict) or raw.keys() != fields or raw["unit"] not in UNITS or not isinstance(raw["notes"], dict):
+            raise FormatError(f"{where}: an allocation has {', '.join(sorted(fields))}; its unit is one of {', '.join(UNITS)}")
+        levels = raw["levels"]
+        good = isinstance(levels, dict) and all(type(v) in (int, float, type(None)) for v in levels.values())
+        if not good or any(type(raw[name]) not in (int, float) for name in ("cost", "budget", "full")):
+            raise FormatError(f"{where}: levels must be numbers by group, and cost, budget and full numbers")
+        return cls(**raw)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Allocation:
+        """From a file of JSON, such as --dry-run prints."""
+        try:
+            return cls.of(json.loads(Path(path).read_text()), str(path))
+        except OSError as problem:
+            raise UsageError(f"cannot read {path}: {problem.strerror}") from None
+        except ValueError as problem:
+            raise FormatError(f"{path} is not JSON: {problem}") from None
+
+
+@dataclass(kw_only=True)
+class Problem:
+    """What an allocator decides on. options: of each group, cheapest first. budget: bytes for all groups together.
+
+    Three things are worked out only when asked for: `scores` of units and `errors` of options, each of its group alone, and
+    `loss`, measured end to end.
+    """
+
+    groups: list[Group]
+    options: dict[str, list[Option]]
+    budget: float
+    seed: int = 0
+    find_scores: Callable[[], Mapping[str, Tensor]] | None = None
+    find_blocks: Callable[[str], list[float]] | None = None
+    find_loss: Callable[[Plan, int], float] | None = None
+    find_errors: Callable[[], Mapping[str, list[float]]] | None = None
+    find_gradients: Callable[..., Mapping[str, float]] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def full(self) -> float:
+        """The cost of every group's richest option."""
+        return sum(options[-1].cost for options in self.options.values())
+
+    @property
+    def least(self) -> float:
+        return sum(options[0].cost for options in self.options.values())
+
+    @property
+    def share(self) -> float:
+        """The budget as a share of the full cost."""
+        return self.budget / self.full
+
+    @cached_property
+    def unit_scores(self) -> Mapping[str, Tensor]:
+        """The step's importance of each unit [U], by group, from the dense model: higher is kept."""
+        return _asked(self.find_scores, "scores: name an importance beside it")()
+
+    def block_scores(self, metric: str) -> list[float]:
+        """How much each block changes the residual stream (calibrate.METRICS), by layer, in the dense model."""
+        return _asked(self.find_blocks, "a calibration text")(metric)
+
+    def loss(self, plan: Plan, tokens: int = 0) -> float:
+        """KL from the dense model's predictions, in nats a token, on so many calibration tokens (0: all)."""
+        return _asked(self.find_loss, "a calibration text")(plan, tokens)
+
+    @cached_property
+    def errors(self) -> Mapping[str, list[float]]:
+        """Of each group's options the loss where only this group is compressed, as if losses added up."""
+        if self.find_errors is not None:
+            return self.find_errors()
+        rich = {name: options[-1].level for name, options in self.options.items()}
+        base = self.loss(rich)
+        return {name: [self.loss(rich | {name: option.level}) - base for option in options]
+                for name, options in self.options.items()}
+
+    def cost(self, plan: Plan) -> float:
+        """Bytes of a plan. Raises UsageError for a level that is no option."""
+        total = 0.0
+        for name, options in self.options.items():
+            found = [option.cost for option in options if option.level == plan.get(name, options[-1].level)]
+            if not found:
+                raise UsageError(f"{name} cannot get level {plan[name]!r}; it has {[o.level for o in options]!r:.120}")
+            total += found[0]
+        return total
+
+    def check(self) -> None:
+        """Raise UsageError for a budget that no plan meets."""
+        if self.least > self.budget * (1 + 1e-9):
+            raise UsageError(f"the budget of {self.budget:,.0f} bytes cannot be met: the groups take {self.least:,.0f} at "
+                             f"least, {self.full:,.0f} as they are")
+
+
+def _asked(found: Callable | None, what: str) -> Callable:
+    if found is None:
+        raise UnsupportedError(f"this allocation needs {what}")
+    return found

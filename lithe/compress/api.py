@@ -1,0 +1,111 @@
+"""From a model's name and a calibration file to a smaller model's folder: the Python face of `lithe compress`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lithe.compress import calibrate, run
+from lithe.compress.calibrate import Calibration
+from lithe.compress.kept import Kept
+from lithe.compress.run import Result, Tell
+from lithe.compress.step import parse
+from lithe.errors import LitheError, UsageError
+from lithe.model import checkpoint
+from lithe.model.decoder import Decoder
+from lithe.model.load import load, resolve
+from lithe.model.packing import layers as packed_layers
+from lithe.train.loop import Interrupted
+
+TOKENS, LENGTH = 65_536, 512  # of calibration, where not said
+
+
+def compress(model: str | Path | Decoder, methods: Sequence[str] | str, *, calibration: str | Path | Calibration | None = None,
+             out: str | Path | None = None, tokens: int = TOKENS, length: int = LENGTH, seed: int = 0, dry_run: bool = False,
+             overwrite: bool = False, offline: bool = False, tell: Tell | None = None) -> Result:
+    """A smaller model by these methods in order, saved as `out` where given; the model given stays as it is.
+
+    model: a decoder of plain weights, or what `lithe.load` takes. calibration: a text file (.txt, .jsonl, either .gz), of which
+    `tokens` tokens are read in rows of `length`. dry_run: only allocations and what they predict. A run that writes a
+    folder and is stopped goes on where it was when it is called again. Raises UsageError, UnsupportedError, FormatError.
+    """
+    methods = [methods] if isinstance(methods, str) else list(methods)
+    steps = [parse(text) for text in methods]
+    target = None if out is None or dry_run else _free(Path(out), overwrite)
+    dense = model if isinstance(model, Decoder) else load(model, fast=False, offline=offline)
+    dtype = _stored_dtype(dense)
+    text = calibration if isinstance(calibration, Calibration) or calibration is None else calibrate.read(
+        calibration, dense, length=length, tokens=tokens, seed=seed)
+    run.check(dense, steps, text)
+    parent = None if dense.folder is None else checkpoint.fingerprint(dense.folder)
+    kept = None
+    if target is not None and parent is not None:
+        kept = Kept(target.with_name(f".{target.name}.compressing"), {
+            "model": parent, "methods": [step.exact for step in steps], "seed": seed, "calibration": None if text is None else text.digest})
+    try:
+        found = run.compress(dense, methods, text, seed=seed, dry_run=dry_run, tell=tell, kept=kept, item=dtype.itemsize)
+    except KeyboardInterrupt:
+        if kept is None:
+            raise
+        raise Interrupted(f"stopped; what is done is kept beside {target}: the same command goes on from there") from None
+    except LitheError as problem:
+        if kept is not None and not isinstance(problem, Interrupted):
+            kept.done()
+        raise
+    found.report |= _predicted(dense, found, dtype) if dry_run else {}
+    if target is not None:
+        _write(found, dense, target, dtype, overwrite, parent)
+        if kept is not None:
+            kept.done()
+    return found
+
+
+def _free(out: Path, overwrite: bool) -> Path:
+    """The output folder, found to be free before the work starts."""
+    if out.is_file():
+        raise UsageError(f"{out} is a file; choose another name")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise UsageError(f"{out} exists and is not empty; pass overwrite")
+    return out
+
+
+def _stored_dtype(model: Decoder) -> torch.dtype:
+    """The precision of the folder that a model came from."""
+    if model.folder is None:
+        return model.dtype
+    raw = json.loads((resolve(model.folder) / "config.json").read_text())
+    return getattr(torch, str(raw.get("torch_dtype") or raw.get("dtype")), model.dtype)
+
+
+def _predicted(model: Decoder, found: Result, dtype: torch.dtype) -> dict[str, Any]:
+    whole = sum(weight.numel() for weight in model.parameters()) * dtype.itemsize
+    saved = sum(allocation.full - allocation.cost for allocation in found.allocations if allocation.unit != "entry")
+    return {"bytes": round(whole - saved), "bytes_before": whole}
+
+
+def _write(found: Result, dense: Decoder, out: Path, dtype: torch.dtype, overwrite: bool, parent: str | None) -> None:
+    model = found.model
+    for receipt in model.receipts[len(dense.receipts):]:
+        receipt["parent"] = parent
+    packed = bool(packed_layers(model))
+    if packed:
+        model.to(dtype)
+    checkpoint.save(model, out, dtype=None if packed else dtype, tokenizer_from=dense.folder, overwrite=overwrite)
+    size = lambda folder: sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+    found.report |= {"out": str(out), "bytes": size(out), "bytes_before": None if dense.folder is None else size(dense.folder)}
+    found.model = checkpoint_model(out, dense)
+
+
+def checkpoint_model(out: Path, dense: Decoder) -> Decoder:
+    """What was written, as it is read: with the rounding to the stored precision."""
+    return load(out, fast=False, offline=True) if dense.folder is not None else checkpoint.load(out)
+
+
+def told(found: Result) -> dict[str, Any]:
+    """A result as JSON."""
+    return {"allocations": [asdict(allocation) for allocation in found.allocations], **found.report}

@@ -1,0 +1,207 @@
+"""The calibration text, what an act may look at while it is a block's turn, and how much each block changes its input.
+
+Axes: B rows, T tokens, C width, N outputs, K inputs, U units.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lithe.compress.groups import Group
+from lithe.errors import FormatError, UnsupportedError, UsageError
+from lithe.model.decoder import NONE, Decoder
+from lithe.train import rows, stats
+from lithe.train.batches import Batch
+from lithe.train.stats import Inputs
+
+LEAST = 16  # tokens of a calibration text
+
+METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of the states before and after a block [M, C]
+    "angular": lambda x, y: torch.arccos(F.cosine_similarity(x, y, dim=-1).clamp(-1, 1)) / torch.pi,
+    "cosine": lambda x, y: 1 - F.cosine_similarity(x, y, dim=-1),
+    "mse": lambda x, y: (x - y).square().mean(-1),
+    "mae": lambda x, y: (x - y).abs().mean(-1),
+}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Batches of whole rows, without padding, and the digest of their tokens."""
+
+    batches: list[Batch]
+
+    @property
+    def tokens(self) -> int:
+        return sum(batch["ids_BT"].numel() for batch in self.batches)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, 16 digits."""
+        whole = hashlib.sha256()
+        for batch in self.batches:
+            whole.update(repr(tuple(batch["ids_BT"].shape)).encode() + batch["ids_BT"].numpy().tobytes())
+        return whole.hexdigest()[:16]
+
+    def first(self, tokens: int) -> list[Batch]:
+        """Batches of so many tokens, rows whole; 0: all."""
+        taken: list[Batch] = []
+        for batch in self.batches:
+            have = sum(b["ids_BT"].numel() for b in taken)
+            if tokens and have >= tokens:
+                break
+            rows_left = -(-(tokens - have) // batch["ids_BT"].shape[1]) if tokens else len(batch["ids_BT"])
+            taken.append({name: value[:rows_left] for name, value in batch.items()})
+        return taken
+
+
+def of_ids(ids: Sequence[int] | Tensor, *, length: int, rows_each: int = 4, tokens: int = 0) -> Calibration:
+    """Rows of `length` tokens of one long text, `rows_each` of them a batch; what does not fill a row is left out."""
+    flat = torch.as_tensor(ids, dtype=torch.int64)
+    if len(flat) < LEAST:
+        raise FormatError(f"the calibration text has {len(flat)} tokens; give {LEAST} at least, better thousands")
+    length = min(length, len(flat))
+    count = len(flat) // length if not tokens else max(1, min(len(flat), tokens) // length)
+    ids_BT = flat[: count * length].view(count, length)
+    return Calibration([{"ids_BT": part.contiguous()} for part in ids_BT.split(rows_each)])
+
+
+def read(path: str | Path, model: Decoder, *, length: int, tokens: int, seed: int = 0) -> Calibration:
+    """The texts of a .txt or .jsonl file (either .gz too), in an order drawn from `seed`, one after another.
+
+    Lines of .jsonl hold their text as training data do (see train/rows.py). Raises FormatError for what cannot be used.
+    """
+    if model.tokenizer is None:
+        raise UsageError("this model has no tokenizer, so it cannot read a calibration text")
+    texts = _texts(Path(path).expanduser(), model)
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
+    ids: list[int] = []
+    for i in order:
+        ids += model.tokenizer.encode(texts[i])
+        if len(ids) >= tokens:
+            break
+    return of_ids(ids, length=min(length, model.config.context), tokens=tokens)
+
+
+def _texts(path: Path, model: Decoder) -> list[str]:
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".jsonl"):
+        chat = None if model.tokenizer is None or model.tokenizer.template is None else model.tokenizer.chat
+        return [rows.mark(row, rows.form(row, where), where, chat).text for where, row in rows.lines(path)]
+    if not name.endswith(".txt"):
+        raise UsageError(f"{path}: calibration texts are read from .txt or .jsonl files, either .gz too")
+    try:
+        data = path.read_bytes()
+        return [(gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")]
+    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile) as problem:
+        raise FormatError(f"{path} cannot be read as text: {problem}") from None
+    except OSError as problem:
+        raise UsageError(f"cannot read {path}: {problem.strerror}") from None
+
+
+@dataclass
+class Source:
+    """What an act may look at while it is the turn of block `layer`.
+
+    model: what is compressed, all blocks before already masked. dense: as it was. found: of each site of the block what it
+    read. scorer: the step's importance. Weights and inputs are those of before the block's change.
+    """
+
+    model: Decoder
+    dense: Decoder
+    layer: int
+    calibration: Calibration | None = None
+    found: dict[str, Inputs] = field(default_factory=dict)
+    scorer: Any = None
+    seed: int = 0
+    gradients: dict[str, Tensor] | None = None
+    target: Any = None
+
+    def weight(self, site: str) -> Tensor:
+        """The matrix [N, K] of a site in wide floats, by its full name; a copy of a packed one."""
+        weight: Any = self.model.get_submodule(site).weight
+        return weight.detach() if weight.dtype == torch.float64 else weight.detach().float()
+
+    def bias(self, site: str) -> Tensor | None:
+        bias: Any = self.model.get_submodule(site).bias
+        return None if bias is None else bias.detach()
+
+    def inputs(self, site: str) -> Inputs:
+        """Sums over what a site of this block read. Raises UsageError where nothing was asked to be read."""
+        name = site.split(".", 2)[2]
+        if name not in self.found:
+            raise UsageError(f"nothing was read at {site}: give a calibration text, and let the card's needs say \"inputs\"")
+        return self.found[name]
+
+    def score(self, group: Group) -> Tensor:
+        """The step's importance of a group's entries [N, K] or units [U]: higher is kept."""
+        if self.scorer is None:
+            raise UnsupportedError("this step needs an importance: name one beside it, as in \"method + importance\"")
+        return self.scorer.score(group, self)
+
+    def stream(self) -> list[Tensor]:
+        """What this block reads [B, T, C], a tensor a batch: for methods that fit a whole block."""
+        with torch.no_grad():
+            return [batch_in(self.model, batch, self.layer) for batch in _batches(self.calibration)]
+
+    def squared_gradients(self, site: str) -> Tensor:
+        """Mean over rows of the squared gradient of the loss for each weight [N, K] of the dense model."""
+        if self.gradients is None:
+            self.gradients = {}
+        if site not in self.gradients:
+            block = [s for s in self.dense.sites(f"layers.{self.layer}.*.*") if hasattr(s.module, "in_features")]
+            single = [{"ids_BT": row[None], "targets_BT": shifted(row[None])} for batch in _batches(self.calibration)
+                      for row in batch["ids_BT"]]
+            with torch.enable_grad():
+                self.gradients |= stats.fisher(self.dense, single, block)
+        return self.gradients[site]
+
+
+def shifted(ids_BT: Tensor) -> Tensor:
+    """The targets of rows: the ids one place on, the last of none."""
+    return torch.cat((ids_BT[:, 1:], torch.full_like(ids_BT[:, :1], -100)), dim=1)
+
+
+def batch_in(model: Decoder, batch: Batch, layer: int) -> Tensor:
+    """The residual stream [B, T, C] that a block reads."""
+    ids_BT = batch["ids_BT"]
+    return model(ids_BT, layers=range(layer), logits=NONE).hidden if layer else model.embed(ids_BT)
+
+
+def _batches(calibration: Calibration | None) -> list[Batch]:
+    if calibration is None:
+        raise UsageError("this step needs a calibration text: give --calibration FILE")
+    return calibration.batches
+
+
+@torch.no_grad()
+def block_scores(model: Decoder, calibration: Calibration, metric: str) -> list[float]:
+    """The mean over tokens of how far each block moves the residual stream, by METRICS."""
+    if metric not in METRICS:
+        raise UsageError(f"there is no metric {metric!r}; known: {', '.join(METRICS)}")
+    sums, tokens = [0.0] * len(model.layers), 0
+    for batch in calibration.batches:
+        taps = model(batch["ids_BT"], taps=["embed", *range(len(model.layers))], logits=NONE).taps
+        stream = [taps["embed"], *(taps[i] for i in range(len(model.layers)))]
+        for i, (x, y) in enumerate(pairwise(stream)):
+            sums[i] += float(METRICS[metric](x.flatten(0, 1), y.flatten(0, 1)).sum())
+        tokens += batch["ids_BT"].numel()
+    return [total / tokens for total in sums]
+
+
+def blocks(model: Decoder, calibration: Calibration | None, needs: Sequence[str]) -> Iterator[tuple[int, dict[str, Inputs]]]:
+    """Each block's number with what its sites read; without needs of it, with nothing."""
+    if not {"inputs", "moments"} & set(needs):
+        yield from ((number, {}) for number in range(len(model.layers)))
+        return
+    dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
+    yield from stats.walk(model, _batches(calibration), moments="moments" in needs, dtype=dtype)

@@ -1,0 +1,66 @@
+"""How far a model's predictions lie from the dense one's. Axes: B rows, T tokens, M = B T, V vocabulary, K likeliest tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lithe.compress.calibrate import Calibration
+from lithe.model.decoder import ALL, NONE, Decoder
+
+TOP = 512  # tokens of the dense model's law that are kept; the rest counts as one
+
+
+class Fitness:
+    """KL(dense || model) in nats a token, on a calibration text whose dense laws are kept. spent: tokens passed so far."""
+
+    def __init__(self, dense: Decoder, calibration: Calibration, top: int = TOP):
+        self.calibration, self.top, self.spent = calibration, min(top, dense.config.vocab), 0
+        self.laws = [self._law(dense, batch["ids_BT"]) for batch in calibration.batches]
+
+    @torch.no_grad()
+    def _law(self, dense: Decoder, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+        logp_BTV = _laws(dense, ids_BT)
+        logp_BTK, ids_BTK = logp_BTV.topk(self.top, dim=-1)
+        return (logp_BTK.clone() if self.top < logp_BTV.shape[-1] else logp_BTV), ids_BTK
+
+    @torch.no_grad()
+    def __call__(self, model: Decoder, tokens: int = 0) -> float:
+        """On the first so many tokens, rows whole; 0: on all."""
+        total, count = 0.0, 0
+        for batch, (logp_BTK, ids_BTK) in zip(self.calibration.first(tokens), self.laws, strict=False):
+            ids_BT = batch["ids_BT"]
+            found_BTV = _laws(model, ids_BT)
+            total += float(kl(logp_BTK[: len(ids_BT)], found_BTV, ids_BTK[: len(ids_BT)]).sum())
+            count += ids_BT.numel()
+        self.spent += count
+        return total / count
+
+
+def kl(logp: Tensor, found: Tensor, ids: Tensor) -> Tensor:
+    """KL of each token [...] from log laws: the dense one of its K likeliest tokens, or of all V, and the model's [..., V]."""
+    if logp.shape[-1] == found.shape[-1]:
+        return (logp.exp() * (logp - found)).sum(-1)
+    picked = found.gather(-1, ids)
+    inside = (logp.exp() * (logp - picked)).sum(-1)
+    rest, other = (torch.log1p(-p.exp().sum(-1).clamp(max=1 - 1e-6)) for p in (logp, picked))
+    return inside + rest.exp() * (rest - other)
+
+
+def _laws(model: Decoder, ids_BT: Tensor) -> Tensor:
+    logits_BTV = model(ids_BT, logits=ALL).scores
+    return logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32)).log_softmax(-1)
+
+
+@torch.no_grad()
+def nll(model: Decoder, calibration: Calibration) -> float:
+    """Nats a token of the text itself."""
+    total, count = 0.0, 0
+    for batch in calibration.batches:
+        ids_BT = batch["ids_BT"]
+        hidden_BTC = model(ids_BT, logits=NONE).hidden[:, :-1]
+        logits = model.head(hidden_BTC).flatten(0, 1)
+        total += float(torch.nn.functional.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)),
+                                                         ids_BT[:, 1:].flatten(), reduction="sum"))
+        count += ids_BT[:, 1:].numel()
+    return total / count

@@ -1,0 +1,56 @@
+"""Recovery: it begins where the model is, and what was let go stays away."""
+
+from __future__ import annotations
+
+import torch
+
+from lithe.compress.masking import of_share
+from lithe.compress.recovery import merge, recover
+from lithe.compress.surgery import copied
+from lithe.contracts import compressing as shared
+from lithe.contracts.small import small_model
+from lithe.model.decoder import Decoder
+from lithe.registry import Entry
+
+
+def check_verbs(entry: Entry) -> None:
+    """Run to its end it gives a finite model of the same shapes, and the dense one is as it was."""
+    dense = copied(small_model())
+    before = {name: tensor.clone() for name, tensor in dense.named_parameters()}
+    work, _ = recover(sparse(), dense, shared.parse(short(entry)), shared.text(), seed=0, kept=None, number=0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in dense.named_parameters()), "it changes the dense model"
+    assert torch.isfinite(shared.logits(work)).all(), "the model's logits are no numbers"
+
+
+def check_zero_at_start(entry: Entry) -> None:
+    """Begun and ended without a step, it changes nothing."""
+    work = copied(small_model())
+    step = shared.parse(short(entry))
+    assert step.recover is not None
+    step.recover.begin(work, small_model(), shared.text(), 0)
+    assert torch.allclose(shared.logits(work), shared.logits(small_model()), rtol=0, atol=1e-12), "it begins elsewhere"
+    merge(work)
+    assert torch.allclose(shared.logits(work), shared.logits(small_model()), rtol=0, atol=1e-12), "merged it is another model"
+
+
+def check_touches_only(entry: Entry) -> None:
+    """Weights that are zero before are zero after."""
+    zero = {name: tensor == 0 for name, tensor in sparse().named_parameters() if tensor.dim() == 2}
+    work, _ = recover(sparse(), small_model(), shared.parse(short(entry)), shared.text(), seed=0, kept=None, number=0)
+    for name, mask in zero.items():
+        assert not work.get_parameter(name)[mask].any(), f"{name}: what was let go comes back"
+
+
+def sparse() -> Decoder:
+    """The small model, half of the weights of each linear layer at zero."""
+    model = copied(small_model())
+    for module in shared.linears(model).values():
+        module.weight.data *= of_share(module.weight.detach().abs(), 0.5)
+    return model
+
+
+def short(entry: Entry) -> str:
+    """A run of few steps; a file may say other knobs in QUICK."""
+    head = entry.reference if entry.card.shelf else f"recover={entry.reference}"
+    knobs = getattr(entry.module, "QUICK", {"steps": 3})
+    return f"{head}:{','.join(f'{key}={value}' for key, value in knobs.items())}" if knobs else head

@@ -1,0 +1,66 @@
+"""`lithe compress` from end to end: plans, folders that generate with every draft, and what it refuses."""
+
+import json
+import random
+
+import pytest
+
+import lithe
+from lithe.cli import run
+from lithe.compress.allocation import Allocation
+from tests.bench.folder import LETTERS, small_text_folder
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join(random.Random(0).choices(LETTERS, k=600)))
+    return path
+
+
+@pytest.fixture
+def go(capsys, words):
+    def call(*more, calibrated=True):
+        given = ["--calibration", str(words)] if calibrated else []
+        code = run(["compress", str(small_text_folder()), *map(str, more), *given])
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call
+
+
+def test_a_dry_run_tells_the_plan_and_the_folder_then_has_its_size(go, tmp_path):
+    asked = ("--method", "wanda_sp:ratio=0.4,unit=channel", "--json")
+    code, out, err = go(*asked, "--dry-run")
+    assert code == 0, err
+    planned = json.loads(out)
+    plan = Allocation.of(planned["allocations"][0])
+    assert plan.cost <= plan.budget and set(plan.levels) == {"layers.0.mlp"} and not list(tmp_path.iterdir())
+    code, out, err = go(*asked, "-o", tmp_path / "out")
+    assert code == 0, err
+    told = json.loads(out)
+    assert 0 <= told["bytes"] - planned["bytes"] < 3000  # names and shapes in the file's header
+    assert told["bytes_before"] > told["bytes"] and [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert json.loads((tmp_path / "out" / "lithe.json").read_text())["receipts"][-1]["allocation"]["levels"] == plan.levels
+
+
+@pytest.mark.parametrize("methods", [["magnitude:unit=head,ratio=0.5 + ranked", "rtn:bits=4"], ["svd:ratio=0.5"],
+                                     ["magnitude:unit=half,ratio=0.4"]])
+def test_what_it_writes_generates_with_drafts_as_without(go, tmp_path, methods):
+    code, _, err = go(*(word for method in methods for word in ("--method", method)), "-o", tmp_path / "out")
+    assert code == 0, err
+    model = lithe.load(tmp_path / "out")
+    texts = [[step.tokens for step in lithe.generate(model, "the cat", max_tokens=20, **more)]
+             for more in ({}, {"draft": "prompt_lookup"})]
+    assert [t for step in texts[0] for t in step] == [t for step in texts[1] for t in step]
+
+
+@pytest.mark.parametrize(("code", "told", "words"), [
+    (2, "say which folder", ["--method", "magnitude:ratio=0.5"]),
+    (2, "must say once how much", ["--method", "magnitude", "-o", "OUT"]),
+    (3, "save no bytes", ["--method", "magnitude:bytes=0.5", "-o", "OUT"]),
+    (2, "there is no data file", ["--method", "wanda:ratio=0.5", "-o", "OUT", "--calibration", "nowhere.jsonl"]),
+    (2, "needs a calibration text", ["--method", "wanda:ratio=0.5", "-o", "OUT"])])
+def test_what_is_refused_leaves_nothing_behind(go, tmp_path, code, told, words):
+    found, _, err = go(*(str(tmp_path / "out") if word == "OUT" else word for word in words), calibrated=False)
+    assert found == code and told in err and not list(tmp_path.iterdir())
