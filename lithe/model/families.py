@@ -30,6 +30,14 @@ GEMMA: Table = {
 GEMMA_2: Table = {
     **GEMMA, "hidden_act": None, "hidden_activation": ("activation", "word", "gelu_pytorch_tanh"),
     "query_pre_attn_scalar": ("attn_scale", "number", 256), "final_logit_softcapping": ("logit_cap", "cap", 30.0)}
+MASKED: Table = {"mask_token_id": ("mask_token", "size", NEEDED)}
+LLADA: Table = {**dict.fromkeys(SIZES), **MASKED, "embedding_size": ("vocab", "size", NEEDED),
+                "d_model": ("width", "size", NEEDED),
+                "mlp_hidden_size": ("ffn", "size", NEEDED), "n_layers": ("layers", "layers", NEEDED),
+                "n_heads": ("heads", "size", NEEDED), "n_kv_heads": ("kv_heads", "size", None), "vocab_size": None,
+                "max_sequence_length": ("context", "size", 4096), "rms_norm_eps": ("norm_eps", "number", 1e-5),
+                "weight_tying": ("tied", "flag", False), "activation_type": ("activation", "word", "silu"),
+                "include_qkv_bias": ("qkv_bias", "flag", False)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +56,8 @@ class Family:
     ropes: tuple[str, ...] = ("default", "linear", "llama3", "yarn")
     partial: bool = False  # partial_rotary_factor is honoured
     further: tuple[str, ...] = ()  # keys read by name below
+    inert: frozenset[str] = frozenset()  # keys of its own that change nothing lithe does
+    coded: bool = False  # every checkpoint names code of its own, in the place of which lithe's runs
 
 
 FAMILIES = {
@@ -82,6 +92,13 @@ FAMILIES = {
                    keys={**EPS, "max_position_embeddings": ("context", "size", 4096)}),
     "olmo2": Family(architecture="Olmo2ForCausalLM", keys={**BIAS, **EPS},
                     traits={"norm_in": False, "norm_out": True, "qk_norm": "all"}),
+    "llada": Family(
+        architecture="LLaDAModelLM", keys=LLADA, traits={"attends": "full"}, ropes=("default",), theta=500000.0, coded=True,
+        inert=frozenset({"vocab_size", "alibi_bias_max", "block_group_size", "init_cutoff_factor", "init_device", "init_fn",
+                         "init_std", "mlp_ratio", "precision", "flash_attention", "rope_full_precision",
+                         "attention_layer_norm_with_affine", "max_sequence_length"})),
+    "Dream": Family(architecture="DreamModel", keys={**LONG, **MASKED}, coded=True, windows="late", window=4096, switch=True,
+                    traits={"qkv_bias": True, "attends": "full", "shifted": True}, further=("max_window_layers",)),
     "bitnet": Family(architecture="BitNetForCausalLM", theta=500000.0, traits={"sub_norm": True},
                      keys={**BIAS, **EPS, "hidden_act": ("activation", "word", "relu2")}),
 }
@@ -103,15 +120,20 @@ NEUTRAL: dict[str, tuple] = {  # keys of other architectures and tasks, with the
     "sliding_window": (None,), "use_sliding_window": (False, None), "use_mrope": (False, None), "clip_qkv": (None,),
     "attn_logit_softcapping": (None,), "final_logit_softcapping": (None,), "hidden_activation": (None, "gelu_pytorch_tanh"),
     "hidden_act": (None, "gelu_pytorch_tanh", "gelu"), "rope_interleaved": (False,), "is_llama_config": (True,),
+    # LLaDA's
+    "alibi": (False,), "attention_layer_norm": (False,), "bias_for_layer_norm": (False, None), "block_type": ("llama",),
+    "include_bias": (False,), "input_emb_norm": (False,), "layer_norm_type": ("rms",), "layer_norm_with_affine": (True,),
+    "multi_query_attention": (None, False), "rope": (True,), "scale_logits": (False,),
 }
 
 
 def parse(raw: dict) -> Config:
     """The Config that a config.json describes. Raises FormatError naming architecture and trait for what lithe has not."""
-    if "auto_map" in raw:
+    name = raw.get("model_type")
+    coded = isinstance(name, str) and name in FAMILIES and FAMILIES[name].coded
+    if "auto_map" in raw and not coded:
         raise FormatError("config.json names Python code to run (auto_map); lithe runs no code from a checkpoint. "
                           "If the architecture itself is a known one, remove the auto_map entry")
-    name = raw.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
         raise FormatError(f"config.json: model_type {name!r:.80} is not supported; lithe knows {', '.join(FAMILIES)}")
     family = FAMILIES[name]
@@ -123,7 +145,7 @@ def parse(raw: dict) -> Config:
     for key, (fields, kind, default) in table.items():
         traits.update(dict.fromkeys(fields.split(), setting(raw, key, kind, default)))
     traits["kv_heads"] = traits["kv_heads"] or traits["heads"]
-    traits["head_dim"] = traits["head_dim"] or 0
+    traits["head_dim"] = traits.get("head_dim") or 0
     traits["activation"] = _activation(name, traits["activation"])
     if "attn_scale" in traits:
         traits["attn_scale"] **= -0.5
@@ -169,7 +191,7 @@ def _table(family: Family) -> dict[str, Key]:
 
 
 def _refuse_unknown(raw: dict, name: str, family: Family, table: dict[str, Key]) -> None:
-    known = {*table, *HARMLESS, *rope_keys.KEYS, *family.further}
+    known = {*table, *HARMLESS, *rope_keys.KEYS, *family.further, *family.inert} | ({"auto_map"} if family.coded else set())
     known |= {"sliding_window", "layer_types"} if family.windows else set()
     known |= {"use_sliding_window"} if family.switch else set()
     for key in sorted(raw.keys() - known):

@@ -21,7 +21,16 @@ MIXTRAL = [(r"mlp\.router", "block_sparse_moe.gate"), (r"mlp\.experts\.(\d+)\.ga
            (r"mlp\.experts\.(\d+)\.up_proj", r"block_sparse_moe.experts.\1.w3")]
 STACKED = [(r"mlp\.experts\.\d+\.(gate|up)_proj\.weight", "mlp.experts.gate_up_proj"),
            (r"mlp\.experts\.\d+\.down_proj\.weight", "mlp.experts.down_proj")]
-LAYOUTS = {"gemma2": SANDWICH, "gemma3_text": SANDWICH, "olmo2": SANDWICH,
+BLOCK = r"^layers\.(\d+)\."
+LLADA = [(r"^embed_tokens", "model.transformer.wte"), (r"^norm", "model.transformer.ln_f"),
+         (r"^lm_head", "model.transformer.ff_out"), (BLOCK + "attn_in_norm", r"model.transformer.blocks.\1.attn_norm"),
+         (BLOCK + "mlp_in_norm", r"model.transformer.blocks.\1.ff_norm"),
+         (BLOCK + r"self_attn\.o_proj", r"model.transformer.blocks.\1.attn_out"),
+         (BLOCK + r"self_attn\.", r"model.transformer.blocks.\1."),
+         (BLOCK + r"mlp\.gate_proj", r"model.transformer.blocks.\1.ff_proj"),
+         (BLOCK + r"mlp\.up_proj", r"model.transformer.blocks.\1.up_proj"),
+         (BLOCK + r"mlp\.down_proj", r"model.transformer.blocks.\1.ff_out")]
+LAYOUTS = {"llada": LLADA, "gemma2": SANDWICH, "gemma3_text": SANDWICH, "olmo2": SANDWICH,
            "phi3": [*FUSED, *PLAIN], "mixtral": [*MIXTRAL, *PLAIN]}
 
 
