@@ -91,7 +91,7 @@ def compeft(desk: Desk) -> dict[str, Any]:
     """Row 116: what is kept at which size on two shifts, and how little could be lost at 1/16 by any code.
 
     noise: the share of the gain lost where the update gets independent noise of this share of each tensor's energy, the mean of
-    three draws. normal: excess kurtosis of the update's values; 0 is a normal law's.
+    two draws. normal: excess kurtosis of the update's values; 0 is a normal law's.
     """
     told: dict[str, Any] = {}
     for shift in ("dialogue", "law"):
