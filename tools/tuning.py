@@ -142,7 +142,7 @@ def pruned(records: list[Record]) -> list[str]:
     for row in rows(r for r in records if r.settings.get("steps") == PRUNED):
         gain = "-" if row.gain is None else f"{row.gain:.0%}"
         lines.append(f"| {row.method} | {row.values:.2%} | {row.seeds} | {row.after:.3f} | {gain} | {row.forgets:+.3f} |")
-    return [PRUNING, "\n".join(lines)] if len(lines) > 2 else []
+    return [PRUNING, "\n".join(lines)] if len(lines) > 3 else []
 
 
 def picture(found: list[Row]) -> str:
