@@ -72,6 +72,27 @@ def test_formats_cost_both_engines_about_the_same(precision, folder):
     assert found[LITHE] < 1.5 * found[LLAMA] + 1e-3 and found[LLAMA] < 1.5 * found[LITHE] + 1e-3
 
 
+@needs_llama
+def test_llamas_own_drafts_change_passes_and_not_the_text(tmp_path):
+    """A draft that is the model itself is always right, one of other weights hardly ever; copies are looked up in the text."""
+    from lithe.bench.engines._llama import Engine
+
+    own, other = tmp_path / "own.gguf", tmp_path / "other.gguf"
+    for seed, file in ((3, own), (9, other)):
+        _gguf.write(Decoder(SMALL.replace(tied=False)).init(seed), file, "fp32")
+    make = lambda draft: Engine(folder="", precision="fp32", threads=1, capacity=320, file=str(own), flash=False, draft=str(draft))
+    plain = make(own).text(IDS, 12, {})
+    assert plain["passes"] == 12 and len(plain["tokens"]) == 12
+    sure = make(own).text(IDS, 12, {"draft": True, "tokens": 3, "sure": 0.0})
+    assert sure["tokens"] == plain["tokens"] and sure["passes"] == 3
+    unsure = make(other).text(IDS, 12, {"draft": True, "tokens": 3, "sure": 0.0})
+    assert unsure["tokens"] == plain["tokens"] and 3 < unsure["passes"] <= 12
+    assert make(own).text(IDS, 12, {"draft": True, "tokens": 3, "sure": 1.0})["passes"] == 12  # never so sure
+    looked = make(own).text([*IDS, *plain["tokens"], *IDS], 12, {"lookup": 3, "tokens": 4})
+    again = make(own).text([*IDS, *plain["tokens"], *IDS], 12, {})
+    assert looked["tokens"] == again["tokens"] and looked["passes"] <= again["passes"]
+
+
 def test_rows_of_queries_are_permuted_as_the_other_rotation_needs():
     """Scores of queries and keys do not change when neighbours are turned in pairs, as llama.cpp does."""
     dice = torch.Generator().manual_seed(0)

@@ -50,7 +50,7 @@ def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--ledger", type=Path, default=LEDGER)
     asked.add_argument("--only", choices=tuple(PARTS), action="append")
-    asked.add_argument("--each", type=int, default=5, help="prompts of a task")
+    asked.add_argument("--each", type=int, default=3, help="prompts of a task")
     asked.add_argument("--max-tokens", type=int, default=64)
     asked.add_argument("--seconds", type=float, default=float("inf"))
     given = asked.parse_args()

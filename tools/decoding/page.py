@@ -46,13 +46,15 @@ run a few at a time, always beside plain decoding.
 
 
 def main() -> None:
-    parts = {name: newest(name) for name in ("greedy", "sampled", "editing")}
+    parts = {name: whole(name) for name in ("greedy", "sampled", "editing")}
     first = next(iter(parts["greedy"].values()))
     plain = first.measured
     text = [INTRODUCTION.format(cpu=first.machine["cpu"], threads=first.threads, precision=first.precision, model=MODEL,
                                 loops=plain["looping"], of=plain["of"], most=first.settings["max_tokens"])]
-    text += ["## Greedy\n", table(parts["greedy"]), "## Two trees\n", BOTH, families(parts["greedy"]),
-             "## By task\n", TASKS, tasks(parts["greedy"])]
+    text += ["## Greedy\n", table(parts["greedy"])]
+    if newer := since("greedy"):
+        text += ["### Measured since, on prompts of their own choice\n", count(newer) + SINCE, table(newer)]
+    text += ["## Two trees\n", BOTH, families(newer or parts["greedy"]), "## By task\n", TASKS, tasks(parts["greedy"])]
     if parts["sampled"]:
         text += ["## Temperature 1\n", count(parts["sampled"]) + SAMPLED, table(parts["sampled"])]
     if parts["editing"]:
@@ -65,6 +67,7 @@ def main() -> None:
     draw(parts["greedy"])
 
 
+SINCE = "Heads that were fitted anew, beside plain decoding in a run of their own.\n"
 TASKS = "Speed over prompts that do not loop, tokens per pass in brackets; - where all texts of a task loop.\n"
 SAMPLED = "Every lossless method samples from the model's own law, as the contract tests prove.\n"
 EDITING = ("tiny with the adapter `tiny-editor` corrects seeded\nmistakes in sentences of public-domain books; the source, "
@@ -88,11 +91,24 @@ def count(part: Part) -> str:
     return f"{first.measured['of']} prompts, {first.settings['max_tokens']} tokens each. "
 
 
-def newest(part: str) -> Part:
-    """The newest record of each method on the newest prompts."""
-    records = [r for r in Ledger(LEDGER).read() if r.settings.get("part") == part] if LEDGER.is_file() else []
-    found = {r.method: r for r in records if r.prompts_hash == records[-1].prompts_hash}
-    return {"plain": found.pop("plain"), **found} if found else {}
+def sets(part: str) -> list[Part]:
+    """The newest record of each method, by the prompts they ran on, oldest first."""
+    found: dict[str, Part] = {}
+    for r in Ledger(LEDGER).read() if LEDGER.is_file() else ():
+        if r.settings.get("part") == part:
+            found[r.prompts_hash] = found.pop(r.prompts_hash, {}) | {r.method: r}
+    return list(found.values())
+
+
+def whole(part: str) -> Part:
+    """Of these the one with most methods, the newest of several."""
+    return max(reversed(sets(part)), key=len, default={})
+
+
+def since(part: str) -> Part:
+    """What ran on newer prompts since, if it is not all."""
+    last = (sets(part) or [{}])[-1]
+    return {} if len(last) == len(whole(part)) else last
 
 
 def ranked(part: Part) -> list[dict]:
@@ -101,7 +117,7 @@ def ranked(part: Part) -> list[dict]:
 
 def table(part: Part) -> str:
     rows = [[f"`{m['method']}`", "yes" if m["lossless"] else "no", speed(m), rate(m), passes(m), f"{m['nodes_per_pass']:.1f}",
-             f"{m['draft_share']:.0%}", f"{m['held_mb']:.1f}", learned(part[m["method"]]),
+             f"{m['draft_share']:.0%}", f"{m['held_mb']:.1f}" if "held_mb" in m else "", learned(part[m["method"]]),
              "" if m["same"] is None else f"{m['same']} of {m['of']}"] for m in ranked(part)]
     said = grid(HEADS, rows)
     if any(m["disturbed"] for m in ranked(part)):
@@ -111,15 +127,18 @@ def table(part: Part) -> str:
 
 
 def rate(m: dict) -> str:
-    return f"{m['tokens_per_s_nonlooping']:.0f}" if m["tokens_per_s_nonlooping"] else ""
+    return f"{m['tokens_per_s_nonlooping']:.0f}" if m.get("tokens_per_s_nonlooping") else ""
 
 
 def learned(record: Record) -> str:
-    """Tokens that a method's weights were fitted on, by the notes of their folder."""
-    entry = registry.parse(record.method.split(" + ")[0].split("@")[0]).entry if record.method != "plain" else None
+    """Tokens that a method's weights were fitted on, by the notes of their folder; "" for a record older than this column."""
     small = "20.6 M (the small model)"  # lithe/zoo/tiny-draft/README.md
+    entry = next((e for e in registry.entries("decode") if e.shelf in ("draft", "tree", "search")
+                  and e.name == record.method.partition(":")[0]), None)
+    if "held_mb" not in record.measured:
+        return ""
     if entry is None or not entry.card.trains:
-        return small if "second_model" in (entry.card.needs if entry else ()) or "+" in record.method else "-"
+        return small if entry and (entry.shelf == "tree" or "second_model" in entry.card.needs) else "-"
     named = record.knobs.get("heads")
     notes = (ROOT / named if named else ZOO / "heads" / entry.name) / NOTES
     if not notes.is_file():
@@ -166,8 +185,8 @@ def rivals() -> str:
 
 def identity() -> str:
     """A row a method, a column a precision."""
-    found = {(r.method, r.settings["asked"], r.settings["batch"]): r.measured for r in Ledger(IDENTITY).read()
-             if r.suite == "identity"}
+    found = {(r.method, r.settings.get("asked", "fp32"), r.settings["batch"]): r.measured for r in Ledger(IDENTITY).read()
+             if r.method != "plain"}  # the first ones were runs of the bench, in fp32
     names, kinds = list(dict.fromkeys(name for name, _, _ in found)), ("fp32", "bf16", "int8", "int4")
     cell = lambda m: f"{m['same']} of {m['of']}" if m else "-"
     return grid(("method", *kinds), [[f"`{name}`", *(f"{cell(found.get((name, kind, 4)))} / {cell(found.get((name, kind, 1)))}"

@@ -76,7 +76,7 @@ def folder(part: str) -> Path:
         model = lithe.load(MODEL, fast=False)
         lithe.attach(model, EDITOR)
         Rack.of(model).merge(EDITOR.name)
-        save(model, made)
+        save(model, made, tokenizer_from=resolve(MODEL))
     return made
 
 
