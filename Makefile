@@ -45,9 +45,7 @@ readme: $(VENV)/.lithe
 	$(BIN)/python tools/readme.py
 
 engines: $(VENV)/.engines
-	$(BIN)/lithe bench shape:135m --suite engines --ledger docs/ledger-engines.jsonl
-	$(BIN)/lithe bench zoo:tiny --suite engines --ledger docs/ledger-engines.jsonl
-	$(BIN)/python tools/engines.py
+	$(BIN)/python tools/engines.py --measure
 
 decoding: $(VENV)/.plots $(VENV)/.engines
 	$(BIN)/python tools/decoding/measure.py

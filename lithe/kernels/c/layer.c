@@ -82,7 +82,7 @@ static void rms_norm(const float *x, const float *weight, float *out, int width,
 }
 
 static Rows rows_of(const Job *job, const Packed *w, const float *x, void *room) {
-    return rows_at(w->kind, x, w->k, job->rows, padded(w), w->k, room);
+    return rows_at(w->kind, x, job->rows, padded(w), room);
 }
 
 static void prepare_row(const Packed *w, const Rows *into, const float *x, int row) {
@@ -387,7 +387,7 @@ static void add_up(const Job *job, const Packed *w, Rows from_rows, const float 
                    int thread, int threads) {
     const int width = job->layer->width;
     Product last = {w, from_rows, norm ? job->post : job->pass->out, bias, norm ? NULL : to, width};
-    products(&last, 1, job->rows, thread, threads);
+    products(&last, 1, thread, threads);
     if (!norm) return;
     pool_barrier(thread, threads);
     int from, end;
@@ -407,7 +407,7 @@ static void attention_half(const Job *job, int thread, int threads) {
     Product qkv[] = {{&layer->q, x, job->q, layer->q_bias, NULL, (int64_t)layer->heads * D},
                      {&layer->k, x, job->k, layer->k_bias, NULL, (int64_t)G * D},
                      {&layer->v, x, job->v, layer->v_bias, NULL, (int64_t)G * D}};
-    products(qkv, 3, job->rows, thread, threads);
+    products(qkv, 3, thread, threads);
     pool_barrier(thread, threads);
     share(job->rows * G, thread, threads, &from, &to);
     for (int i = from; i < to; i++) finish_heads(job, i / G, i % G);
@@ -457,7 +457,7 @@ static void ffn_half(const Job *job, const float *x, int thread, int threads) {
     Rows normed = normed_rows(job, x, layer->mlp_norm, &layer->gate, thread, threads);
     Product both[] = {{&layer->gate, normed, job->gate, NULL, NULL, layer->ffn},
                       {&layer->up, normed, job->up, NULL, NULL, layer->ffn}};
-    products(both, 2, job->rows, thread, threads);
+    products(both, 2, thread, threads);
     pool_barrier(thread, threads);
     Rows inner = rows_of(job, &layer->down, job->gate, job->room);
     const int64_t k = padded(&layer->down), pieces = (k + BLOCK - 1) / BLOCK;
@@ -611,7 +611,7 @@ static void head_job(void *with, int thread, int threads) {
     }
     if (!job->product.w) return;
     pool_barrier(thread, threads);
-    products(&job->product, 1, job->rows, thread, threads);
+    products(&job->product, 1, thread, threads);
 }
 
 /* out [rows, width] = the norm of x */
@@ -629,7 +629,7 @@ void lithe_head(const Packed *w, const float *x, const float *weight, float eps,
     const size_t size = ((size_t)rows * w->k + 15) / 16 * 16;
     pool_lock();
     float *normed = pool_scratch(sizeof(float) * size + rows_bytes(w->kind, rows, padded(w)));
-    Rows prepared = rows_at(w->kind, normed, w->k, rows, padded(w), w->k, normed + size);
+    Rows prepared = rows_at(w->kind, normed, rows, padded(w), normed + size);
     Head job = {x, weight, normed, eps, w->k, rows, {w, prepared, y, bias, NULL, w->n}};
     pool_run(head_job, &job, threads);
     pool_unlock();

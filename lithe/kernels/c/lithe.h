@@ -17,11 +17,11 @@ typedef struct {
     int32_t kind, n, k, group;
 } Packed;
 
-/* Activations of `rows` rows in the form that a kind of weights reads: floats or bfloat16 by row, or int8 by row block
- * (product.c), in it by block of inputs: the kernel finds what it needs next at fixed distances from one pointer. */
+/* Activations of `rows` rows in the form that a kind of weights reads: by row blocks of `most` rows at most (product.c), in them by
+ * input, floats, pairs of bfloat16 or blocks of int8: the kernel finds what it needs next at fixed distances from one pointer. */
 typedef struct {
-    const void *x;        /* [rows][stride], or of each row block [blocks][its rows][BLOCK] */
-    int64_t stride, rows;
+    const void *x;        /* of each row block [inputs, pairs or blocks][its rows][1, 2 or BLOCK] */
+    int64_t rows, most;
     const float *scale;   /* int8 only: of each row block [blocks][its rows] */
     const int32_t *start; /* as scale: -128 times the sum of a block, as weights are stored with 128 added */
 } Rows;
@@ -38,7 +38,7 @@ void pool_unlock(void);
 /* product.c */
 int64_t padded(const Packed *w);                        /* k as the weights are stored */
 size_t rows_bytes(int32_t kind, int rows, int64_t k);   /* room that prepare() needs */
-Rows rows_at(int32_t kind, const float *x, int64_t stride, int rows, int64_t k, int64_t real_k, void *room);
+Rows rows_at(int32_t kind, const float *x, int rows, int64_t k, void *room);
 void prepare(int32_t kind, const float *x, int64_t k, int64_t real_k, const Rows *into, int row, int64_t from, int64_t to);
 /* y [rows, n] = x W^T, plus a bias [n] and what is to be added (as y lies; it may be y itself) where they are given. */
 typedef struct {
@@ -48,7 +48,7 @@ typedef struct {
     const float *bias, *add;
     int64_t stride;
 } Product;
-void products(const Product *list, int count, int rows, int thread, int threads);
+void products(const Product *list, int count, int thread, int threads);
 
 /* A share [from, to) of `total` units for one thread. */
 static inline void share(int total, int thread, int threads, int *from, int *to) {

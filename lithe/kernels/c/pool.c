@@ -52,7 +52,8 @@ static int64_t now_ns(clockid_t clock) {
 }
 
 static inline void wait_a_little(int *turns) {
-    if (++*turns < PAUSES) relax();
+    if (*turns < PAUSES + YIELDS) ++*turns; /* no further: a wait may be long */
+    if (*turns < PAUSES) relax();
     else sched_yield();
 }
 

@@ -16,8 +16,16 @@
 #define NATIVE_BF16 0 /* activations are rounded all the same, but kept as floats */
 #endif
 
-#define AHEAD 8192 /* bytes that weights are asked for before they are needed: enough to cover memory's delay; a piece has as many */
-#define BLOCKS_MAX (64 / ROWS_MAX) /* row blocks that go over a piece: their sums fit the innermost cache too */
+#define AHEAD 8192 /* bytes that weights are asked for before they are needed: enough to cover memory's delay */
+#if LANES == 8
+#define PIECE (2 * AHEAD) /* bytes of floats that all row blocks go over, */
+#define TURN 32           /* and rows that do: with their sums all of it fits the innermost cache */
+#else
+#define PIECE AHEAD
+#define TURN 64
+#endif
+#define TURN_MOST 64 /* of bytes, and of floats at most */
+
 #if LANES == 8
 #define BLOCK_BYTES (3 * BLOCK) /* of a row's block of 32 whole numbers: as bytes, then as halves */
 #else
@@ -34,30 +42,28 @@ static int64_t scale_bytes(const Packed *w, int64_t k) { /* of a tile, rounded u
     return (groups * TILE * 2 + 63) / 64 * 64;
 }
 
-/* Rows go in equal blocks of at most ROWS_MAX: nine are four and five. */
-static int block_count(int64_t rows) { return (int)((rows + ROWS_MAX - 1) / ROWS_MAX); }
-static int block_start(int block, int64_t rows) { return (int)(rows * block / block_count(rows)); }
-static int block_of(int row, int64_t rows) { return (int)(((row + 1) * (int64_t)block_count(rows) - 1) / rows); }
+/* Rows go in equal blocks of at most `most`: with eight, nine are four and five. */
+static int block_count(const Rows *x) { return (int)((x->rows + x->most - 1) / x->most); }
+static int block_start(int block, const Rows *x) { return (int)(x->rows * block / block_count(x)); }
+static int block_of(int row, const Rows *x) { return (int)(((row + 1) * (int64_t)block_count(x) - 1) / x->rows); }
 
 /* ---- activations -------------------------------------------------------------------------------------------------- */
 
-static int is_direct(int32_t kind, int64_t k, int64_t real_k) { return kind == FP32 && k == real_k; }
+static int is_direct(int32_t kind, int64_t rows) { return kind == FP32 && rows == 1; } /* packed is as it was */
 
 size_t rows_bytes(int32_t kind, int rows, int64_t k) {
     return (size_t)rows * (kind >= INT8 ? (size_t)(k / BLOCK) * (BLOCK_BYTES + 8) : (size_t)k * 4) + 64;
 }
 
-Rows rows_at(int32_t kind, const float *x, int64_t stride, int rows, int64_t k, int64_t real_k, void *room) {
-    if (is_direct(kind, k, real_k)) return (Rows){x, stride, rows, NULL, NULL};
-    if (kind < INT8) return (Rows){room, k, rows, NULL, NULL};
+Rows rows_at(int32_t kind, const float *x, int rows, int64_t k, void *room) {
+    if (kind < INT8) return (Rows){is_direct(kind, rows) ? (const void *)x : room, rows, ROWS_MAX, NULL, NULL};
     const float *scale = (const float *)((const int8_t *)room + (size_t)rows * (k / BLOCK) * BLOCK_BYTES);
-    return (Rows){room, k, rows, scale, (const int32_t *)(scale + (size_t)rows * (k / BLOCK))};
+    return (Rows){room, rows, INT_ROWS, scale, (const int32_t *)(scale + (size_t)rows * (k / BLOCK))};
 }
 
 /* Whole numbers -127 to 127 with one scale a block of 32: scale = largest / 127, ties to even. */
 static void quantize(const float *x, int64_t k, int64_t real_k, const Rows *into, int row, int64_t from, int64_t to) {
-    const int block = block_of(row, into->rows), first = block_start(block, into->rows);
-    const int count = block_start(block + 1, into->rows) - first;
+    const int block = block_of(row, into), first = block_start(block, into), count = block_start(block + 1, into) - first;
     for (int64_t g = from / BLOCK, at = first * (k / BLOCK) + g * count + row - first; g < to / BLOCK; g++, at += count) {
         int8_t *q = (int8_t *)into->x + at * BLOCK_BYTES;
         float t[BLOCK] __attribute__((aligned(64))) = {0};
@@ -83,15 +89,18 @@ static void quantize(const float *x, int64_t k, int64_t real_k, const Rows *into
 
 /* Inputs [from, to) of a row x; both are multiples of BLOCK or the end. */
 void prepare(int32_t kind, const float *x, int64_t k, int64_t real_k, const Rows *into, int row, int64_t from, int64_t to) {
-    if (is_direct(kind, k, real_k)) return;
+    if (is_direct(kind, into->rows)) return;
     if (kind >= INT8) {
         quantize(x, k, real_k, into, row, from, to);
-    } else if (kind == BF16 && NATIVE_BF16) {
-        uint16_t *out = (uint16_t *)into->x + row * into->stride;
-        for (int64_t i = from; i < to; i++) out[i] = i < real_k ? f32_bf16(x[i]) : 0;
+        return;
+    }
+    const int block = block_of(row, into), first = block_start(block, into), count = block_start(block + 1, into) - first;
+    if (kind == BF16 && NATIVE_BF16) {
+        uint16_t *out = (uint16_t *)into->x + first * k + 2 * (row - first);
+        for (int64_t i = from; i < to; i++) out[i / 2 * 2 * count + i % 2] = i < real_k ? f32_bf16(x[i]) : 0;
     } else {
-        float *out = (float *)into->x + row * into->stride;
-        for (int64_t i = from; i < to; i++) out[i] = i >= real_k ? 0 : kind == BF16 ? bf16_f32(f32_bf16(x[i])) : x[i];
+        float *out = (float *)into->x + first * k + row - first;
+        for (int64_t i = from; i < to; i++) out[i * count] = i >= real_k ? 0 : kind == BF16 ? bf16_f32(f32_bf16(x[i])) : x[i];
     }
 }
 
@@ -121,22 +130,22 @@ INLINE const char *soon(const void *column, const Piece *at, int c, const int wi
 INLINE int at_once(const int rows) { return LANES == 16 || rows > 2 ? 2 : 4; }
 
 INLINE void fp32_block(const int rows, const Packed *w, const Rows *x, const Piece *at, float *out) {
-    const float *x0 = (const float *)x->x + at->first * x->stride;
-    const int64_t k = w->k, stride = x->stride;
+    const int64_t k = w->k;
     const int wide = at_once(rows);
     for (int c = 0; c < PANEL; c += wide * LANES) {
         const float *column = (const float *)w->data + (at->panel * k + at->from) * PANEL + c;
+        const float *entry = (const float *)x->x + at->first * k + at->from * rows;
         int64_t step;
         const char *next = soon(column, at, c, wide, at->to - at->from, &step);
         vf sum[ROWS_MAX][4];
         UNROLL for (int m = 0; m < rows; m++)
             UNROLL for (int v = 0; v < wide; v++) sum[m][v] = at->from ? vf_load(out + m * PANEL + c + v * LANES) : vf_set1(0);
-        for (int64_t i = at->from; i < at->to; i++, column += PANEL, next += step) {
+        for (int64_t i = at->from; i < at->to; i++, column += PANEL, entry += rows, next += step) {
             vf weight[4];
             UNROLL for (int v = 0; v < wide; v++) weight[v] = vf_load(column + v * LANES);
             fetch(next, 4 * wide * LANES);
             UNROLL for (int m = 0; m < rows; m++) {
-                vf s = vf_set1(x0[m * stride + i]);
+                vf s = vf_set1(entry[m]);
                 UNROLL for (int v = 0; v < wide; v++) sum[m][v] = vf_fma(s, weight[v], sum[m][v]);
             }
         }
@@ -145,8 +154,17 @@ INLINE void fp32_block(const int rows, const Packed *w, const Rows *x, const Pie
     }
 }
 
+/* Written as assembly where registers are few: gcc would put a sum where the factor was, and run out of them. */
+INLINE void add_product(vf *sum, vf a, vf b) {
+#if LANES == 8
+    __asm__("vfmadd231ps %2, %1, %0" : "+x"(*sum) : "x"(a), "x"(b));
+#else
+    *sum = vf_fma(a, b, *sum);
+#endif
+}
+
 INLINE void bf16_block(const int rows, const Packed *w, const Rows *x, const Piece *at, float *out) {
-    const int64_t k = padded(w), stride = x->stride;
+    const int64_t k = padded(w);
     const int wide = at_once(rows);
     for (int c = 0; c < PANEL; c += wide * LANES) {
         const uint16_t *column = (const uint16_t *)w->data + (at->panel * k + at->from) * PANEL + 2 * c;
@@ -156,27 +174,31 @@ INLINE void bf16_block(const int rows, const Packed *w, const Rows *x, const Pie
         UNROLL for (int m = 0; m < rows; m++)
             UNROLL for (int v = 0; v < wide; v++) sum[m][v] = at->from ? vf_load(out + m * PANEL + c + v * LANES) : vf_set1(0);
 #if NATIVE_BF16
-        const uint16_t *x0 = (const uint16_t *)x->x + at->first * stride;
+        const uint16_t *entry = (const uint16_t *)x->x + at->first * k + at->from * rows;
 #else
-        const float *x0 = (const float *)x->x + at->first * stride;
+        const float *entry = (const float *)x->x + at->first * k + at->from * rows;
 #endif
-        for (int64_t i = at->from; i < at->to; i += 2, column += 2 * PANEL, next += step) {
+        for (int64_t i = at->from; i < at->to; i += 2, column += 2 * PANEL, entry += 2 * rows, next += step) {
             vi pair[4];
-            UNROLL for (int v = 0; v < wide; v++) pair[v] = vi_load(column + 2 * v * LANES);
             fetch(next, 4 * wide * LANES);
+            UNROLL for (int v = 0; v < wide; v++) pair[v] = vi_load(column + 2 * v * LANES);
 #if NATIVE_BF16
             UNROLL for (int m = 0; m < rows; m++) {
-                __m512bh s = (__m512bh)vi_set1(read_i32(x0 + m * stride + i));
+                __m512bh s = (__m512bh)vi_set1(read_i32(entry + 2 * m));
                 UNROLL for (int v = 0; v < wide; v++)
                     sum[m][v] = (vf)_mm512_dpbf16_ps((__m512)sum[m][v], s, (__m512bh)pair[v]);
             }
 #else
-            vf even[4], odd[4];
-            UNROLL for (int v = 0; v < wide; v++)
-                even[v] = (vf)(pair[v] << 16), odd[v] = (vf)(pair[v] & (int32_t)0xffff0000);
+            vf half[4]; /* the even inputs, then the odd ones: both at once would not fit the registers */
+            UNROLL for (int v = 0; v < wide; v++) half[v] = (vf)(pair[v] << 16);
             UNROLL for (int m = 0; m < rows; m++) {
-                vf s0 = vf_set1(x0[m * stride + i]), s1 = vf_set1(x0[m * stride + i + 1]);
-                UNROLL for (int v = 0; v < wide; v++) sum[m][v] = vf_fma(s1, odd[v], vf_fma(s0, even[v], sum[m][v]));
+                vf s = vf_set1(entry[m]);
+                UNROLL for (int v = 0; v < wide; v++) add_product(&sum[m][v], s, half[v]);
+            }
+            UNROLL for (int v = 0; v < wide; v++) half[v] = (vf)(vi_load(column + 2 * v * LANES) & (int32_t)0xffff0000);
+            UNROLL for (int m = 0; m < rows; m++) {
+                vf s = vf_set1(entry[rows + m]);
+                UNROLL for (int v = 0; v < wide; v++) add_product(&sum[m][v], s, half[v]);
             }
 #endif
         }
@@ -207,7 +229,7 @@ INLINE void tile_sums(const int rows, const int bits, const uint8_t *weights, co
             }
         }
     } else {
-        __m256i half[ROWS_MAX][2];
+        __m256i half[INT_ROWS][2];
         UNROLL for (int m = 0; m < rows; m++) half[m][0] = half[m][1] = _mm256_setzero_si256();
         UNROLL_1 for (int q = 0; q < 4; q++) {
             __m256i low[2], high[2];
@@ -240,13 +262,13 @@ INLINE void int_block(const int rows, const int bits, const int one, const Packe
         const int8_t *q0 = (const int8_t *)x->x + at->first * blocks * BLOCK_BYTES;
         const float *x_scale = x->scale + at->first * blocks;
         const int32_t *start = x->start + at->first * blocks;
-        float sums[ROWS_MAX][TILE] __attribute__((aligned(64))) = {0}, inner[ROWS_MAX][TILE] __attribute__((aligned(64)));
+        float sums[INT_ROWS][TILE] __attribute__((aligned(64))) = {0}, inner[INT_ROWS][TILE] __attribute__((aligned(64)));
         for (int64_t g = 0; g < blocks; scale += TILE) {
             const int64_t end = one ? g + 1 : g + per_group < blocks ? g + per_group : blocks;
             vf by[2] = {vf_half(scale), vf_half(scale + LANES)};
             if (!one) memset(inner, 0, sizeof inner);
             for (; g < end; g++, weights += block_bytes, q0 += rows * BLOCK_BYTES, x_scale += rows, start += rows) {
-                vi s[ROWS_MAX][2];
+                vi s[INT_ROWS][2];
                 if (at->parts) fetch(weights + AHEAD, (int)(bits * TILE * BLOCK / 8));
                 tile_sums(rows, bits, weights, q0, start, s);
                 UNROLL for (int m = 0; m < rows; m++) UNROLL for (int v = 0; v < 2; v++) {
@@ -293,7 +315,7 @@ INLINE void int_block(const int rows, const int bits, const int one, const Packe
         const int8_t *q0 = (const int8_t *)x->x + at->first * k;
         const float *x_scale = x->scale + at->first * blocks;
         const int32_t *start = x->start + at->first * blocks;
-        vf sums[ROWS_MAX], inner[ROWS_MAX];
+        vf sums[INT_ROWS], inner[INT_ROWS];
         UNROLL for (int m = 0; m < rows; m++) sums[m] = vf_set1(0);
         for (int64_t g = 0; g < blocks; scale += TILE) {
             UNROLL for (int m = 0; m < rows; m++) inner[m] = vf_set1(0);
@@ -328,36 +350,48 @@ INLINE void int_block(const int rows, const int bits, const int one, const Packe
 
 /* One function for each number of rows: all in one, the compiler would spill the accumulators. */
 typedef void (*Block)(const Packed *, const Rows *, const Piece *, float *);
-#define MAKE(R) \
+#define FLOATS(R) \
     static void fp32_##R(const Packed *w, const Rows *x, const Piece *at, float *o) { fp32_block(R, w, x, at, o); } \
-    static void bf16_##R(const Packed *w, const Rows *x, const Piece *at, float *o) { bf16_block(R, w, x, at, o); } \
+    static void bf16_##R(const Packed *w, const Rows *x, const Piece *at, float *o) { bf16_block(R, w, x, at, o); }
+#define INTS(R) \
     static void byte_##R(const Packed *w, const Rows *x, const Piece *at, float *o) { int_block(R, 8, 0, w, x, at, o); } \
     static void byte32_##R(const Packed *w, const Rows *x, const Piece *at, float *o) { int_block(R, 8, 1, w, x, at, o); } \
     static void nibble_##R(const Packed *w, const Rows *x, const Piece *at, float *o) { int_block(R, 4, 0, w, x, at, o); } \
     static void nibble32_##R(const Packed *w, const Rows *x, const Piece *at, float *o) { int_block(R, 4, 1, w, x, at, o); }
-MAKE(1) MAKE(2) MAKE(3) MAKE(4)
+#define UP_TO_4(name) name##_1, name##_2, name##_3, name##_4
+FLOATS(1) FLOATS(2) FLOATS(3) FLOATS(4) INTS(1) INTS(2) INTS(3) INTS(4)
 #if ROWS_MAX == 8
-MAKE(5) MAKE(6) MAKE(7) MAKE(8)
-#define TABLE(name) {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8}
+FLOATS(5) FLOATS(6) FLOATS(7) FLOATS(8)
+#define FLOAT_TABLE(name) {UP_TO_4(name), name##_5, name##_6, name##_7, name##_8}
+#elif ROWS_MAX == 6
+FLOATS(5) FLOATS(6)
+#define FLOAT_TABLE(name) {UP_TO_4(name), name##_5, name##_6}
 #else
-#define TABLE(name) {name##_1, name##_2, name##_3, name##_4}
+#define FLOAT_TABLE(name) {UP_TO_4(name)}
 #endif
-static const Block table[][ROWS_MAX] = {TABLE(fp32), TABLE(bf16), TABLE(byte), TABLE(nibble), TABLE(byte32), TABLE(nibble32)};
+#if INT_ROWS == 8
+INTS(5) INTS(6) INTS(7) INTS(8)
+#define INT_TABLE FLOAT_TABLE
+#else
+#define INT_TABLE(name) {UP_TO_4(name)}
+#endif
+static const Block table[][ROWS_MAX] = {FLOAT_TABLE(fp32), FLOAT_TABLE(bf16), INT_TABLE(byte), INT_TABLE(nibble), INT_TABLE(byte32),
+                                        INT_TABLE(nibble32)};
 
-/* Inputs a piece: AHEAD bytes of floats; all of them where weights are read but once, or where multiplying takes far longer. */
-static int64_t piece_of(const Packed *w, int64_t k, int64_t rows) {
-    const int once = block_count(rows) == 1 && at_once((int)rows) * LANES == PANEL;
-    return w->kind >= INT8 || once ? k : AHEAD / PANEL / (w->kind == FP32 ? 4 : 2);
+/* Inputs a piece: PIECE bytes of floats; all of them where weights are read but once, or where multiplying takes far longer. */
+static int64_t piece_of(const Packed *w, int64_t k, const Rows *x) {
+    const int once = block_count(x) == 1 && at_once((int)x->rows) * LANES == PANEL;
+    return w->kind >= INT8 || once ? k : PIECE / PANEL / (w->kind == FP32 ? 4 : 2);
 }
 
 /* Columns [PANEL * panel, + PANEL) of row blocks [b, b_end) into out[their rows][PANEL]. */
 static void panel_product(const Packed *w, const Rows *x, int panel, int b, int b_end, float *out) {
     const Block *block = table[w->kind + 2 * (w->kind >= INT8 && w->group == BLOCK)];
-    const int64_t k = padded(w), piece = piece_of(w, k, x->rows);
-    const int parts = piece < k && b_end - b > 1 ? 2 : 1, base = block_start(b, x->rows);
+    const int64_t k = padded(w), piece = piece_of(w, k, x);
+    const int parts = piece < k && b_end - b > 1 ? 2 : 1, base = block_start(b, x);
     for (int64_t from = 0; from < k; from += piece)
         for (int i = b; i < b_end; i++) {
-            const int first = block_start(i, x->rows), count = block_start(i + 1, x->rows) - first;
+            const int first = block_start(i, x), count = block_start(i + 1, x) - first;
             Piece at = {panel, first, i - b, i - b < parts ? parts : 0, from, from + piece < k ? from + piece : k};
             block[count - 1](w, x, &at, out + (first - base) * PANEL);
         }
@@ -381,7 +415,7 @@ static void store(const Product *p, int column, int first, int count, const floa
     }
 }
 
-void products(const Product *list, int count, int rows, int thread, int threads) {
+void products(const Product *list, int count, int thread, int threads) {
     int total = 0, from, to, before = 0;
     for (int i = 0; i < count; i++) total += (list[i].w->n + PANEL - 1) / PANEL;
     share(total, thread, threads, &from, &to);
@@ -389,11 +423,11 @@ void products(const Product *list, int count, int rows, int thread, int threads)
         const Product *p = &list[i];
         int panels = (p->w->n + PANEL - 1) / PANEL;
         for (int at = from > before ? from : before; at < to && at < before + panels; at++)
-            for (int b = 0, all = block_count(rows); b < all; b += BLOCKS_MAX) {
-                float tile[BLOCKS_MAX * ROWS_MAX * PANEL] __attribute__((aligned(64)));
-                int end = b + BLOCKS_MAX < all ? b + BLOCKS_MAX : all, first = block_start(b, rows);
+            for (int b = 0, all = block_count(&p->x), some = (int)((p->w->kind >= INT8 ? TURN_MOST : TURN) / p->x.most); b < all; b += some) {
+                float tile[TURN_MOST * PANEL] __attribute__((aligned(64)));
+                int end = b + some < all ? b + some : all, first = block_start(b, &p->x);
                 panel_product(p->w, &p->x, at - before, b, end, tile);
-                store(p, (at - before) * PANEL, first, block_start(end, rows) - first, tile);
+                store(p, (at - before) * PANEL, first, block_start(end, &p->x) - first, tile);
             }
         before += panels;
     }
@@ -415,7 +449,7 @@ static void linear_job(void *with, int thread, int threads) {
     share(job->rows, thread, threads, &from, &to);
     for (int r = from; r < to; r++) prepare(w->kind, job->x + r * job->x_stride, padded(w), w->k, &job->product.x, r, 0, padded(w));
     pool_barrier(thread, threads);
-    products(&job->product, 1, job->rows, thread, threads);
+    products(&job->product, 1, thread, threads);
 }
 
 /* y [rows, n] = x [rows, k] W^T + bias. bias may be NULL; strides count floats. */
@@ -424,7 +458,7 @@ void lithe_linear(const Packed *w, const float *x, int64_t x_stride, const float
     if (rows < 1 || w->n < 1) return;
     pool_lock();
     void *room = pool_scratch(rows_bytes(w->kind, rows, padded(w)));
-    Rows prepared = rows_at(w->kind, x, x_stride, rows, padded(w), w->k, room);
+    Rows prepared = rows_at(w->kind, x, rows, padded(w), room);
     Linear job = {{w, prepared, y, bias, NULL, y_stride}, x, x_stride, rows};
     pool_run(linear_job, &job, threads);
     pool_unlock();

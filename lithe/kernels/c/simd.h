@@ -18,12 +18,15 @@
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 #define LANES 16
 #define ROWS_MAX 8 /* rows of a register block: 16 of 32 registers accumulate */
+#define INT_ROWS 8
 #elif defined(__AVX2__)
 #define LANES 8
-#define ROWS_MAX 4
+#define ROWS_MAX 6 /* 12 of 16 */
+#define INT_ROWS 4 /* whole numbers take registers to be multiplied */
 #else
 #define LANES 4
 #define ROWS_MAX 4
+#define INT_ROWS 4
 #endif
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
