@@ -23,7 +23,7 @@ HEADS = ("method", "tokens/pass", "tokens/s", "speedup", "95 %", "not looping", 
 
 def command(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="a folder, zoo:NAME or a hub id; with --suite engines or serving also shape:135m")],
+    model: Annotated[str, typer.Argument(help="a folder, zoo:NAME or a hub id; for engines and serving also shape:135m")],
     method: METHODS = None,
     prompts: PROMPTS = None,
     limit: LIMIT = None,

@@ -247,7 +247,8 @@ def test_a_prediction_is_verified_and_counted():
 def test_what_cannot_be_is_refused_at_the_door():
     engine = engine_with(target(), queue=2)
     wrong = [({"choices": 0}, UsageError), ({"choices": 9}, UsageError), ({"logprobs": -1}, UsageError),
-             ({"echo": True}, UsageError), ({"deadline": 0.0}, UsageError), ({"method": "nothing"}, UsageError), ({"adapter": "a"}, UsageError),
+             ({"echo": True}, UsageError), ({"deadline": 0.0}, UsageError), ({"method": "nothing"}, UsageError),
+             ({"adapter": "a"}, UsageError),
              ({"constraint_text": "x"}, UsageError), ({"prediction": (1,), "method": "suffix"}, UsageError),
              ({"prompt": (1,) * 64}, TooLargeError), ({"prompt": (99,)}, UsageError), ({"max_tokens": 0}, UsageError),
              ({"method": "swift", "logprobs": 1}, UnsupportedError)]
@@ -289,4 +290,4 @@ def test_a_failing_text_fails_alone(monkeypatch):
     fine = engine.submit(Request(prompt=(5, 6), max_tokens=5, ignore_eos=True))
     assert told(fine)[1] == {0: "length"}
     engine.close()
-    assert not any(engine.room.store.holders[page] for page in range(engine.room.store.count) if page in engine.room.store.free)
+    assert not any(engine.room.store.holders[page] for page in engine.room.store.free)
