@@ -171,13 +171,13 @@ class Engine:
         line = Line(self.room, self.running, [job for job in self.waiting if job.desk.joins], budget=self.budget,
                     seats=self.sequences - len(self.apart))
         self.policy.turn(line)
-        self.running = line.running  # type: ignore[assignment]
+        self.running = line.running
         for job in line.admitted:
-            self.waiting.remove(job)  # type: ignore[arg-type]
-            self._begin(job)  # type: ignore[arg-type]
+            self.waiting.remove(job)
+            self._begin(job)
         for job in line.preempted:
-            job.usage.preempted += 1  # type: ignore[attr-defined]
-            self.waiting.append(job)  # type: ignore[arg-type]
+            job.usage.preempted += 1
+            self.waiting.append(job)
         self.counts["preempted"] += len(line.preempted)
         return line
 
