@@ -161,9 +161,9 @@ class Decoder(nn.Module):
         stays is decided by `cache.commit`. pos_BT defaults to the rows following the cache. rows[b] is how many of the T
         rows of sequence b are real (the others are padding on the right). counts: no padding, but one row below another,
         [R, 1], counts[b] of them sequence b's; `adapters_B` and row numbers then count those rows. layers: which blocks
-        run, in order; a nested tuple runs its members on the same input. skip: (layer, "attn" or "mlp") to leave out. taps: layer numbers (the
-        residual stream after that layer), "embed" or "final". adapters_B: which attached adapters each sequence wants, by the
-        rack's numbers. logits: LAST real row, ALL, NONE, or row numbers.
+        run, in order; a nested tuple runs its members on the same input. skip: (layer, "attn" or "mlp") to leave out. taps:
+        layer numbers (the residual stream after that layer), "embed" or "final". adapters_B: which attached adapters each
+        sequence wants, by the rack's numbers. logits: LAST real row, ALL, NONE, or row numbers.
         """
         if ids_BT is not None and embeds is None:
             x_BTC = self.embed(ids_BT)

@@ -108,6 +108,8 @@ class Pages:
 
     def reserve(self, table: Table, rows: int) -> None:
         """Give a table pages of its own for so many rows behind its length. Raises TooLargeError where there are too few."""
+        if (short := self.wanted(table, rows) - len(self.free)) > 0:
+            self.reclaim(short)
         for i in self._written(table, rows):
             if i >= len(table.pages):
                 table.pages.append(self.take())

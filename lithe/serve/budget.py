@@ -33,7 +33,7 @@ def profile(model: Decoder, between: float | None = None) -> int:
 def policy(room: str, shelf: str, spec: str | None, promise: str) -> Any:
     """The method of a spec; without one the first numbered row on the shelf that keeps the promise."""
     if spec is None:
-        fits = [entry for entry in registry.entries(room, shelf) if entry.card.row is not None and promise in entry.card.promises]
+        fits = [one for one in registry.entries(room, shelf) if one.card.row is not None and promise in one.card.promises]
         if not fits:
             raise UnsupportedError(f"nothing on the shelf {room}/{shelf} promises {promise}: name a method")
         return fits[0].module.Method(fits[0].knobs())

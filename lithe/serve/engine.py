@@ -11,26 +11,26 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import torch
 
 from lithe.decode.loop import Step, step
-from lithe.decode.plan import plan
 from lithe.errors import LitheError, UsageError
 from lithe.model.decoder import Decoder
 from lithe.model.paged import Pages
 from lithe.serve.budget import pages, policy, profile
+from lithe.serve.desks import Desks
 from lithe.serve.intake import jobs_of
-from lithe.serve.job import Desk, Job, logprobs
+from lithe.serve.job import BrokenMethod, Desk, Job, logprobs
 from lithe.serve.line import Line
 from lithe.serve.request import QueueFullError, Request, Ticket
 from lithe.serve.room import PagedRoom
 from lithe.serve.turn import Turn, take
 
-METHODS = 16  # kept ready
 IDLE = 0.05  # seconds between looks at deadlines while there is nothing to do
+GRACE = 0.0005  # and between looks whether those who build a plan are done
 
 
 class Engine:
@@ -54,7 +54,6 @@ class Engine:
         self.policy = policy("serve", "schedule", schedule, "meets_budget")
         self.room = PagedRoom(Pages.like(model, pages=pages(model, page, self.sequences, memory), size=page), sharing)
         self.share = policy("attention", "share", share, "same_tokens").group if sharing else None
-        self.desks: dict[str | None, Desk] = {}
         self.waiting: list[Job] = []
         self.running: list[Job] = []
         self.apart: list[Job] = []  # whose methods need rounds of their own
@@ -62,8 +61,9 @@ class Engine:
         names = ("rounds", "rows", "generated", "prompt", "preempted", "finished", "busy")  # the last in seconds
         self.counts: dict[str, float] = dict.fromkeys(names, 0)
         self.ended: dict[str, int] = {}
-        self._busy, self._news = threading.RLock(), threading.Event()
-        self._stop, self._thread = False, None
+        self.desks, self._news = Desks(model, method), threading.Event()
+        self._busy, self._stop = self.desks.lock, False
+        self._thread: threading.Thread | None = None
         self.desk(method)
 
     # ---- what other threads call ----
@@ -100,6 +100,10 @@ class Engine:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
+    def desk(self, method: str | None) -> Desk:
+        """The place of a method. Raises LitheError where the spec is not legal for this model."""
+        return self.desks.get(method, lambda: {job.desk for job in self.everyone()})
+
     def wake(self) -> None:
         """There is news, such as a cancellation."""
         self._news.set()
@@ -122,7 +126,7 @@ class Engine:
             "budget": self.budget, "sequences": self.sequences, "pages": store.count, "page": store.size,
             "cache_usage": 1 - self.room.spare / store.count, "pages_kept": len(tree.nodes) if tree else 0,
             "pages_evicted": tree.evicted if tree else 0, "prefix_queries": self.room.asked, "prefix_hits": self.room.saved,
-            "methods": len(self.desks), "ended": dict(self.ended)}
+            "methods": len(self.desks.held), "ended": dict(self.ended)}
 
     # ---- a turn ----
 
@@ -159,7 +163,7 @@ class Engine:
     def _scheduled(self) -> Line:
         self.room.begin()
         decoding = [job for job in self.running if not job.left]
-        for desk in self.desks.values():
+        for desk in {job.desk for job in self.running}:
             desk.ready, desk.slots = [], max(1, self.budget // max(1, len(decoding)))
         for job in decoding:
             job.tree = None
@@ -167,13 +171,13 @@ class Engine:
         line = Line(self.room, self.running, [job for job in self.waiting if job.desk.joins], budget=self.budget,
                     seats=self.sequences - len(self.apart))
         self.policy.turn(line)
-        self.running = line.running  # type: ignore[assignment]
+        self.running = line.running
         for job in line.admitted:
-            self.waiting.remove(job)  # type: ignore[arg-type]
-            self._begin(job)  # type: ignore[arg-type]
+            self.waiting.remove(job)
+            self._begin(job)
         for job in line.preempted:
-            job.usage.preempted += 1  # type: ignore[attr-defined]
-            self.waiting.append(job)  # type: ignore[arg-type]
+            job.usage.preempted += 1
+            self.waiting.append(job)
         self.counts["preempted"] += len(line.preempted)
         return line
 
@@ -199,6 +203,8 @@ class Engine:
             told = None if top is None else logprobs(found.logits_NV[nodes], result.tokens, top)
             job.usage.seconds["decode"] += done.seconds
             self._publish(job, result, told)
+        for problem in done.broken:
+            self._fail(problem)
 
     def _fork(self, job: Job) -> None:
         """The other choices go on from the same pages."""
@@ -216,25 +222,16 @@ class Engine:
             groups.setdefault(job.desk, []).append(job)
         for desk, jobs in groups.items():
             begun = perf_counter()
-            for job, done in zip(jobs, step(desk.plan, [job.sequence for job in jobs]), strict=True):
+            try:
+                steps = step(desk.plan, [job.sequence for job in jobs])
+            except Exception as problem:
+                self._fail(BrokenMethod(desk, problem))
+                continue
+            for job, done in zip(jobs, steps, strict=True):
                 job.usage.seconds["decode"] += perf_counter() - begun
                 self._publish(job, done, None)
             self.counts["busy"] += perf_counter() - begun
         return bool(groups)
-
-    def desk(self, method: str | None) -> Desk:
-        """The place of a method, made where it is new. Raises LitheError where the spec is not legal for this model."""
-        desk = self.desks.get(method)
-        if desk is None:
-            with self._busy:
-                idle = [name for name, one in self.desks.items()
-                        if name != self.method and not any(job.desk is one for job in self.everyone())]
-                full = len(self.desks) >= METHODS
-                if full and not idle:
-                    raise QueueFullError(f"{len(self.desks)} methods are in use already: try again later", after=self.wait)
-                desk = Desk(plan(self.model, draft=method))
-                self.desks = {name: one for name, one in self.desks.items() if not full or name != idle[0]} | {method: desk}
-        return desk
 
     # ---- a job's way ----
 
@@ -276,18 +273,23 @@ class Engine:
         while not self._stop or self.busy:
             self._news.clear()
             try:
-                if self.step():
+                if self.step() and not self.desks.guests:
                     continue
             except Exception as problem:  # whatever it was, those that wait must hear of it, and others go on
-                print(f"lithe: a turn failed: {type(problem).__name__}: {problem}", file=sys.stderr)
                 self._fail(problem)
+            while self.desks.guests:  # a lock alone would let them wait for as long as there is work
+                sleep(GRACE)
             self._news.wait(IDLE if self.busy or not self._stop else 0)
 
     def _fail(self, problem: Exception) -> None:
-        """End all that ran: what their pages hold is not known."""
+        """End the texts of a broken method, or all that ran: what their pages hold is not known."""
+        print(f"lithe: a turn failed: {type(problem.__cause__ or problem).__name__}: {problem}", file=sys.stderr)
         said = str(problem) if isinstance(problem, LitheError) else "the engine failed; its log says how"
+        desk = problem.desk if isinstance(problem, BrokenMethod) else None
         with self._busy:
-            gone, self.running, self.apart = [*self.running, *self.apart], [], []
+            gone = [job for job in (*self.running, *self.apart) if desk in (None, job.desk)]
+            self.running = [job for job in self.running if job not in gone]
+            self.apart = [job for job in self.apart if job not in gone]
             for job in gone:
                 job.table.length = 0  # nothing of it is remembered
                 for one in (job, *job.followers):

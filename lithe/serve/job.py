@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lithe.decode.loop import propose
 from lithe.decode.plan import DecodePlan
+from lithe.errors import LitheError
 from lithe.model.paged import Table
 from lithe.ops.tree import Tree
 from lithe.sampling.sequence import Sequence
@@ -17,6 +18,14 @@ from lithe.serve.request import Event, Ticket, TokenLogprob, Usage
 
 OWN_ROUNDS = ("join", "begun", "enters", "late")  # verbs of drafts that want the target's lanes or a pass of their own
 STALE = 64  # texts that left before their end, after which a draft forgets what it knows of each
+
+
+class BrokenMethod(LitheError):
+    """A method failed at its work: its texts end, those of others go on."""
+
+    def __init__(self, desk: Desk, problem: Exception):
+        super().__init__(str(problem) if isinstance(problem, LitheError) else f"{desk.plan.name} is broken: {problem}")
+        self.desk = desk
 
 
 class Desk:
@@ -33,7 +42,11 @@ class Desk:
     def draft(self) -> None:
         """A tree for everybody that is ready: a draft is asked for all at once, and once a turn."""
         jobs = [job for job in self.ready if job.guesses]
-        for job, tree in zip(jobs, propose(self.plan, [job.sequence for job in jobs], self.slots), strict=True):
+        try:
+            trees = propose(self.plan, [job.sequence for job in jobs], self.slots)
+        except Exception as problem:
+            raise BrokenMethod(self, problem) from problem
+        for job, tree in zip(jobs, trees, strict=True):
             job.tree = tree
 
     def left(self, idle: bool) -> None:

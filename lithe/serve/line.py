@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Item(Protocol):
@@ -22,7 +22,7 @@ class Item(Protocol):
 class Room(Protocol):
     """The memory that sequences take."""
 
-    def admit(self, item) -> bool: ...  # room for all that is to be read, found and kept for it
+    def admit(self, item) -> bool: ...  # whether there is room for all that it is to read
     def reserve(self, item, rows: int) -> bool: ...  # room for rows more
     def release(self, item) -> None: ...  # everything is given back
     def ready(self, item, most: int) -> int: ...  # how many of its tokens can be read now
@@ -35,9 +35,9 @@ class Line:
         """budget: most rows of a turn. seats: sequences that may run."""
         self.room, self.running, self.waiting = room, list(running), list(waiting)
         self.budget, self.seats = budget, seats - sum(item.seats for item in running)
-        self.taken: list[tuple[Item, int]] = []  # with the rows of each
-        self.admitted: list[Item] = []
-        self.preempted: list[Item] = []
+        self.taken: list[tuple[Any, int]] = []  # with the rows of each
+        self.admitted: list[Any] = []
+        self.preempted: list[Any] = []
 
     @property
     def used(self) -> int:
@@ -49,34 +49,33 @@ class Line:
         return max(0, self.budget - self.used)
 
     @property
-    def decoding(self) -> list[Item]:
+    def decoding(self) -> list[Any]:
         return [item for item in self.running if not item.left]
 
     @property
-    def reading(self) -> list[Item]:
+    def reading(self) -> list[Any]:
         return [item for item in self.running if item.left]
 
     def decode(self, item: Item) -> int:
         """Take one's next pass into the turn; who came last gives up its memory where that is wanted. 0: that was itself."""
-        if item not in self.running:
-            return 0
+        return self._take(item, item.rows) if item in self.running else 0
+
+    def read(self, item: Item, most: int) -> int:
+        """Take at most so many tokens of a prompt into the turn; memory is found as for a decode."""
+        rows = self.room.ready(item, most) if most > 0 and item in self.running else 0
+        return self._take(item, rows) if rows else 0
+
+    def _take(self, item: Item, rows: int) -> int:
         busy = {id(taken) for taken, _ in self.taken}
-        while not self.room.reserve(item, item.rows):
+        while not self.room.reserve(item, rows):
             victim = next(other for other in reversed(self.running) if id(other) not in busy)
             self.preempt(victim)
             if victim is item:
                 return 0
-        self.taken.append((item, item.rows))
-        return item.rows
-
-    def read(self, item: Item, most: int) -> int:
-        """Take at most so many tokens of a prompt into the turn."""
-        rows = self.room.ready(item, most) if most > 0 and item in self.running else 0
-        if rows:
-            self.taken.append((item, rows))
+        self.taken.append((item, rows))
         return rows
 
-    def admit(self) -> Item | None:
+    def admit(self) -> Any:
         """Let the first that waits run, if seats and memory allow it."""
         if not self.waiting or self.waiting[0].seats > self.seats or not self.room.admit(self.waiting[0]):
             return None

@@ -127,8 +127,12 @@ class Ticket:
             self.open -= event.finished is not None
             if not self._listeners:
                 self._past.append(event)
-            for call in self._listeners:
-                call(event)
+            for call in list(self._listeners):
+                try:
+                    call(event)
+                except Exception:  # such as of a connection that is gone: no other request may suffer from it
+                    self._listeners.remove(call)
+                    self.cancelled = True
 
     @property
     def finished(self) -> bool:

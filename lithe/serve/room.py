@@ -14,6 +14,7 @@ class PagedRoom:
 
     def __init__(self, store: Pages, sharing: bool):
         self.store, self.tree = store, PrefixTree(store) if sharing else None
+        self.reading: list[Job] = []  # who were admitted and have not read all
         self.claims: set[tuple] = set()  # pages of text that are being read in this turn
         self.asked = self.saved = 0  # tokens of prompts looked for, and those that need not be read
 
@@ -27,12 +28,15 @@ class PagedRoom:
         return len(self.store.free) + (self.tree.spare if self.tree else 0)
 
     def admit(self, job: Job) -> bool:
+        """Whether all that it must read fits beside what those who read already will want; a page is taken when it is written."""
         self._adopt(job)
-        self.asked += 0 if job.usage.preempted or job.whole else job.sequence.prompt
+        self.reading = [one for one in self.reading if one.left]
+        promised = sum(self.store.wanted(one.table, one.left + 1) for one in self.reading)
         wanted, mark = self.store.wanted(job.table, job.left + 1), int(WATERMARK * self.store.count)
-        if wanted <= len(self.store.free) - mark or wanted <= self.spare - mark or (
-                wanted <= self.spare and self.store.count - self.spare == len(job.table.pages)):  # it has all for itself
-            self.store.reserve(job.table, job.left + 1)
+        first = self.store.count - self.spare == len(job.table.pages)  # it has all for itself
+        if wanted + promised <= self.spare - (0 if first else mark):
+            self.asked += 0 if job.usage.preempted or job.whole else job.sequence.prompt
+            self.reading.append(job)
             return True
         self.store.cut(job.table, 0)
         return False
@@ -49,6 +53,7 @@ class PagedRoom:
         self.remember(job)
         self.store.cut(job.table, 0)
         job.tree, job.states = None, []
+        self.reading = [one for one in self.reading if one is not job]
 
     def remember(self, job: Job) -> None:
         if self.tree is not None:

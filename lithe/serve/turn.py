@@ -15,7 +15,7 @@ from lithe.model.decoder import Decoder, Output
 from lithe.model.mask import CAUSAL, Tree as TreeMask
 from lithe.model.paged import PagedCache, Pages, Share
 from lithe.ops.tree import Tree
-from lithe.serve.job import Desk, Job, logprobs
+from lithe.serve.job import BrokenMethod, Desk, Job, logprobs
 
 
 @dataclass
@@ -51,6 +51,7 @@ class Turn:
     steps: list[tuple[Job, Step, Round]] = field(default_factory=list)
     read: list[Job] = field(default_factory=list)  # that read a piece of their prompt
     failed: list[tuple[Job, str]] = field(default_factory=list)  # and why
+    broken: list[BrokenMethod] = field(default_factory=list)
 
 
 def take(model: Decoder, store: Pages, share: Share | None, taken: list[tuple[Any, int]]) -> Turn:
@@ -71,7 +72,10 @@ def take(model: Decoder, store: Pages, share: Share | None, taken: list[tuple[An
     cache.commit([kept[id(part)] for part in parts])
     for desk, rounds in found.items():
         if desk.plan.draft is not None:
-            desk.plan.draft.observe(rounds)
+            try:
+                desk.plan.draft.observe(rounds)
+            except Exception as problem:
+                done.broken.append(BrokenMethod(desk, problem))
     done.seconds = perf_counter() - begun
     return done
 

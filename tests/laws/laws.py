@@ -16,7 +16,7 @@ from lithe.errors import LitheError
 ORDER = (
     ("ops",), ("kernels",), ("model",), ("sampling",), ("train",),
     ("attention", "blocks", "decode", "diffuse", "compress", "tune", "data"),
-    ("loops",), ("serve", "bench", "contracts"), ("cli",),
+    ("loops",), ("serve",), ("bench", "contracts"), ("cli",),
 )  # fmt: skip
 RANK = {room: rank for rank, rooms in enumerate(ORDER, 1) for room in rooms}
 FLOOR, FACE = 0, len(ORDER)  # files right under lithe/; the package itself, which only the command line may import

@@ -1,4 +1,4 @@
-"""The engine gives every request the text that decoding it alone would give: whatever else happens, bit for bit where compiled."""
+"""The engine gives every request the text that it would get alone, whatever else happens: bit for bit where compiled."""
 
 import copy
 from functools import cache
@@ -13,6 +13,7 @@ from lithe.decode.loop import run
 from lithe.decode.plan import plan
 from lithe.errors import TooLargeError, UnsupportedError, UsageError
 from lithe.model.fast import fuse
+from lithe.model.paged import Pages
 from lithe.sampling.law import Law
 from lithe.serve.engine import Engine
 from lithe.serve.request import QueueFullError, Request
@@ -36,8 +37,8 @@ def ids(rows, seed, vocab):
 
 def alone(model, request, choice=0):
     """The tokens of one choice, decoded by itself."""
-    sequence = sequence_of(model, list(request.prompt), law=request.law, max_tokens=request.max_tokens, seed=request.seed + choice,
-                           ignore_eos=request.ignore_eos)
+    sequence = sequence_of(model, list(request.prompt), law=request.law, max_tokens=request.max_tokens,
+                           seed=request.seed + choice, ignore_eos=request.ignore_eos)
     for _ in run(plan(model, draft=request.method), [sequence]):
         pass
     return sequence.tokens
@@ -54,33 +55,27 @@ def told(ticket):
 
 
 @st.composite
-def asked(draw, vocab, context):
+def asked(draw, vocab):
     """A request: perhaps on a prefix that others share, perhaps several choices."""
     shared = ids(40, draw(st.integers(0, 1)), vocab)[: draw(st.sampled_from([0, 16, 40]))]
     own = ids(draw(st.integers(1, 30)), draw(st.integers(0, 3)), vocab)
     law = draw(st.sampled_from(sorted(LAWS)))
-    return Request(prompt=tuple(shared + own), law=Law.of(**LAWS[law]), max_tokens=draw(st.integers(1, 9)), seed=draw(st.integers(0, 9)),
-                   choices=draw(st.sampled_from([1, 1, 1, 2, 3])), method=draw(st.sampled_from(METHODS)), ignore_eos=True,
-                   priority=draw(st.integers(0, 1)))
+    return Request(prompt=tuple(shared + own)[:50], law=Law.of(**LAWS[law]), max_tokens=draw(st.integers(1, 9)),
+                   seed=draw(st.integers(0, 9)), choices=draw(st.sampled_from([1, 1, 1, 2, 3])),
+                   method=draw(st.sampled_from(METHODS)), ignore_eos=True, priority=draw(st.integers(0, 1)))
 
 
 def same_whatever_happens(data, model):
-    vocab, context = model.config.vocab, model.config.context
     page = data.draw(st.sampled_from([4, 8, 16]), label="page")
     pages = data.draw(st.sampled_from([24, 30, 200]), label="tokens") * 4 // page  # few enough for preemption, or plenty
-    engine = Engine(model, page=page, budget=data.draw(st.integers(4, 60), label="budget"), memory=0, sequences=6,
-                    sharing=data.draw(st.booleans(), label="sharing")) if False else engine_of(model, data, page, pages)
-    requests = [data.draw(asked(vocab, context)) for _ in range(data.draw(st.integers(1, 6)))]
-    waits = [data.draw(st.integers(0, 4)) for _ in requests]  # turns between arrivals
-    leaves = [data.draw(st.sampled_from([None, None, None, 0, 2, 5])) for _ in requests]  # cancelled after so many turns
-    tickets, turns = [], 0
-    rows = []
-    for request, wait in zip(requests, waits, strict=True):
-        try:
-            tickets.append((engine.submit(request), request, turns, leaves[len(tickets)]))
-        except TooLargeError:
-            leaves.pop(len(tickets))
-        for _ in range(wait):
+    engine = Engine(model, page=page, budget=data.draw(st.integers(6, 60), label="budget"), sequences=6,
+                    memory=pages * Pages.bytes(model.config, page, model.dtype), sharing=data.draw(st.booleans()))
+    tickets, turns, rows = [], 0, []
+    for _ in range(data.draw(st.integers(1, 6), label="requests")):
+        request = data.draw(asked(model.config.vocab))
+        after = data.draw(st.sampled_from([None, None, None, 0, 2, 5]), label="cancelled after")
+        tickets.append((engine.submit(request), request, turns, after))
+        for _ in range(data.draw(st.integers(0, 4), label="turns to the next")):
             rows.append(turn(engine, tickets, turns))
             turns += 1
     while engine.busy:
@@ -88,12 +83,12 @@ def same_whatever_happens(data, model):
         turns += 1
         assert turns < 2000, "it does not come to an end"
     assert max(rows, default=0) <= engine.budget
-    for ticket, request, _, leaves_after in tickets:
+    for ticket, request, _, after in tickets:
         tokens, ends = told(ticket)
         for choice in range(request.choices):
             right, got = alone(model, request, choice), tokens.get(choice, [])
             if ends[choice] == "cancelled":
-                assert leaves_after is not None
+                assert after is not None
                 assert got == right[: len(got)]
             else:
                 assert (got, ends[choice]) == (right, "length")
@@ -102,23 +97,11 @@ def same_whatever_happens(data, model):
     if tree:
         tree.clear()
     assert not any(store.holders)
-
-
-def engine_of(model, data, page, pages):
-    engine = Engine(model, page=page, budget=data.draw(st.integers(6, 60), label="budget"), sequences=6,
-                    memory=pages * engine_bytes(model, page), sharing=data.draw(st.booleans(), label="sharing"))
-    assert engine.room.store.count <= pages
     return engine
 
 
-def engine_bytes(model, page):
-    from lithe.model.paged import Pages
-
-    return Pages.bytes(model.config, page, model.dtype)
-
-
 def turn(engine, tickets, turns):
-    """One turn, those leaving whose time has come. Returns its rows; whoever decoded before either does again or was preempted."""
+    """One turn, those leaving whose time has come. Returns its rows; whoever could decode does so, or is preempted."""
     for ticket, _, since, after in tickets:
         if after is not None and turns - since >= after:
             ticket.cancel()
@@ -126,7 +109,7 @@ def turn(engine, tickets, turns):
     decoding = {job: (len(job.sequence.ids), job.usage.preempted) for job in engine.running if not job.left}
     engine.step()
     for job, (length, preempted) in decoding.items():
-        assert len(job.sequence.ids) > length or job.usage.preempted > preempted or job.ticket.cancelled, "a decode was skipped"
+        assert len(job.sequence.ids) > length or job.usage.preempted > preempted or job.ticket.cancelled, "a decode waited"
     return engine.counts["rows"] - before
 
 
@@ -145,3 +128,166 @@ def test_output_is_that_of_one_sequence_alone(data):
 @given(data=st.data())
 def test_the_same_bit_for_bit_in_every_precision(kind, group, dtype, data):
     same_whatever_happens(data, target(kind, group, dtype))
+
+
+def engine_with(model, **settings):
+    return Engine(model, **({"page": 4, "budget": 32, "sequences": 8} | settings))
+
+
+def finish(engine):
+    while engine.step():
+        pass
+
+
+def test_memory_is_taken_from_who_came_last_and_its_text_stays():
+    model = target()
+    law = Law.of(**LAWS["sampled"])
+    requests = [Request(prompt=tuple(ids(12, n, 32)), max_tokens=24, ignore_eos=True, law=law) for n in range(4)]
+    engine = engine_with(model, memory=24 * Pages.bytes(model.config, 4, model.dtype))
+    tickets = [engine.submit(request) for request in requests]
+    finish(engine)
+    assert engine.counts["preempted"] > 0
+    for ticket, request in zip(tickets, requests, strict=True):
+        assert told(ticket)[0][0] == alone(model, request)
+    with pytest.raises(TooLargeError, match="pages"):
+        engine_with(model, memory=8 * Pages.bytes(model.config, 4, model.dtype)).submit(requests[0])
+
+
+def test_choices_fork_behind_one_prompt():
+    model = target()
+    engine, request = engine_with(model), Request(prompt=tuple(ids(30, 1, 32)), max_tokens=8, choices=4, ignore_eos=True,
+                                                  law=Law.of(**LAWS["sampled"]), seed=3)
+    ticket = engine.submit(request)
+    finish(engine)
+    tokens, _ = told(ticket)
+    assert [tokens[i] for i in range(4)] == [alone(model, request, i) for i in range(4)]
+    assert len(set(map(tuple, tokens.values()))) > 1
+    assert engine.counts["rows"] <= 30 + 4 * 8
+
+
+def test_what_was_read_is_not_read_again_and_goes_when_pages_are_wanted():
+    model = target()
+    engine = engine_with(model, memory=20 * Pages.bytes(model.config, 4, model.dtype))
+    prompt = tuple(ids(33, 5, 32))
+    for wanted in (0, 32):
+        ticket = engine.submit(Request(prompt=prompt, max_tokens=4, ignore_eos=True))
+        finish(engine)
+        *_, last = ticket.events()
+        assert last.usage.cached == wanted
+    for seed in (6, 7):
+        engine.submit(Request(prompt=tuple(ids(40, seed, 32)), max_tokens=4, ignore_eos=True))
+        finish(engine)
+    assert engine.stats()["pages_evicted"] > 0
+    ticket = engine.submit(Request(prompt=prompt, max_tokens=4, ignore_eos=True))
+    finish(engine)
+    *_, last = ticket.events()
+    assert last.usage.cached < 32
+
+
+def test_larger_priorities_run_first_and_deadlines_end():
+    engine = engine_with(target(), sequences=1)
+    order = []
+    for priority in (0, 0, 5):
+        ticket = engine.submit(Request(prompt=(5, 6, 7), max_tokens=3, priority=priority, ignore_eos=True))
+        ticket.listen(lambda event, p=priority, n=ticket.number: event.finished and order.append((p, n)))
+    finish(engine)
+    assert [p for p, _ in order] == [5, 0, 0]
+    assert order[1][1] < order[2][1]
+    late = engine.submit(Request(prompt=(5, 6, 7), max_tokens=3, deadline=1e-9))
+    finish(engine)
+    assert told(late)[1] == {0: "deadline"}
+
+
+def test_methods_with_rounds_of_their_own_run_beside_the_others():
+    model = target()
+    engine = engine_with(model)
+    requests = [Request(prompt=tuple(ids(9, n, 32)), max_tokens=7, method=method, ignore_eos=True)
+                for n, method in enumerate(("swift", None, "draft_verify", "prompt_lookup"))]
+    tickets = [engine.submit(request) for request in requests]
+    finish(engine)
+    for ticket, request in zip(tickets, requests, strict=True):
+        assert told(ticket)[0][0] == alone(model, request)
+
+
+def test_log_probabilities_are_those_of_the_model():
+    model = target()
+    prompt = tuple(ids(21, 2, 32))
+    engine = engine_with(model, budget=8)
+    for _ in range(2):  # the second time the prompt is remembered
+        ticket = engine.submit(Request(prompt=prompt, max_tokens=5, logprobs=3, echo=True, method="prompt_lookup",
+                                       ignore_eos=True))
+        finish(engine)
+        events = list(ticket.events())
+        before = [one for event in events for one in event.prompt_logprobs or []]
+        after = [one for event in events for one in event.logprobs or []]
+        text = [*prompt, *(one.token for one in after)]
+        assert [one.token for one in before] == list(prompt)
+        law_TV = model(torch.tensor([text]), logits="all").scores[0].log_softmax(-1)
+        for place, one in enumerate([*before, *after][1:], 1):
+            assert one.logprob == pytest.approx(float(law_TV[place - 1, one.token]), abs=1e-5)
+            assert [token for token, _ in one.top] == law_TV[place - 1].topk(3).indices.tolist()
+
+
+def test_a_prediction_is_verified_and_counted():
+    model = target()
+    plain = Request(prompt=tuple(ids(9, 4, 32)), max_tokens=20, ignore_eos=True)
+    right = alone(model, plain)
+    for told_tokens, most in ((tuple(right), 3), (tuple(ids(20, 9, 32)), 20)):
+        engine = engine_with(model)
+        ticket = engine.submit(Request(prompt=plain.prompt, max_tokens=20, ignore_eos=True, prediction=told_tokens))
+        finish(engine)
+        events = list(ticket.events())
+        assert [token for event in events for token in event.tokens] == right
+        usage = events[-1].usage
+        assert usage.passes <= most
+        assert usage.accepted_prediction + usage.rejected_prediction == usage.drafted > 0
+    assert usage.rejected_prediction > 0
+
+
+def test_what_cannot_be_is_refused_at_the_door():
+    engine = engine_with(target(), queue=2)
+    wrong = [({"choices": 0}, UsageError), ({"choices": 9}, UsageError), ({"logprobs": -1}, UsageError),
+             ({"echo": True}, UsageError), ({"deadline": 0.0}, UsageError), ({"method": "nothing"}, UsageError),
+             ({"adapter": "a"}, UsageError),
+             ({"constraint_text": "x"}, UsageError), ({"prediction": (1,), "method": "suffix"}, UsageError),
+             ({"prompt": (1,) * 64}, TooLargeError), ({"prompt": (99,)}, UsageError), ({"max_tokens": 0}, UsageError),
+             ({"method": "swift", "logprobs": 1}, UnsupportedError)]
+    for change, error in wrong:
+        with pytest.raises(error):
+            engine.submit(Request(**({"prompt": (5, 6)} | change)))
+    assert not engine.busy
+    for _ in range(2):
+        engine.submit(Request(prompt=(5, 6)))
+    with pytest.raises(QueueFullError) as full:
+        engine.submit(Request(prompt=(5, 6)))
+    assert full.value.after > 0
+
+
+def test_the_thread_serves_drains_and_closes():
+    engine = engine_with(target())
+    engine.start()
+    tickets = [engine.submit(Request(prompt=(5, 6, n), max_tokens=12, ignore_eos=True)) for n in range(5)]
+    tickets[2].cancel()
+    ends = [told(ticket)[1][0] for ticket in tickets]
+    assert ends[:2] + ends[3:] == ["length"] * 4
+    left = engine.submit(Request(prompt=(5, 6), max_tokens=40, ignore_eos=True))
+    engine.close(drain=30)
+    assert told(left)[1] == {0: "length"}
+    with pytest.raises(QueueFullError, match="closing"):
+        engine.submit(Request(prompt=(5, 6)))
+    assert engine.stats()["running"] == engine.stats()["waiting"] == 0
+
+
+def test_a_failing_text_fails_alone(monkeypatch):
+    """What one draft breaks is told to its requests; the engine goes on with others."""
+    engine = engine_with(target())
+    desk = engine.desk("prompt_lookup")
+    monkeypatch.setattr(desk.plan.draft, "propose", lambda sequences, room: 1 / 0)
+    engine.start()
+    broken = engine.submit(Request(prompt=(5, 6), max_tokens=5, method="prompt_lookup"))
+    *_, last = broken.events()
+    assert last.finished == "error"
+    fine = engine.submit(Request(prompt=(5, 6), max_tokens=5, ignore_eos=True))
+    assert told(fine)[1] == {0: "length"}
+    engine.close()
+    assert not any(engine.room.store.holders[page] for page in engine.room.store.free)
