@@ -70,7 +70,8 @@ def _drafted(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
     clock.mark("draft")
     logits, taps = _verify(plan, trees)
     clock.mark("verify")
-    rounds, steps = settle(plan, sequences, trees, logits, [{name: tap[b] for name, tap in taps.items()} for b in range(len(trees))])
+    shown = [{name: tap[b] for name, tap in taps.items()} for b in range(len(trees))]
+    rounds, steps = settle(plan, sequences, trees, logits, shown)
     plan.lanes.commit([[0, *r.walk.path] for r in rounds])
     clock.mark("walk")
     if plan.draft is not None:
@@ -81,7 +82,7 @@ def _drafted(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
     return steps
 
 
-def settle(plan: DecodePlan, sequences: list[Sequence], trees: list[Tree], logits: Seq[Tensor],
+def settle(plan: DecodePlan, sequences: list[Sequence], trees: list[Tree], logits: Seq[Tensor] | Tensor,
            taps: Seq[dict[Any, Tensor]]) -> tuple[list[Round], list[Step]]:
     """Walk every tree and commit what was found to its sequence. logits[b], taps[b]: rows of its nodes, then of its ghosts."""
     rounds, steps, sizes = [], [], list(map(len, trees))

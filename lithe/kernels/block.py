@@ -192,7 +192,8 @@ class Rows:
         self.struct.table_stride, self.struct.shift = pages_BP.shape[1], paging.shift
         if paging.order is not None and paging.spans is not None:
             assert sorted(paging.order) == list(range(self.struct.rows))
-            assert paging.spans[0] == 0 and paging.spans[-1] == self.struct.rows and all(map(lt, paging.spans, paging.spans[1:]))
+            assert paging.spans[0] == 0 and paging.spans[-1] == self.struct.rows
+            assert all(map(lt, paging.spans, paging.spans[1:]))
             self._put(order=paging.order, spans=paging.spans)
             self.struct.groups = len(paging.spans) - 1
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from lithe.errors import TooLargeError, UsageError
 from lithe.model.config import Config, Layer, Rope
 from lithe.model.mask import CAUSAL, Mask, Pass, positions
-from lithe.model.ragged import ragged
 from lithe.model.modules import FFN, Experts, RMSNorm, draw
+from lithe.model.ragged import ragged
 from lithe.model.site import Site, sites
 from lithe.ops.attention import attention
 from lithe.ops.rope import frequencies, rotate
@@ -157,9 +157,9 @@ class Decoder(nn.Module):
 
         ids_BT or embeds [B, T, C] are the rows; with a cache they are written behind each sequence's length, and what
         stays is decided by `cache.commit`. pos_BT defaults to the rows following the cache. rows[b] is how many of the T
-        rows of sequence b are real (the others are padding on the right). counts: there is no padding, but one row below another,
-        [R, 1], counts[b] of them sequence b's; `adapters_B` and row numbers then count those rows. layers: which blocks run, in order; a nested
-        tuple runs its members on the same input. skip: (layer, "attn" or "mlp") to leave out. taps: layer numbers (the
+        rows of sequence b are real (the others are padding on the right). counts: no padding, but one row below another,
+        [R, 1], counts[b] of them sequence b's; `adapters_B` and row numbers then count those rows. layers: which blocks
+        run, in order; a nested tuple runs its members on the same input. skip: (layer, "attn" or "mlp") to leave out. taps: layer numbers (the
         residual stream after that layer), "embed" or "final". adapters_B: which attached adapters each sequence wants, by the
         rack's numbers. logits: LAST real row, ALL, NONE, or row numbers.
         """
@@ -184,7 +184,8 @@ class Decoder(nn.Module):
         if counts is None:
             return Output(self._logits(x_BTC, logits, rows), x_BTC, tapped)
         which = [end - 1 for end in accumulate(counts)] if isinstance(logits, str) and logits == LAST else logits
-        return Output(self.head(x_BTC[which]) if not isinstance(which, str) else self._logits(x_BTC, which, None), x_BTC, tapped)
+        given = self._logits(x_BTC, which, None) if isinstance(which, str) else self.head(x_BTC[which])
+        return Output(given, x_BTC, tapped)
 
     def _through(self, x_BTC: Tensor, run: Pass, order: Sequence, skipped: frozenset, wanted: frozenset,
                  tapped: dict[int | str, Tensor]) -> Tensor:

@@ -154,7 +154,7 @@ class Layers:
     def __init__(self, fast: Fast, gathered: list[LayerWeights | None], run: Pass, kernels: library.Library):
         self.blocks, self.gathered, self.kernels, self.whole = fast.model.layers, gathered, kernels, run
         self.stack = fast.stack(run, gathered)
-        paging = None if run.cache is None or "pages" not in run.cache.can else run.cache.paging(run.counts)
+        paging = None if run.cache is None or "pages" not in run.cache.can else cast(Any, run.cache).paging(run.counts)
         self.rows = compiled.Rows(run.pos_BT, run.lengths, run.counts, None if run.plain else run.squares(), run.last,
                                   library.threads(), paging)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,8 @@ class Pages:
     def take(self) -> int:
         """A page that nobody holds. Raises TooLargeError where there is none."""
         if not self.free and not self.reclaim(1):
-            raise TooLargeError(f"all {self.count} pages of {self.size} tokens are in use: allow more memory, or fewer requests at once")
+            raise TooLargeError(f"all {self.count} pages of {self.size} tokens are in use: allow more memory, or fewer "
+                                "requests at once")
         page = self.free.pop()
         self.holders[page] = 1
         return page
@@ -155,9 +157,9 @@ class PagedCache:
 
     def reserve(self, rows: int | Sequence[int]) -> None:
         """Pages for so many rows behind every sequence, or behind each. Raises TooLargeError where there are too few."""
-        self.counts = None if isinstance(rows, int) else list(rows)
-        for table, count in zip(self.tables, self.counts or [rows] * len(self.tables), strict=True):
-            self.home.reserve(table, int(count))
+        self.counts, each = (None, [rows] * len(self.tables)) if isinstance(rows, int) else (list(rows), list(rows))
+        for table, count in zip(self.tables, each, strict=True):
+            self.home.reserve(table, count)
 
     def paging(self, counts: Sequence[int]) -> Paging:
         """Where everything lies, for the compiled layers."""
@@ -174,7 +176,8 @@ class PagedCache:
             spans = [place for i, place in enumerate(spans) if i == 0 or place > spans[i - 1]]
         return Paging(pages_BP, self.home.size.bit_length() - 1, self.home.count, order, spans)
 
-    def attend(self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, *, visible_BTS=None, lead=None, **see) -> Tensor:
+    def attend(self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, *, visible_BTS: Any = None, lead: Any = None,
+               **see: Any) -> Tensor:
         """Write this pass's keys and values behind each length, then attend, one sequence after another.
 
         Without padding the tensors are [R, heads, 1, D], and visible_BTS holds an entry [1, T, S] for each sequence.
@@ -193,11 +196,12 @@ class PagedCache:
             held = torch.tensor(self.home.slots(table, 0, table.length + end - start), device=self.device)
             ragged = self.counts is not None
             q = q_BHTD[start:end].transpose(0, 2) if ragged else q_BHTD[b : b + 1]  # [1, H, T, D]
-            seen = None if visible_BTS is None else visible_BTS[b] if ragged else visible_BTS[min(b, len(visible_BTS) - 1)][None]
-            led = None if lead is None else tuple(one[start : start + 1] if ragged else one[b : b + 1] for one in lead)
-            one = attention(q, k[:, held][None], v[:, held][None], visible_BTS=None if seen is None else seen[..., : len(held)],
-                            **({} if led is None else {"lead": led}), **see)
-            out.append(one.transpose(0, 2) if ragged else one)
+            which = b if ragged or visible_BTS is None else min(b, len(visible_BTS) - 1)  # one may stand for all
+            seen = None if visible_BTS is None else visible_BTS[which] if ragged else visible_BTS[which][None]
+            led: Any = None if lead is None else tuple(one[start : start + 1] if ragged else one[b : b + 1] for one in lead)
+            made = attention(q, k[:, held][None], v[:, held][None], lead=led,
+                             visible_BTS=None if seen is None else seen[..., : len(held)], **see)
+            out.append(made.transpose(0, 2) if ragged else made)
         return torch.cat(out)
 
     def commit(self, rows_B: Sequence[int | Sequence[int]]) -> None:

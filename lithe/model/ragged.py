@@ -1,10 +1,10 @@
-"""A pass without padding: the rows of its sequences stand one below another, [R, 1]. Axes: R rows, T rows of one sequence, S slots."""
+"""A pass without padding: the rows of its sequences stand one below another. Axes: R rows, T rows of one sequence, S slots."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -57,10 +57,10 @@ def ragged(model: Decoder, rows: int, pos: Tensor | list[list[int]] | None, mask
     if cache is None or "pages" not in cache.can or not isinstance(mask, Causal | Tree):
         raise UnsupportedError("a pass of rows without padding wants a paged cache and a causal or tree mask")
     if len(counts) != len(cache.lengths) or min(counts, default=0) < 0:
-        raise UsageError(f"counts has {len(counts)} entries for a cache of {len(cache.lengths)} sequences, none of them below 0")
+        raise UsageError(f"counts has {len(counts)} entries for a cache of {len(cache.lengths)} sequences; none may be below 0")
     if rows != sum(counts):
         raise UsageError(f"a pass of {rows} rows was given counts that make {sum(counts)}")
-    cache.reserve(counts)
+    cast(Any, cache).reserve(counts)
     if pos is None:
         pos = [[n + step] for n, count in zip(cache.lengths, counts, strict=True) for step in range(count)]
     pos_R1, last = positions(pos, [0], 1, model.device)

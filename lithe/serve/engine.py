@@ -16,22 +16,19 @@ from typing import Any
 
 import torch
 
-from lithe import registry
-from lithe.decode.generate import request as sequence_of
 from lithe.decode.loop import Step, step
 from lithe.decode.plan import plan
-from lithe.errors import LitheError, TooLargeError, UnsupportedError, UsageError
-from lithe.model.checkpoint import available_memory
+from lithe.errors import LitheError, UsageError
 from lithe.model.decoder import Decoder
 from lithe.model.paged import Pages
-from lithe.serve.budget import profile
+from lithe.serve.budget import pages, policy, profile
+from lithe.serve.intake import jobs_of
 from lithe.serve.job import Desk, Job, logprobs
 from lithe.serve.line import Line
 from lithe.serve.request import QueueFullError, Request, Ticket
 from lithe.serve.room import PagedRoom
 from lithe.serve.turn import Turn, take
 
-MEMORY = 0.4  # share of what is available that pages may take unless more is said
 METHODS = 16  # kept ready
 IDLE = 0.05  # seconds between looks at deadlines while there is nothing to do
 
@@ -54,28 +51,29 @@ class Engine:
         self.model, self.method, self.queue = model, method, queue
         self.budget = (budget or profile(model, between)) if chunking else sequences * model.config.context
         self.sequences = min(sequences, self.budget)
-        self.policy = _policy("serve", "schedule", schedule, "meets_budget")
-        self.room = PagedRoom(Pages.like(model, pages=_pages(model, page, self.sequences, memory), size=page), sharing)
-        self.share = _policy("attention", "share", share, "same_tokens").group if sharing else None
+        self.policy = policy("serve", "schedule", schedule, "meets_budget")
+        self.room = PagedRoom(Pages.like(model, pages=pages(model, page, self.sequences, memory), size=page), sharing)
+        self.share = policy("attention", "share", share, "same_tokens").group if sharing else None
         self.desks: dict[str | None, Desk] = {}
         self.waiting: list[Job] = []
         self.running: list[Job] = []
         self.apart: list[Job] = []  # whose methods need rounds of their own
         self.inbox: deque[Job] = deque()
-        self.counts: dict[str, float] = dict.fromkeys(("turns", "rows", "generated", "prompt", "preempted", "finished", "busy"), 0)
+        names = ("rounds", "rows", "generated", "prompt", "preempted", "finished", "busy")  # the last in seconds
+        self.counts: dict[str, float] = dict.fromkeys(names, 0)
         self.ended: dict[str, int] = {}
         self._busy, self._news = threading.RLock(), threading.Event()
         self._stop, self._thread = False, None
-        self._desk(method)
+        self.desk(method)
 
     # ---- what other threads call ----
 
     def submit(self, request: Request) -> Ticket:
         """Queue a request. Raises QueueFullError, or the LitheError that says why it is not legal."""
-        jobs = self._jobs(request)
+        jobs = jobs_of(self, request)
         if self._stop:
             raise QueueFullError("the engine is closing")
-        if len(self.waiting) + len(self.inbox) + len(jobs) > self.queue + len(jobs) - 1:
+        if len(self.waiting) + len(self.inbox) >= self.queue:
             raise QueueFullError(f"{self.queue} requests wait already: try again later", after=self.wait)
         self.inbox.extend(jobs)
         self._news.set()
@@ -95,12 +93,16 @@ class Engine:
             else:
                 threading.Event().wait(0.01)
         with self._busy:
-            for job in self._everyone():
+            for job in self.everyone():
                 job.ticket.cancelled = True
             self._take_in()
         self._news.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+
+    def wake(self) -> None:
+        """There is news, such as a cancellation."""
+        self._news.set()
 
     @property
     def busy(self) -> bool:
@@ -118,9 +120,9 @@ class Engine:
         return self.counts | {
             "running": len(self.running) + len(self.apart), "waiting": len(self.waiting) + len(self.inbox),
             "budget": self.budget, "sequences": self.sequences, "pages": store.count, "page": store.size,
-            "pages_used": store.count - len(store.free), "pages_kept": len(tree.nodes) if tree else 0,
-            "pages_evicted": tree.evicted if tree else 0, "prompt_saved": self.room.saved, "ended": dict(self.ended),
-            "methods": len(self.desks)}
+            "cache_usage": 1 - self.room.spare / store.count, "pages_kept": len(tree.nodes) if tree else 0,
+            "pages_evicted": tree.evicted if tree else 0, "prefix_queries": self.room.asked, "prefix_hits": self.room.saved,
+            "methods": len(self.desks), "ended": dict(self.ended)}
 
     # ---- a turn ----
 
@@ -177,7 +179,7 @@ class Engine:
 
     def _took(self, done: Turn) -> None:
         """Tell the tickets, fork what is read, let go of what has finished."""
-        self.counts["turns"] += 1
+        self.counts["rounds"] += 1
         self.counts["rows"] += done.rows
         self.counts["busy"] += done.seconds
         for job in done.read:
@@ -188,6 +190,9 @@ class Engine:
                 self._fork(job)
             if not job.left:
                 job.read_states()
+        for job, why in done.failed:
+            self.running.remove(job)
+            self._leave(job, "error", why)
         for job, result, found in done.steps:
             nodes = [0, *found.walk.path]
             top = job.request.logprobs
@@ -217,49 +222,21 @@ class Engine:
             self.counts["busy"] += perf_counter() - begun
         return bool(groups)
 
-    # ---- a job's way ----
-
-    def _jobs(self, request: Request) -> list[Job]:
-        """A job for each choice. Raises the LitheError that says why the request is not legal."""
-        if not 1 <= request.choices <= self.sequences:
-            raise UsageError(f"choices must be between 1 and {self.sequences}, the most that run at once, not {request.choices}")
-        if request.constraint or request.prediction or request.adapter:
-            raise UnsupportedError("constraints, predictions and adapters are not offered yet")
-        if request.logprobs is not None and not 0 <= request.logprobs <= self.model.config.vocab:
-            raise UsageError(f"logprobs must lie between 0 and the vocabulary's {self.model.config.vocab}")
-        desk, ticket = self._desk(request.method or self.method), Ticket(request)
-        if request.logprobs is not None and not desk.joins:
-            raise UnsupportedError(f"{desk.plan.name} runs in rounds of its own, which tell no log probabilities")
-        ticket.wake = self._news.set
-        jobs = []
-        for i in range(request.choices):
-            sequence = sequence_of(self.model, list(request.prompt), law=request.law, max_tokens=request.max_tokens,
-                                   seed=request.seed + i, stop=request.stops, ignore_eos=request.ignore_eos)
-            desk.plan.rule(sequence)
-            jobs.append(Job(ticket, i, sequence, desk))
-        store = self.room.store
-        if desk.joins and -(-(jobs[0].sequence.prompt + jobs[0].sequence.limit + 64) // store.size) > store.count:
-            raise TooLargeError(f"{jobs[0].sequence.prompt} tokens and {jobs[0].sequence.limit} more do not fit into the "
-                                f"{store.count} pages of {store.size} tokens: ask for fewer, or allow the engine more memory")
-        if desk.joins and desk.reads is None:
-            jobs[0].followers = jobs[1:]
-            return jobs[:1]
-        return jobs
-
-    def _desk(self, method: str | None) -> Desk:
-        """The method's place, made where it is new. Raises LitheError where the spec is not legal for this model."""
+    def desk(self, method: str | None) -> Desk:
+        """The place of a method, made where it is new. Raises LitheError where the spec is not legal for this model."""
         desk = self.desks.get(method)
         if desk is None:
             with self._busy:
-                idle = [name for name, one in self.desks.items() if name != self.method and not any(
-                    job.desk is one for job in self._everyone())]
-                if len(self.desks) >= METHODS and not idle:
+                idle = [name for name, one in self.desks.items()
+                        if name != self.method and not any(job.desk is one for job in self.everyone())]
+                full = len(self.desks) >= METHODS
+                if full and not idle:
                     raise QueueFullError(f"{len(self.desks)} methods are in use already: try again later", after=self.wait)
                 desk = Desk(plan(self.model, draft=method))
-                if len(self.desks) >= METHODS:
-                    del self.desks[idle[0]]
-                self.desks = self.desks | {method: desk}
+                self.desks = {name: one for name, one in self.desks.items() if not full or name != idle[0]} | {method: desk}
         return desk
+
+    # ---- a job's way ----
 
     def _begin(self, job: Job) -> None:
         if job.began is None:
@@ -269,8 +246,11 @@ class Engine:
 
     def _publish(self, job: Job, done: Step, told: list | None) -> None:
         usage = job.usage
-        usage.passes, usage.rows, usage.generated = usage.passes + 1, usage.rows + done.nodes, usage.generated + len(done.tokens)
+        usage.passes, usage.rows = usage.passes + 1, usage.rows + done.nodes
+        usage.generated += len(done.tokens)
         usage.drafted, usage.accepted = usage.drafted + done.nodes - 1, usage.accepted + len(done.tokens) - 1
+        if job.request.prediction is not None:
+            usage.accepted_prediction, usage.rejected_prediction = usage.accepted, usage.drafted - usage.accepted
         self.counts["generated"] += len(done.tokens)
         if job.sequence.finished:
             (self.running if job.desk.joins else self.apart).remove(job)
@@ -289,7 +269,7 @@ class Engine:
         self.ended[why] = self.ended.get(why, 0) + 1
         self.counts["finished"] += 1
 
-    def _everyone(self) -> list[Job]:
+    def everyone(self) -> list[Job]:
         return [*self.inbox, *self.waiting, *self.running, *self.apart]
 
     def _loop(self) -> None:
@@ -312,27 +292,3 @@ class Engine:
                 job.table.length = 0  # nothing of it is remembered
                 for one in (job, *job.followers):
                     self._leave(one, "error", said)
-
-
-def _policy(room: str, shelf: str, spec: str | None, promise: str) -> Any:
-    """The method of a spec; without one the first numbered row on the shelf that keeps the promise."""
-    if spec is None:
-        fits = [entry for entry in registry.entries(room, shelf) if entry.card.row is not None and promise in entry.card.promises]
-        if not fits:
-            raise UnsupportedError(f"nothing on the shelf {room}/{shelf} promises {promise}: name a method")
-        return fits[0].module.Method(fits[0].knobs())
-    found = registry.parse(spec, shelf)
-    return found.entry.module.Method(found.knobs)
-
-
-def _pages(model: Decoder, size: int, sequences: int, memory: int | None) -> int:
-    """How many pages: for as many whole contexts as may run, as far as memory goes."""
-    one = Pages.bytes(model.config, size, model.dtype)
-    if memory is None:
-        free = available_memory(model.device)
-        memory = int(MEMORY * free) if free is not None else 2**30
-    wanted = sequences * (-(-(model.config.context + 64) // size) + 1)
-    pages = min(wanted, memory // max(one, 1))
-    if pages < 2:
-        raise TooLargeError(f"{memory} bytes hold {pages} pages of {size} tokens, each {one} bytes: allow more memory, or choose smaller pages")
-    return pages

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
+from collections.abc import Hashable, Sequence as Seq
 from time import perf_counter
 
 import torch
@@ -70,9 +70,10 @@ class Job:
         return self.desk.reads is not None or self.echoes
 
     @property
-    def key(self) -> int | None:
+    def key(self) -> Hashable:
         """What its keys and values were made with, beside its tokens."""
-        return self.sequence.adapter
+        choice = self.desk.plan.model.adapters
+        return choice.default if choice is not None and self.sequence.adapter is None else self.sequence.adapter
 
     @property
     def length(self) -> int:

@@ -15,7 +15,7 @@ class PagedRoom:
     def __init__(self, store: Pages, sharing: bool):
         self.store, self.tree = store, PrefixTree(store) if sharing else None
         self.claims: set[tuple] = set()  # pages of text that are being read in this turn
-        self.saved = 0  # tokens of prompts that were not read
+        self.asked = self.saved = 0  # tokens of prompts looked for, and those that need not be read
 
     def begin(self) -> None:
         """Another turn."""
@@ -28,6 +28,7 @@ class PagedRoom:
 
     def admit(self, job: Job) -> bool:
         self._adopt(job)
+        self.asked += 0 if job.usage.preempted or job.whole else job.sequence.prompt
         wanted, mark = self.store.wanted(job.table, job.left + 1), int(WATERMARK * self.store.count)
         if wanted <= len(self.store.free) - mark or wanted <= self.spare - mark or (
                 wanted <= self.spare and self.store.count - self.spare == len(job.table.pages)):  # it has all for itself

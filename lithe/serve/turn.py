@@ -1,4 +1,4 @@
-"""One pass for a whole turn: the trees of those that decode and pieces of prompts, rows end to end. Axes: R rows, V vocabulary."""
+"""One pass for a whole turn: trees of those that decode and pieces of prompts, end to end. Axes: N rows of a tree, V tokens."""
 
 from __future__ import annotations
 

@@ -59,13 +59,14 @@ def paged(model, prompts, size, cut, share):
     tables = [store.fork(base) for _ in prompts]
     cache = PagedCache(store, tables, share)
     left = [prompt[cut:] for prompt in prompts]
-    out = model(torch.tensor(sum(left, []))[:, None], counts=list(map(len, left)), cache=cache).scores[:, 0]
+    rows = torch.tensor([token for piece in left for token in piece])[:, None]
+    out = model(rows, counts=list(map(len, left)), cache=cache).scores[:, 0]
     cache.commit(list(map(len, left)))
     found = [[row] for row in out]
     pos = [[n + d] for n in cache.lengths for d in DEPTHS]
     trees = Tree([TREE] * len(prompts))
-    out = model(torch.tensor(text(6, 9) * len(prompts))[:, None], pos_BT=pos, counts=[6] * len(prompts), cache=cache, mask=trees,
-                logits=ALL).scores[:, 0]
+    out = model(torch.tensor(text(6, 9) * len(prompts))[:, None], pos_BT=pos, counts=[6] * len(prompts), cache=cache,
+                mask=trees, logits=ALL).scores[:, 0]
     cache.commit([[0, 2, 5]] * len(prompts))
     last = model(torch.tensor([[7]] * len(prompts)), counts=[1] * len(prompts), cache=cache).scores[:, 0]
     for b, rows in enumerate(found):
@@ -104,7 +105,8 @@ def test_padded_passes_read_pages_too():
     plain, store = PlainCache.like(model, batch=2), Pages.like(model, pages=20, size=4)
     cache = PagedCache(store, [Table(), Table()])
     for kept in ([9, 4], [2, 2]):
-        assert torch.allclose(model(ids, cache=plain, logits=ALL).scores, model(ids, cache=cache, logits=ALL).scores, atol=1e-12)
+        right = model(ids, cache=plain, logits=ALL).scores
+        assert torch.allclose(right, model(ids, cache=cache, logits=ALL).scores, atol=1e-12)
         plain.commit(kept)
         cache.commit(kept)
     plain.keep([1, 0, 1])
@@ -147,7 +149,8 @@ def test_what_makes_no_pass_is_refused():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from("write fork cut drop".split()), st.integers(0, 5), st.integers(0, 30)), max_size=40))
+@given(st.lists(st.tuples(st.sampled_from(["write", "fork", "cut", "drop"]), st.integers(0, 5), st.integers(0, 30)),
+                max_size=40))
 def test_pages_are_counted(moves):
     """Whatever is written, forked, cut and dropped: a page is held exactly as often as tables name it, and texts never mix."""
     store = Pages(decoder().config, pages=64, size=4)
