@@ -46,3 +46,11 @@ def test_the_schema_is_openapi_and_says_what_is_served():
     chat = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert chat["required"] == ["model", "messages"] and not chat["additionalProperties"]
     assert {"minimum": 0, "maximum": 2, "type": "number"} in chat["properties"]["temperature"]["anyOf"]
+
+
+def test_the_docs_show_the_parameters_that_are_checked():
+    from tools import serving
+
+    page = serving.PAGE.read_text(encoding="utf-8")
+    assert serving.written(page) == page, "run python tools/serving.py"
+    assert "| `temperature` | number, from 0 to 2 |" in page and "`suffix`" in page
