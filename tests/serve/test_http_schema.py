@@ -25,7 +25,7 @@ def small(case) -> None:
 
 
 @OURS.parametrize()
-@settings(max_examples=12, deadline=None, suppress_health_check=QUIET)
+@settings(max_examples=6, deadline=None, suppress_health_check=QUIET)
 def test_what_the_schema_says(case):
     small(case)
     case.call_and_validate(base_url=live().url, excluded_checks=LEFT_OUT, timeout=60)
