@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from lithe.bench.json._rows import Row
     from lithe.bench.ledger import Ledger
 
-SCHEMAS = Annotated[list[str] | None, typer.Option("--schemas", help="of --suite json: a file of schemas with instances; repeats; the "
-                                                                    "shipped ones and those in $LITHE_DATA where not given")]
+SCHEMAS = Annotated[list[str] | None, typer.Option("--schemas", help="of --suite json: schemas with instances; repeats; "
+                                                                    "the shipped and those in $LITHE_DATA where not given")]
 WRITE = Annotated[int, typer.Option("--write", help="of --suite json: schemas of each set under which the model writes", min=0)]
-HEADS = ("set", "schemas", "enforced", "exact", "let through", "too strict", "the raw library: enforced", "let through", "texts", "valid",
-         "cut", "invalid", "passes saved")
+HEADS = ("set", "schemas", "enforced", "exact", "let through", "too strict", "the raw library: enforced", "let through", "texts",
+         "valid", "cut", "invalid", "passes saved")
 
 
-def structured(model: str, *, schemas: Seq[str], write: int, limit: int | None, max_tokens: int, seed: int, dtype: str, device: str,
-               threads: int | None, offline: bool, as_json: bool, book: Ledger | None) -> int:
+def structured(model: str, *, schemas: Seq[str], write: int, limit: int | None, max_tokens: int, seed: int, dtype: str,
+               device: str, threads: int | None, offline: bool, as_json: bool, book: Ledger | None) -> int:
     """Run the suite and print it. 1 where anything invalid was let through."""
     from lithe.bench.json._rows import records, rows
     from lithe.bench.json._sets import chosen
@@ -55,7 +55,8 @@ def structured(model: str, *, schemas: Seq[str], write: int, limit: int | None, 
 
 def _cells(row: Row) -> list[Any]:
     return [row.set, row.schemas, row.declared, row.exact, row.wrongly_accepted, row.overly_strict, row.raw_declared,
-            row.raw_wrongly_accepted, row.texts, row.valid, row.cut, row.invalid, "-" if row.skipped is None else f"{row.skipped:.0%}"]
+            row.raw_wrongly_accepted, row.texts, row.valid, row.cut, row.invalid,
+            "-" if row.skipped is None else f"{row.skipped:.0%}"]
 
 
 def _times(row: Row) -> None:
@@ -64,5 +65,5 @@ def _times(row: Row) -> None:
     told += [f"a token {way} {value:.3g} ms" for way, value in row.per_token_ms.items()]
     print("; ".join(told) + " (median / 99 % / most)")
     if row.written:
-        print(f"texts are the same without forcing under {row.same} of {row.written} schemas; unconstrained, {row.free_valid} of "
-              f"{row.texts // 2} are valid")
+        print(f"texts are the same without forcing under {row.same} of {row.written} schemas; unconstrained, {row.free_valid} "
+              f"of {row.texts // 2} are valid")

@@ -47,8 +47,8 @@ def command(
     Reading a prompt is timed apart and is no part of the speeds. With --json each row is one JSON line; all rows go to the
     ledger. The exit code is 1 where a method failed, 130 where Ctrl-C ended the run; what was finished by then is reported.
     --suite engines puts plain decoding beside transformers' and llama.cpp's instead, in every precision. --suite tuning trains
-    the plan's methods on texts that the model does not know; --method then names some of the plan. --suite json asks what schemas are
-    enforced, lets the model write under them and has the result judged.
+    the plan's methods on texts that the model does not know; --method then names some of the plan. --suite json asks what
+    schemas are enforced, lets the model write under them and has the result judged.
     """
     from lithe.bench.runner import Stopped, bench
 

@@ -1,4 +1,4 @@
-"""Keyword by keyword: what a schema lets through is valid to the standard's reference, and what cannot be enforced is refused by name."""
+"""Keyword by keyword: what a schema lets through is valid, and what cannot be enforced is refused by name."""
 
 import json
 
@@ -16,7 +16,7 @@ TRAPS = (
     ({"properties": {"foo": {"type": "integer"}}, "additionalProperties": {"type": "string"}},
      ['{"foo":1,"\\u0066oo":"x"}', '{"\\u0066oo":"x"}', '{"foo":1,"foo":"x"}']),
     ({"properties": {"fé": {"type": "integer"}}, "additionalProperties": {"type": "string"}}, ['{"f\\u00e9":"x"}']),
-    ({"properties": {'q"': {"type": "integer"}}, "additionalProperties": {"type": "string"}}, ['{"q\\u0022":"x"}', '{"q\\"":"x"}']),
+    ({"properties": {'q"': {"type": "integer"}}, "additionalProperties": {"type": "string"}}, ['{"q\\u0022":"x"}']),
     ({"type": "object", "minProperties": 1}, ["{}"]),
     ({"type": "string", "maxLength": 1}, ['"ab"', '"\\n\\n"']),
     ({"type": "string", "minLength": 2}, ['"\\n"', '"😀"']),
@@ -108,7 +108,8 @@ def test_the_official_suite(data):
 
 
 @pytest.mark.parametrize(("pattern", "same"), [
-    ("^[a-z]+$", "^[a-z]+$"), (r"\/", r"\x{2F}"), ("a{2,3}?", "a{2,3}?"), ("{", r"\x{7B}"), (r"[\s\S]", None), ("[^]", r"[\x{0}-\x{10FFFF}]"),
+    ("^[a-z]+$", "^[a-z]+$"), (r"\/", r"\x{2F}"), ("a{2,3}?", "a{2,3}?"), ("{", r"\x{7B}"),
+    (r"[\s\S]", None), ("[^]", r"[\x{0}-\x{10FFFF}]"),
     (r"\u00e9", r"\x{E9}"), (r"\cA", r"\x{1}"), ("(?<day>a)", "(?:a)"), (r"[a\-z]", r"[a\x{2D}z]"), ("[a-]", r"[a\x{2D}]"),
     (r"\ud83d\ude00", r"\x{1F600}"), (r"[\b]", r"[\x{8}]"), (r"\p{L}", r"\p{L}"),
 ])

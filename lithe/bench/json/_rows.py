@@ -19,10 +19,10 @@ ALL = "all"
 class Row:
     """Counts of schemas unless said otherwise.
 
-    declared: compiled. exact: compiled, and every instance judged rightly. wrongly_accepted: compiled, and an invalid instance let
-    through; overly_strict: compiled, and a valid one not. raw_*: the same of the library as it comes. empirical: with texts, all
-    whole ones valid. cut: texts that reached the limit. us, ms: [median, 99th percentile, largest]. skipped: share of passes that
-    forced tokens save. same: schemas whose texts are the same without forcing. per_token_ms: by how texts were written.
+    declared: compiled. exact: compiled, and every instance judged rightly. wrongly_accepted: compiled, and an invalid instance
+    let through; overly_strict: compiled, and a valid one not. raw_*: the same of the library as it comes. empirical: with texts,
+    all whole ones valid. cut: texts that reached the limit. us, ms: [median, 99th percentile, largest]. skipped: share of passes
+    that forced tokens save. same: schemas whose texts are the same without forcing. per_token_ms: by how texts were written.
     """
 
     set: str
@@ -75,7 +75,8 @@ def _row(name: str, outcomes: Sequence[Outcome]) -> Row:
         instances=sum(v.instances for v in ours), written=len(told), empirical=_count(_fine(each["forced"]) for each in told),
         texts=sum(w.texts for w in both), valid=sum(w.valid for w in both), cut=sum(w.cut for w in both),
         unjudged=sum(w.unjudged for w in both), free_valid=sum(w.valid for w in free),
-        compile_ms=spread([1e3 * v.compile_s for v in ours if v.refused is None]), mask_us=spread([us for v in ours for us in v.masks_us]),
+        compile_ms=spread([1e3 * v.compile_s for v in ours if v.refused is None]),
+        mask_us=spread([us for v in ours for us in v.masks_us]),
         skipped=1 - sum(each.passes for each in forced) / passes if passes else None,
         same=_count(a.ids == b.ids for a, b in zip(forced, plain, strict=True)),
         per_token_ms={way: 1e3 * sum(w.seconds for w in which) / max(1, sum(w.tokens for w in which))
@@ -104,6 +105,6 @@ def records(found: Sequence[Row], outcomes: Sequence[Outcome], model: Decoder, *
     made = []
     for row in found:
         schemas = [[o.case.name, o.case.schema] for o in outcomes if row.set in (ALL, o.case.set)]
-        made.append(record(SUITE, model, measured=asdict(row) | {"invalid": row.invalid}, inputs=schemas, settings=settings, seed=seed,
-                           method=spec))
+        made.append(record(SUITE, model, measured=asdict(row) | {"invalid": row.invalid}, inputs=schemas, settings=settings,
+                           seed=seed, method=spec))
     return made

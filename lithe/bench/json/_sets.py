@@ -13,6 +13,7 @@ from typing import Any
 from lithe.errors import FormatError, UsageError
 
 SHIPPED = Path(__file__).parent / "schemas.jsonl"
+LAID = ("jsonschemabench/sample.jsonl.gz", "jsonschema_testsuite/draft2020-12.zip")  # in the folder of data sets
 OWN = "own"  # the name of the shipped set
 
 
@@ -61,8 +62,7 @@ def _suite(path: Path) -> Iterator[Case]:
 
 def chosen(paths: Sequence[str], data: str | None, limit: int | None) -> list[Case]:
     """Cases of the files named, else the shipped ones and those in the folder of data sets; at most `limit` of a set."""
-    found = [SHIPPED, *(Path(data) / name for name in ("jsonschemabench/sample.jsonl.gz", "jsonschema_testsuite/draft2020-12.zip"))] \
-        if data else [SHIPPED]
+    found = [SHIPPED, *(Path(data or "") / name for name in LAID if data)]
     cases = [case for path in (paths or found) for case in read(path)]
     if limit is None:
         return cases

@@ -15,7 +15,7 @@ from lithe.sampling.constraint import Program
 
 @dataclass
 class Verdict:
-    """What came of one schema. under: invalid instances let through. over: valid ones that are not. Seconds and microseconds."""
+    """What came of one schema. under: invalid instances let through. over: valid ones that are not."""
 
     refused: str | None = None  # why, where it was
     instances: int = 0
