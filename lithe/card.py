@@ -31,6 +31,7 @@ NEEDS = {
     "target_cache": "the target's own cache, to draft on before a pass overwrites what was drafted",
     "late": "a word between the target's pass and the walk: what was drafted meanwhile",
     "corpus": "a text to look things up in, which the knob of that name names",
+    "prediction": "what a request foretells of its text; without it nothing is drafted",
     "tap:final": "the last hidden state of every verified row",
     "ghosts": "rows of the verifying pass that nobody sees and nothing keeps, whose logits go to the draft",
 }

@@ -7,7 +7,7 @@ A chain is a tree of width one and plain decoding is a tree that is only its roo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence as Seq
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -66,20 +66,12 @@ def _drafted(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
     plan.lanes.sync(sequences)
     plan.lanes.prefill(plan.taps, getattr(plan.draft, "read", None))
     clock.mark("prefill")
-    trees = _propose(plan, sequences)
+    trees = propose(plan, sequences)
     clock.mark("draft")
     logits, taps = _verify(plan, trees)
     clock.mark("verify")
-    rounds, steps, sizes = [], [], list(map(len, trees))
-    late.add(plan.draft, sequences, trees)
-    for b, (sequence, tree, size) in enumerate(zip(sequences, trees, sizes, strict=True)):
-        raw_NV, rows = logits[b] if size == logits.shape[1] else logits[b, :size], size + len(tree.ghosts)
-        scores_NV = late.padded(tree, _scores(sequence, tree, raw_NV), size)
-        walk = late.ended(tree, walk_checked(plan, sequence, tree, scores_NV), size)
-        rounds.append(Round(sequence, tree, walk, raw_NV, {name: tap[b, :size] for name, tap in taps.items()},
-                            logits[b, size:rows]))
-        found = [(tree.tokens[node], tree.sources.get(node, plan.source)) for node in walk.path] + [(walk.token, "")]
-        steps.append(_push(sequence, found, rows))
+    shown = [{name: tap[b] for name, tap in taps.items()} for b in range(len(trees))]
+    rounds, steps = settle(plan, sequences, trees, logits, shown)
     plan.lanes.commit([[0, *r.walk.path] for r in rounds])
     clock.mark("walk")
     if plan.draft is not None:
@@ -88,6 +80,22 @@ def _drafted(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
     for done in steps:
         done.seconds = clock.seconds
     return steps
+
+
+def settle(plan: DecodePlan, sequences: list[Sequence], trees: list[Tree], logits: Seq[Tensor] | Tensor,
+           taps: Seq[dict[Any, Tensor]]) -> tuple[list[Round], list[Step]]:
+    """Walk every tree and commit what was found to its sequence. logits[b], taps[b]: rows of its nodes, then of its ghosts."""
+    rounds, steps, sizes = [], [], list(map(len, trees))
+    late.add(plan.draft, sequences, trees)
+    for sequence, tree, size, rows_RV, tap in zip(sequences, trees, sizes, logits, taps, strict=True):
+        raw_NV, rows = rows_RV if size == len(rows_RV) else rows_RV[:size], size + len(tree.ghosts)
+        scores_NV = late.padded(tree, _scores(sequence, tree, raw_NV), size)
+        walk = late.ended(tree, walk_checked(plan, sequence, tree, scores_NV), size)
+        rounds.append(Round(sequence, tree, walk, raw_NV, {name: rows_RC[:size] for name, rows_RC in tap.items()},
+                            rows_RV[size:rows]))
+        found = [(tree.tokens[node], tree.sources.get(node, plan.source)) for node in walk.path] + [(walk.token, "")]
+        steps.append(_push(sequence, found, rows))
+    return rounds, steps
 
 
 def run(plan: DecodePlan, sequences: list[Sequence]) -> Iterator[Step]:
@@ -105,10 +113,11 @@ def run(plan: DecodePlan, sequences: list[Sequence]) -> Iterator[Step]:
         yield from steps
 
 
-def _propose(plan: DecodePlan, sequences: list[Sequence]) -> list[Tree]:
-    """A tree a sequence, never deeper than the tokens it may still take nor larger than the cache has slots."""
+def propose(plan: DecodePlan, sequences: list[Sequence], slots: int | None = None) -> list[Tree]:
+    """A tree a sequence, never deeper than the tokens it may still take nor larger than `slots`: what the lanes' cache has."""
     room = [s.left - 1 for s in sequences]
-    slots = plan.lanes.cache.capacity - max(plan.lanes.cache.lengths)
+    if slots is None:
+        slots = plan.lanes.cache.capacity - max(plan.lanes.cache.lengths)
     must = forced.tokens(plan, sequences, room, slots)
     if plan.draft is None:
         return forced.chains(plan, sequences, [Tree.root(s.ids[-1]) for s in sequences], must)

@@ -18,7 +18,7 @@ from lithe.sampling.sequence import Sequence
 SEARCH = "search"  # the shelf of what replaces the whole loop
 VERB = {"draft": "draft", "tree": "shape trees", "accept": "decide what is accepted"}
 # of decoder and loop; a cache adds what it `can`
-HAS = frozenset({"tap:final", "second_model", "corpus", "target_cache", "late", "ghosts"})
+HAS = frozenset({"tap:final", "second_model", "corpus", "target_cache", "late", "ghosts", "prediction"})
 
 
 @dataclass(kw_only=True)

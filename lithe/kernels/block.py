@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass, fields
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate
+from operator import add, lt
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,8 +46,9 @@ class PlaceStruct(ctypes.Structure):
 class PassStruct(ctypes.Structure):
     """Pass of layer.c."""
 
-    _fields_ = (*((name, c_void_p) for name in ("x", "out", "pos", "lengths", "among")), ("among_stride", c_int64),
-                *((name, c_int32) for name in ("batch", "rows", "attn", "mlp", "threads")))  # fmt: skip
+    _fields_ = (*((name, c_void_p) for name in ("x", "out", "pos", "lengths", "starts", "owners", "order", "spans", "tables",
+                                                "among", "among_at")), ("table_stride", c_int64),
+                *((name, c_int32) for name in ("batch", "rows", "groups", "shift", "attn", "mlp", "threads")))  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +118,7 @@ class Place(NamedTuple):
         assert k.dtype in (torch.float32, torch.bfloat16) and v.dtype == k.dtype
         assert all(t.dtype == torch.float32 and t.is_contiguous() for t in (self.cos_PR, self.sin_PR))
         made.k, made.v, made.cos, made.sin = (t.data_ptr() for t in self[:4])
-        made.batch_stride, made.head_stride = k.stride(0), k.stride(1)
+        made.batch_stride, made.head_stride = k.stride(0) if len(k) > 1 else 0, k.stride(1)  # pages: one store for all
         made.cache_kind, made.window = int(k.dtype == torch.bfloat16), self.window or 0
 
 
@@ -142,29 +145,77 @@ class Stack:
             self.positions = min(self.positions, len(place.cos_PR))
 
 
-class Rows:
-    """What all layers of one pass share: positions [B, T], the slot of each sequence's first row, and who sees whom.
+class Paging(NamedTuple):
+    """Where the slots of paged sequences lie: the page of each 2^shift slots [B, P], and the pages that the stores hold."""
 
-    A row sees what is cached and, among the rows of the pass, those up to itself, or what `among` [B or 1, T, T] says.
-    last: no position lies past it.
+    pages_BP: np.ndarray
+    shift: int
+    pages: int
+    order: Sequence[int] | None = None  # attention takes rows in this order,
+    spans: Sequence[int] | None = None  # and lets those between two of these places share loads; each sequence's own alone
+
+
+class Rows:
+    """What all layers of one pass share: positions, the slot of each sequence's first row, and who sees whom.
+
+    The rows of a pass lie end to end, counts[b] of them sequence b's. A row sees what is cached and, among the rows of its
+    sequence, those up to itself, or what squares[b] [T, T] says. last: no position lies past it.
     """
 
-    def __init__(self, pos_BT: Tensor, lengths: list[int], among_BTT: Tensor | None, last: int, threads: int):
-        B, T = pos_BT.shape
-        self.last, self.slots = last, max(lengths) + T
-        self.pos_BT, self.lengths = pos_BT.contiguous(), (c_int32 * B)(*lengths)
-        assert self.pos_BT.dtype == torch.int64 and len(lengths) == B
-        self.struct = PassStruct(pos=self.pos_BT.data_ptr(), lengths=ctypes.addressof(self.lengths), batch=B, rows=T,
-                                 threads=threads)
-        if among_BTT is not None:
-            self.among_BTT = among_BTT = among_BTT.contiguous()
-            assert among_BTT.dtype == torch.bool and among_BTT.shape[0] in (1, B) and among_BTT.shape[1:] == (T, T)
-            self.struct.among, self.struct.among_stride = among_BTT.data_ptr(), T * T if among_BTT.shape[0] > 1 else 0
+    def __init__(self, pos_R: Tensor, lengths: Sequence[int], counts: Sequence[int], squares: Sequence[Tensor | None] | None,
+                 last: int, threads: int, paging: Paging | None = None):
+        B, self.last, self.paging = len(lengths), last, paging
+        self.slots = max(map(add, lengths, counts))
+        self.pos_R, starts = pos_R.contiguous(), [0, *accumulate(counts)]
+        assert self.pos_R.dtype == torch.int64 and len(counts) == B and starts[-1] == pos_R.numel()
+        owners = [0] * starts[-1] if B == 1 else np.repeat(np.arange(B), counts)
+        self.struct = PassStruct(pos=self.pos_R.data_ptr(), batch=B, rows=starts[-1], groups=B, threads=threads)
+        self.held: list = []  # what the struct points to
+        self._put(lengths=lengths, starts=starts, spans=starts, owners=owners)
+        if paging is not None:
+            self._page(paging, lengths, counts)
+        if squares is not None:
+            self._see(squares, counts)
+
+    def _put(self, **arrays: Sequence[int] | np.ndarray) -> None:
+        for name, array in arrays.items():
+            made = np.ascontiguousarray(array, dtype=np.int32)
+            self.held.append(made)
+            setattr(self.struct, name, made.ctypes.data)
+
+    def _page(self, paging: Paging, lengths: Sequence[int], counts: Sequence[int]) -> None:
+        pages_BP, size = paging.pages_BP, 1 << paging.shift
+        for row_P, length, count in zip(pages_BP, lengths, counts, strict=True):
+            used = row_P[: -(-(length + count) // size)]
+            assert len(used) * size >= length + count and (not len(used) or 0 <= used.min() <= used.max() < paging.pages)
+        self._put(tables=pages_BP)
+        self.struct.table_stride, self.struct.shift = pages_BP.shape[1], paging.shift
+        if paging.order is not None and paging.spans is not None:
+            assert sorted(paging.order) == list(range(self.struct.rows))
+            assert paging.spans[0] == 0 and paging.spans[-1] == self.struct.rows
+            assert all(map(lt, paging.spans, paging.spans[1:]))
+            self._put(order=paging.order, spans=paging.spans)
+            self.struct.groups = len(paging.spans) - 1
+
+    def _see(self, squares: Sequence[Tensor | None], counts: Sequence[int]) -> None:
+        """Squares one after another; one that several sequences share is there once."""
+        places: dict[int, int] = {}
+        kept: list[Tensor] = []
+        end = 0
+        for square, count in zip(squares, counts, strict=True):
+            if square is not None and id(square) not in places:
+                assert square.dtype == torch.bool and square.shape == (count, count)
+                places[id(square)], end = end, end + count * count
+                kept.append(square.reshape(-1))
+        among = kept[0].contiguous() if len(kept) == 1 else torch.cat(kept) if kept else torch.zeros(1, dtype=torch.bool)
+        at = np.array([-1 if square is None else places[id(square)] for square in squares], dtype=np.int64)
+        self.held += [among, at]
+        self.struct.among, self.struct.among_at = among.data_ptr(), at.ctypes.data
 
 
 def layers(stack: Stack, rows: Rows, x_BTC: Tensor, first: int, count: int = 1, *, attn: bool = True, mlp: bool = True,
            kernels: library.Library) -> Tensor:
-    """`count` layers of a stack over the rows of a pass, float32 [B, T, C]; keys and values go behind each sequence's length.
+    """`count` layers of a stack over the rows of a pass, float32 [..., C]; keys and values go behind each sequence's length.
 
     A row's result depends on its own input and the keys it sees, bitwise: not on other rows, the batch or threads.
     """
@@ -172,8 +223,11 @@ def layers(stack: Stack, rows: Rows, x_BTC: Tensor, first: int, count: int = 1, 
     out_BTC, run = torch.empty_like(x_BTC), rows.struct
     assert 0 <= first < first + count <= len(stack.weights) and all(stack.layer_array[first : first + count])
     assert x_BTC.shape[-1] == stack.width
-    assert x_BTC.shape[:2] == rows.pos_BT.shape and rows.slots <= stack.room and len(x_BTC) <= stack.batch
-    assert rows.last < stack.positions
+    assert x_BTC.shape[:-1].numel() == rows.struct.rows and rows.last < stack.positions
+    if rows.paging is None:
+        assert rows.slots <= stack.room and rows.struct.batch <= stack.batch
+    else:
+        assert rows.paging.pages << rows.paging.shift <= stack.room
     run.x, run.out, run.attn, run.mlp = x_BTC.data_ptr(), out_BTC.data_ptr(), attn, mlp
     kernels.lib.lithe_layers(ctypes.byref(stack.layer_array, first * ctypes.sizeof(c_void_p)),
                              ctypes.byref(stack.place_array, first * ctypes.sizeof(PlaceStruct)), count, ctypes.byref(run))
@@ -181,7 +235,7 @@ def layers(stack: Stack, rows: Rows, x_BTC: Tensor, first: int, count: int = 1, 
 
 
 class Stores:
-    """Each [G, S, D] of one sequence's cache, as the kernels take them: made once, good for many moves. Shapes may differ."""
+    """Each [G, S, D] of a cache, as the kernels take them: made once, good for many moves. Shapes may differ."""
 
     def __init__(self, stores: Sequence[Tensor]):
         count = self.count = len(stores)
@@ -192,12 +246,11 @@ class Stores:
         self.heads = (c_int32 * count)(*(t.shape[0] for t in stores))
         self.sizes = (c_int64 * count)(*(t.shape[2] * t.element_size() for t in stores))
 
-    def gather(self, start: int, rows: Sequence[int], *, kernels: library.Library) -> None:
-        """Slots start + rows[i], rising, move to start + i."""
-        assert all(a < b for a, b in pairwise((-1, *rows)))
-        assert not rows or start + rows[-1] < self.room
-        kernels.lib.lithe_gather(self.data, self.strides, self.heads, self.sizes, self.count, start,
-                                 (c_int64 * len(rows))(*rows), len(rows))
+    def move(self, old: Sequence[int], new: Sequence[int], *, kernels: library.Library) -> None:
+        """What lies in slot old[i] goes to slot new[i], one after another."""
+        assert len(old) == len(new) and (not old or 0 <= min(*old, *new) <= max(*old, *new) < self.room)
+        kernels.lib.lithe_move(self.data, self.strides, self.heads, self.sizes, self.count,
+                               (c_int64 * len(old))(*old), (c_int64 * len(new))(*new), len(old))
 
 
 def norm(x: Tensor, weight_C: Tensor, eps: float, *, kernels: library.Library) -> Tensor:

@@ -91,9 +91,9 @@ def variant(name: str) -> Library:
     lib.lithe_layers.argtypes = (c_void_p, c_void_p, c_int32, c_void_p)
     lib.lithe_head.argtypes = (packed, c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_int32, c_int32)
     lib.lithe_rows.argtypes = (packed, c_void_p, c_int64, c_void_p)
-    lib.lithe_gather.argtypes = (c_void_p, c_void_p, c_void_p, c_void_p, c_int32, c_int64, c_void_p, c_int64)
+    lib.lithe_move.argtypes = (c_void_p, c_void_p, c_void_p, c_void_p, c_int32, c_void_p, c_void_p, c_int64)
     lib.lithe_norm.argtypes = (c_void_p, c_void_p, c_void_p, c_int32, c_int32, c_float)
-    for function in (lib.lithe_linear, lib.lithe_layers, lib.lithe_gather, lib.lithe_norm, lib.lithe_head):
+    for function in (lib.lithe_linear, lib.lithe_layers, lib.lithe_move, lib.lithe_norm, lib.lithe_head):
         function.restype = None
     lib.lithe_rows.restype = lib.lithe_alone.restype = c_int64
     return Library(name, lib)

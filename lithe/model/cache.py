@@ -103,7 +103,7 @@ class PlainCache:
             first = next(k for k in self.k if k is not None)
             if b not in self._moves or self._moves[b][0] is not first:
                 self._moves[b] = first, Stores(self._stores(b))
-            self._moves[b][1].gather(start, rows, kernels=kernels)
+            self._moves[b][1].move([start + row for row in rows], range(start, start + len(rows)), kernels=kernels)
             return
         source = torch.tensor([start + row for row in rows], device=self.device)
         for store in self._stores(b):
@@ -149,6 +149,11 @@ class PlainCache:
         twin.config, twin.capacity, twin.layers = self.config, self.capacity, layers
         twin.k, twin.v, twin.lengths, twin._moves = self.k, self.v, list(self.lengths), {}
         return twin
+
+    @property
+    def home(self) -> PlainCache:
+        """What holds the storage."""
+        return self
 
     @property
     def device(self) -> torch.device:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from lithe.errors import TooLargeError, UsageError
 from lithe.model.config import Config, Layer, Rope
 from lithe.model.mask import CAUSAL, Mask, Pass, positions
 from lithe.model.modules import FFN, Experts, RMSNorm, draw
+from lithe.model.ragged import ragged
 from lithe.model.site import Site, sites
 from lithe.ops.attention import attention
 from lithe.ops.rope import frequencies, rotate
@@ -147,7 +149,7 @@ class Decoder(nn.Module):
     def forward(self, ids_BT: Tensor | None = None, *, embeds: Tensor | None = None,
                 pos_BT: Tensor | list[list[int]] | None = None,
                 mask: Mask = CAUSAL, docs_BT: Tensor | None = None, cache: Cache | None = None,
-                rows: Sequence[int] | None = None, layers: Iterable | None = None,
+                rows: Sequence[int] | None = None, counts: Sequence[int] | None = None, layers: Iterable | None = None,
                 skip: Iterable[tuple[int, str]] = (), taps: Iterable[int | str] = (),
                 adapters_B: Sequence[int | None] | Tensor | None = None,
                 logits: str | Tensor | Sequence[int] = LAST) -> Output:
@@ -155,8 +157,9 @@ class Decoder(nn.Module):
 
         ids_BT or embeds [B, T, C] are the rows; with a cache they are written behind each sequence's length, and what
         stays is decided by `cache.commit`. pos_BT defaults to the rows following the cache. rows[b] is how many of the T
-        rows of sequence b are real (the others are padding on the right). layers: which blocks run, in order; a nested
-        tuple runs its members on the same input. skip: (layer, "attn" or "mlp") to leave out. taps: layer numbers (the
+        rows of sequence b are real (the others are padding on the right). counts: no padding, but one row below another,
+        [R, 1], counts[b] of them sequence b's; `adapters_B` and row numbers then count those rows. layers: which blocks
+        run, in order; a nested tuple runs its members on the same input. skip: (layer, "attn" or "mlp") to leave out. taps: layer numbers (the
         residual stream after that layer), "embed" or "final". adapters_B: which attached adapters each sequence wants, by the
         rack's numbers. logits: LAST real row, ALL, NONE, or row numbers.
         """
@@ -169,7 +172,8 @@ class Decoder(nn.Module):
         if self.adapters is None and adapters_B is not None:
             raise UsageError("adapters_B was given, but no adapter is attached to this model")
         groups = None if self.adapters is None else self.adapters.choose(self, adapters_B, len(x_BTC))
-        run = self._prepare(x_BTC, pos_BT, mask, docs_BT, cache)
+        run = (self._prepare(x_BTC, pos_BT, mask, docs_BT, cache) if counts is None else
+               ragged(self, len(x_BTC), pos_BT, mask, counts, cache))
         run.groups = groups
         skipped, wanted = frozenset(skip), frozenset(taps)
         tapped: dict[int | str, Tensor] = {"embed": x_BTC} if "embed" in wanted else {}
@@ -177,7 +181,11 @@ class Decoder(nn.Module):
         x_BTC = self._through(x_BTC, run, order, skipped, wanted, tapped)
         if "final" in wanted:
             tapped["final"] = self.norm(x_BTC)
-        return Output(self._logits(x_BTC, logits, rows), x_BTC, tapped)
+        if counts is None:
+            return Output(self._logits(x_BTC, logits, rows), x_BTC, tapped)
+        which = [end - 1 for end in accumulate(counts)] if isinstance(logits, str) and logits == LAST else logits
+        given = self._logits(x_BTC, which, None) if isinstance(which, str) else self.head(x_BTC[which])
+        return Output(given, x_BTC, tapped)
 
     def _through(self, x_BTC: Tensor, run: Pass, order: Sequence, skipped: frozenset, wanted: frozenset,
                  tapped: dict[int | str, Tensor]) -> Tensor:

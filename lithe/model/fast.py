@@ -90,7 +90,7 @@ class Fast:
 
     def layers(self, run: Pass, x_BTC: Tensor) -> Layers | None:
         """The layers of this pass, compiled where they can be; None where none can."""
-        kernels, slots = library.load(), run.cache is None or "slots" in run.cache.can
+        kernels, slots = library.load(), run.cache is None or {"slots", "pages"} & run.cache.can
         if kernels is None or not slots or x_BTC.device.type != "cpu" or _wants_gradients(x_BTC):
             return None
         if self._gathered is None:
@@ -120,15 +120,16 @@ class Fast:
         tables = [self.model.turns(rope, run.last, run.pos_BT.device) for rope in self._ropes]
         stores: list[tuple[Any, Any]] = self._own_stores(run) if cache is None else [*zip(cache.k, cache.v, strict=True)]
         made_from = [t for pair in (*tables, *stores) for t in pair]
-        held = None if cache is None else self._stacks.get(cache)
+        home = None if cache is None else cache.home
+        held = None if home is None else self._stacks.get(home)
         if held is not None and len(held[0]) == len(made_from) and all(map(is_, held[0], made_from)):
             return held[1]
         wide = {rope: (cos.float().contiguous(), sin.float().contiguous())
                 for rope, (cos, sin) in zip(self._ropes, tables, strict=True)}
         made = Stack(gathered, [Place(k, v, *wide[s.rope], window=s.window) if s else None
                                 for (k, v), s in zip(stores, self._shapes, strict=True)])
-        if cache is not None:
-            self._stacks[cache] = made_from, made
+        if home is not None:
+            self._stacks[home] = made_from, made
         return made
 
     def _own_stores(self, run: Pass) -> list[tuple[Any, Any]]:
@@ -153,7 +154,9 @@ class Layers:
     def __init__(self, fast: Fast, gathered: list[LayerWeights | None], run: Pass, kernels: library.Library):
         self.blocks, self.gathered, self.kernels, self.whole = fast.model.layers, gathered, kernels, run
         self.stack = fast.stack(run, gathered)
-        self.rows = compiled.Rows(run.pos_BT, run.lengths, None if run.plain else run.among(), run.last, library.threads())
+        paging = None if run.cache is None or "pages" not in run.cache.can else cast(Any, run.cache).paging(run.counts)
+        self.rows = compiled.Rows(run.pos_BT, run.lengths, run.counts, None if run.plain else run.squares(), run.last,
+                                  library.threads(), paging)
 
     def __getitem__(self, i: int) -> Callable[..., Tensor]:
         return self.blocks[i] if self.gathered[i] is None else partial(self._one, i)

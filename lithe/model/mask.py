@@ -140,6 +140,7 @@ class Pass:
         self.model, self.pos_BT, self.last, self.mask, self.docs_BT = model, pos_BT, last, mask, docs_BT
         self.lengths, self.cache = lengths, cache
         self.groups: Groups | None = None  # which adapters each row wants
+        self.counts = [pos_BT.shape[1]] * len(pos_BT)  # rows of each sequence
         T, plain = pos_BT.shape[1], isinstance(mask, Causal) and docs_BT is None
         self.plain = plain  # a row sees what is cached and the rows up to itself
         self.causal = plain and max(lengths) == 0 and T > 1
@@ -165,6 +166,11 @@ class Pass:
     def among(self) -> Tensor:
         """Who sees whom among the rows of the pass, windows aside: boolean [B or 1, T, T]."""
         return among_rows(self.mask, self.pos_BT, self.docs_BT)
+
+    def squares(self) -> list[Tensor]:
+        """The same for each sequence, [T, T]; one object where all share it."""
+        among = self.among()
+        return list(among) if len(among) > 1 else [among[0]] * len(self.counts)
 
     def visible(self, window: int | None) -> Tensor | None:
         """Who sees which slot, boolean [B or 1, T, S]; None: everything, or what is plainly causal."""

@@ -53,6 +53,7 @@ class Sequence:
         if self.stops and stream is None:
             raise UsageError("stop strings need a tokenizer")
         self.adapter = adapter
+        self.prediction: tuple[int, ...] = ()  # what the text may well be, as the request says
         self.constraint = None if constraint is None else Constraint(constraint, self.eos)
         self.sources: list[str] = []
         self.finished: str | None = None  # "eos", "stop" or "length"

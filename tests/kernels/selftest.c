@@ -106,10 +106,11 @@ typedef struct {
     const float *x;
     float *out;
     const int64_t *pos;
-    const int32_t *lengths;
+    const int32_t *lengths, *starts, *owners, *order, *spans, *tables;
     const uint8_t *among;
-    int64_t among_stride;
-    int32_t batch, rows, attn, mlp, threads;
+    const int64_t *among_at;
+    int64_t table_stride;
+    int32_t batch, rows, groups, shift, attn, mlp, threads;
 } Pass;
 void lithe_layers(const Layer *const *layers, const Place *places, int32_t count, const Pass *pass);
 static float *numbers(int count) {
@@ -122,6 +123,41 @@ static Packed matrix(int kind, int n, int k) {
     Packed w = {NULL, kind, n, k, kind >= INT8 ? 32 : 0};
     free(weights(&w, (k + unit - 1) / unit * unit));
     return w;
+}
+
+/* The same pass on pages of four slots that lie backwards, both sequences' rows in one span and in turn. */
+static int check_pages(const Layer *const *layers, const Place *places, const Pass *pass, const float *right, int batch, int past,
+                       int rows, int kv_heads, int D, int size) {
+    enum { COUNT = 2, PAGE = 4 };
+    const int each = (past + rows + PAGE - 1) / PAGE, capacity = past + rows, width = layers[0]->width;
+    const size_t bytes = (size_t)kv_heads * batch * each * PAGE * D * size, head = (size_t)batch * each * PAGE * D * size;
+    int32_t *tables = exactly(sizeof(int32_t) * batch * each), *order = exactly(sizeof(int32_t) * batch * rows), span[] = {0, batch * rows};
+    float *out = exactly(sizeof(float) * batch * rows * width);
+    Place paged[COUNT];
+    for (int i = 0; i < batch * each; i++) tables[i] = batch * each - 1 - i;
+    for (int i = 0; i < batch * rows; i++) order[i] = i % batch * rows + i / batch;
+    for (int l = 0; l < COUNT; l++) {
+        char *from[] = {places[l].k, places[l].v}, *to[2];
+        for (int i = 0; i < 2; i++) {
+            to[i] = exactly(bytes);
+            for (int b = 0; b < batch; b++)
+                for (int g = 0; g < kv_heads; g++)
+                    for (int s = 0; s < past; s++)
+                        memcpy(to[i] + g * head + (size_t)(tables[b * each + s / PAGE] * PAGE + s % PAGE) * D * size,
+                               from[i] + ((size_t)(b * kv_heads + g) * capacity + s) * D * size, (size_t)D * size);
+        }
+        paged[l] = places[l], paged[l].k = to[0], paged[l].v = to[1];
+        paged[l].batch_stride = 0, paged[l].head_stride = (int64_t)(head / size);
+    }
+    int32_t lengths[] = {past, past};
+    Pass other = *pass;
+    other.out = out, other.lengths = lengths, other.order = order, other.spans = span, other.groups = 1;
+    other.tables = tables, other.table_stride = each, other.shift = 2;
+    lithe_layers(layers, paged, COUNT, &other);
+    int wrong = memcmp(out, right, sizeof(float) * batch * rows * width) != 0;
+    for (int l = 0; l < COUNT; l++) free(paged[l].k), free(paged[l].v);
+    free(tables), free(order), free(out);
+    return wrong;
 }
 
 static int check_layers(int kind, int cache_kind, int D, int heads, int kv_heads, int past, int rows, int window, int threads) {
@@ -138,7 +174,9 @@ static int check_layers(int kind, int cache_kind, int D, int heads, int kv_heads
     char *store[COUNT][2], *store1[COUNT][2];
     uint8_t *among = exactly((size_t)rows * rows);
     int64_t *pos = exactly(sizeof(int64_t) * N), pos1[BATCH];
-    int32_t lengths[BATCH] = {past, past};
+    int32_t lengths[BATCH] = {past, past}, starts[] = {0, rows, 2 * rows}, owners[1024], ones[] = {0, 1, 2}, all[] = {0, 2};
+    int64_t among_at[BATCH] = {0, 0};
+    for (int i = 0; i < N; i++) owners[i] = i >= rows;
     const Layer *layers[COUNT] = {&layer, &layer};
     Place places[COUNT], places1[COUNT];
     for (int l = 0; l < COUNT; l++) {
@@ -152,17 +190,18 @@ static int check_layers(int kind, int cache_kind, int D, int heads, int kv_heads
     }
     for (int i = 0; i < rows * rows; i++) among[i] = i % rows <= i / rows;
     for (int i = 0; i < N; i++) pos[i] = past + i % rows;
-    Pass pass = {x, out, pos, lengths, among, 0, BATCH, rows, 1, 1, threads};
+    Pass pass = {x, out, pos, lengths, starts, owners, NULL, starts, NULL, among, among_at, 0, BATCH, N, BATCH, 0, 1, 1, threads};
     lithe_layers(layers, places, COUNT, &pass);
     for (int t = 0; t < rows; t++) {
         for (int b = 0; b < BATCH; b++) {
             memcpy(step + b * C, x + (b * rows + t) * C, sizeof(float) * C);
             lengths[b] = past + t, pos1[b] = past + t;
         }
-        Pass single = {step, one, pos1, lengths, NULL, 0, BATCH, 1, 1, 1, 1};
+        Pass single = {step, one, pos1, lengths, ones, ones, NULL, ones, NULL, NULL, NULL, 0, BATCH, BATCH, BATCH, 0, 1, 1, 1};
         lithe_layers(layers, places1, COUNT, &single);
         for (int b = 0; b < BATCH; b++) wrong += memcmp(one + b * C, out + (b * rows + t) * C, sizeof(float) * C) != 0;
     }
+    wrong += check_pages(layers, places, &pass, out, BATCH, past, rows, kv_heads, D, size);
     for (int l = 0; l < COUNT; l++)
         for (int i = 0; i < 2; i++) {
             wrong += memcmp(store[l][i], store1[l][i], bytes) != 0;

@@ -37,13 +37,19 @@ typedef struct { /* what of a pass differs from layer to layer */
 } Place;
 
 typedef struct {
-    const float *x; /* [batch * rows][width] */
+    const float *x; /* [rows][width]: the rows of all sequences, one sequence after another */
     float *out;
-    const int64_t *pos;     /* [batch * rows]; a cached key's position is its slot */
-    const int32_t *lengths; /* [batch]: the slot of a sequence's first row, up to which all that is cached is seen */
-    const uint8_t *among;   /* [rows][rows] of each sequence: which rows a row sees; NULL: those up to itself */
-    int64_t among_stride;   /* from one sequence to the next; 0 where all share one */
-    int32_t batch, rows, attn, mlp, threads;
+    const int64_t *pos;      /* [rows]; a cached key's position is its slot */
+    const int32_t *lengths;  /* [batch]: the slot of a sequence's first row, up to which all that is cached is seen */
+    const int32_t *starts;   /* [batch + 1]: the first row of each sequence, and the end */
+    const int32_t *owners;   /* [rows]: the sequence of each row */
+    const int32_t *order;    /* [rows]: attention takes rows in this order; NULL: as they come */
+    const int32_t *spans;    /* [groups + 1]: places in that order; rows between two of them may share the loads of keys */
+    const int32_t *tables;   /* [batch][table_stride]: the page that holds each 2^shift slots; NULL: slots lie as counted */
+    const uint8_t *among;    /* which rows of its sequence a row sees, a square of so many rows for each sequence, */
+    const int64_t *among_at; /* [batch] which begins here; below 0: a row sees those up to itself */
+    int64_t table_stride;
+    int32_t batch, rows, groups, shift, attn, mlp, threads;
 } Pass;
 
 typedef struct { /* the layer under way, as one thread sees it */
@@ -52,7 +58,7 @@ typedef struct { /* the layer under way, as one thread sees it */
     const Pass *pass;
     const float *x; /* its input; pass->out is its output, and may be the same */
     int rows, wide; /* wide: head_dim in whole vectors */
-    int block, blocks, chunks, units; /* attention: rows taken together, such blocks a sequence, chunks dealt out one by one */
+    int block, blocks, chunks, units; /* attention: rows taken together, such blocks, chunks dealt out one by one */
     float *normed, *q, *k, *v, *mixed, *gate, *up, *parts, *post, *own;
     char *room;       /* activations as a product reads them */
     char *normed_room; /* the same, of what `normed` holds */
@@ -93,6 +99,13 @@ static void turn(float *x, const float *cos, const float *sin, int rotated) {
     }
 }
 
+/* Where a sequence's slot lies in its store. */
+INLINE int32_t slot_at(const Pass *pass, int b, int64_t slot) {
+    if (!pass->tables) return (int32_t)slot;
+    const int32_t page = pass->tables[b * pass->table_stride + (slot >> pass->shift)];
+    return (page << pass->shift) + (int32_t)(slot & ((1 << pass->shift) - 1));
+}
+
 static void keep(const Place *place, void *store, int b, int g, int slot, const float *x, int width) {
     int64_t at = b * place->batch_stride + g * place->head_stride + (int64_t)slot * width;
     if (place->cache_kind == FP32) memcpy((float *)store + at, x, sizeof(float) * width);
@@ -103,9 +116,10 @@ static void keep(const Place *place, void *store, int b, int g, int slot, const 
 static void finish_heads(const Job *job, int row, int g) {
     const Layer *layer = job->layer;
     const Place *place = job->place;
-    const int b = row / job->pass->rows, slot = job->pass->lengths[b] + row % job->pass->rows;
+    const Pass *pass = job->pass;
+    const int b = pass->owners[row], slot = slot_at(pass, b, pass->lengths[b] + row - pass->starts[b]);
     const int D = layer->head_dim, G = layer->kv_heads, R = layer->heads / G;
-    const int64_t angle = job->pass->pos[row] * layer->rotated;
+    const int64_t angle = pass->pos[row] * layer->rotated;
     const float *cos = place->cos + angle, *sin = place->sin + angle;
     for (int h = g * R; h < (g + 1) * R; h++) {
         float *q = job->q + ((int64_t)row * layer->heads + h) * D;
@@ -246,79 +260,111 @@ static void finish(const Job *job, int64_t row, int h, Soft all, const float *ou
     for (int i = 0; i < D; i++) mixed[i] = out[i] * by;
 }
 
-/* Which slots row t of sequence b sees, in order: those of chunk c. Returns how many. */
-static int slots_of(const Job *job, int b, int t, int c, int32_t *slots) {
+/* Which slots a row sees, in order: those of chunk c. Returns how many. */
+static int slots_of(const Job *job, int row, int c, int32_t *slots) {
     const Pass *pass = job->pass;
-    const int64_t *pos = pass->pos + (int64_t)b * pass->rows, window = job->place->window;
-    const uint8_t *among = pass->among ? pass->among + b * pass->among_stride + (int64_t)t * pass->rows : NULL;
+    const int b = pass->owners[row], first = pass->starts[b], t = row - first, rows = pass->starts[b + 1] - first;
+    const int64_t *pos = pass->pos + first, window = job->place->window, square = pass->among ? pass->among_at[b] : -1;
+    const uint8_t *among = square < 0 ? NULL : pass->among + square + (int64_t)t * rows;
     int64_t low = window && pos[t] - window + 1 > 0 ? pos[t] - window + 1 : 0, high = pass->lengths[b];
     if (window && pos[t] + window < high) high = pos[t] + window;
     int64_t past = high > low ? high - low : 0, skip = (int64_t)c * CHUNK - past;
     int count = 0;
-    for (int64_t i = (int64_t)c * CHUNK; i < past && count < CHUNK; i++) slots[count++] = (int32_t)(low + i);
-    for (int j = 0, end = among ? pass->rows : t + 1; j < end && count < CHUNK; j++) {
+    for (int64_t i = (int64_t)c * CHUNK; i < past && count < CHUNK; i++) slots[count++] = slot_at(pass, b, low + i);
+    for (int j = 0, end = among ? rows : t + 1; j < end && count < CHUNK; j++) {
         int64_t away = pos[t] > pos[j] ? pos[t] - pos[j] : pos[j] - pos[t];
         if ((among && !among[j]) || (window && away >= window)) continue;
         if (skip > 0) skip--;
-        else slots[count++] = pass->lengths[b] + j;
+        else slots[count++] = slot_at(pass, b, pass->lengths[b] + j);
     }
     return count;
+}
+
+typedef struct { int row, end, from, to; } Shared; /* slots [from, to) of the lists of rows [row, end), which are the same */
+
+/* How rows [row, end) go over their lists from place `from` on: what all have in common once, then in turn each run of
+ * neighbours that have more in common, down to the single row. Returns the end of what it wrote, two a row at most. */
+static Shared *shares(const int32_t (*slots)[CHUNK], const int *counts, int row, int end, int from, Shared *into) {
+    int to = counts[row];
+    for (int r = row + 1; r < end; r++) {
+        int same = from;
+        while (same < to && same < counts[r] && slots[r][same] == slots[row][same]) same++;
+        to = same;
+    }
+    if (to > from) *into++ = (Shared){row, end, from, to};
+    for (int r = row, next; r < end; r = next) {
+        for (next = r + 1; next < end && to < counts[r] && to < counts[next] && slots[next][to] == slots[r][to];) next++;
+        if (to < counts[r]) into = shares(slots, counts, r, next, to, into);
+    }
+    return into;
 }
 
 static float *part_of(const Job *job, int64_t row, int h, int c) { /* of a chunk dealt out alone: Soft, then its values */
     return job->parts + ((row * job->layer->heads + h) * job->chunks + c) * (job->wide + 2);
 }
 
-/* Chunks [c, c_end) of rows [t, t_end) of sequence b for the query heads of key-value head g. The rows share what they all
- * see first, which under a causal mask and in a tree is nearly everything. */
-static void attend(const Job *job, int b, int g, int t, int t_end, int c, int c_end, float *own) {
+/* Chunks [c, c_end) of some rows for the query heads of key-value head g. The rows share the loads of what they have in
+ * common: nearly everything under a causal mask and in a tree, and between sequences what lies on the same pages. */
+static void attend(const Job *job, const int32_t *which, int rows, int g, int c, int c_end, float *own) {
     const Layer *layer = job->layer;
     const Place *place = job->place;
-    const int D = layer->head_dim, R = layer->heads / layer->kv_heads, wide = job->wide, rows = t_end - t, all = rows * R;
-    const int64_t store = b * place->batch_stride + g * place->head_stride, first = (int64_t)b * job->pass->rows + t;
+    const int D = layer->head_dim, R = layer->heads / layer->kv_heads, wide = job->wide, all = rows * R;
+    const int64_t store = job->pass->owners[which[0]] * place->batch_stride + g * place->head_stride;
     const size_t size = place->cache_kind == FP32 ? 4 : 2;
     const char *keys = (const char *)place->k + store * size, *values = (const char *)place->v + store * size;
     const Scores *score = score_table[place->cache_kind], *mix = mix_table[place->cache_kind];
     float *q = own, *out = q + all * wide, *sums = out + all * wide, *scores = sums + all * wide;
     Soft *soft = (Soft *)(scores + all * SPAN), *one = soft + all;
     int32_t slots[TOGETHER][CHUNK];
+    Shared runs[2 * TOGETHER];
     memset(q, 0, sizeof(float) * 2 * all * wide);
     for (int n = 0; n < all; n++) {
-        memcpy(q + n * wide, job->q + ((first + n / R) * layer->heads + g * R + n % R) * D, sizeof(float) * D);
+        memcpy(q + n * wide, job->q + ((int64_t)which[n / R] * layer->heads + g * R + n % R) * D, sizeof(float) * D);
         soft[n] = (Soft){-INFINITY, 0};
     }
     for (int some = 1; c < c_end && some; c++) {
-        int counts[TOGETHER], shared = CHUNK;
+        int counts[TOGETHER];
         some = 0;
-        for (int r = 0; r < rows; r++) {
-            counts[r] = slots_of(job, b, t + r, c, slots[r]);
-            int same = 0;
-            while (same < shared && same < counts[r] && slots[r][same] == slots[0][same]) same++;
-            shared = same, some |= counts[r];
-        }
+        for (int r = 0; r < rows; r++) some |= counts[r] = slots_of(job, which[r], c, slots[r]);
+        const Shared *end = some ? shares((const int32_t(*)[CHUNK])slots, counts, 0, rows, 0, runs) : runs;
         memset(sums, 0, sizeof(float) * all * wide);
-        each(score, all, keys, slots[0], 0, shared, q, wide, 0, wide, D, scores, SPAN, 0);
-        for (int r = 0; r < rows; r++)
-            each(score, R, keys, slots[r], shared, counts[r], q + r * R * wide, wide, 0, wide, D, scores + r * R * SPAN, SPAN, shared);
+        for (const Shared *run = runs; run < end; run++)
+            each(score, (run->end - run->row) * R, keys, slots[run->row], run->from, run->to, q + run->row * R * wide, wide, 0,
+                 wide, D, scores + run->row * R * SPAN, SPAN, run->from);
         for (int n = 0; n < all; n++) {
             one[n] = (Soft){-INFINITY, 0};
             if (counts[n / R]) one[n].sum = weights_of(scores + n * SPAN, counts[n / R], layer->cap, &one[n].top);
         }
-        each(mix, all, values, slots[0], 0, shared, scores, SPAN, 0, wide, D, sums, wide, 0);
-        for (int r = 0; r < rows; r++)
-            each(mix, R, values, slots[r], shared, counts[r], scores + r * R * SPAN, SPAN, shared, wide, D, sums + r * R * wide, wide, 0);
+        for (const Shared *run = runs; run < end; run++)
+            each(mix, (run->end - run->row) * R, values, slots[run->row], run->from, run->to, scores + run->row * R * SPAN, SPAN,
+                 run->from, wide, D, sums + run->row * R * wide, wide, 0);
         for (int n = 0; n < all; n++) {
             if (!job->chunks) {
                 merge(&soft[n], out + n * wide, one[n], sums + n * wide, wide);
                 continue;
             }
-            float *part = part_of(job, first + n / R, g * R + n % R, c);
+            float *part = part_of(job, which[n / R], g * R + n % R, c);
             memcpy(part, &one[n], sizeof *one);
             memcpy(part + 2, sums + n * wide, sizeof(float) * wide);
         }
     }
     if (!job->chunks)
-        for (int n = 0; n < all; n++) finish(job, first + n / R, g * R + n % R, soft[n], out + n * wide);
+        for (int n = 0; n < all; n++) finish(job, which[n / R], g * R + n % R, soft[n], out + n * wide);
+}
+
+/* The rows of a block: `which` holds them, or room for them; returns how many. */
+static int rows_of_block(const Job *job, int block, int32_t *which) {
+    const Pass *pass = job->pass;
+    for (int group = 0;; group++) {
+        const int from = pass->spans[group], end = pass->spans[group + 1], blocks = (end - from + job->block - 1) / job->block;
+        if (block >= blocks) {
+            block -= blocks;
+            continue;
+        }
+        const int at = from + block * job->block, rows = end - at < job->block ? end - at : job->block;
+        for (int r = 0; r < rows; r++) which[r] = pass->order ? pass->order[at + r] : at + r;
+        return rows;
+    }
 }
 
 /* ---- the layer's halves --------------------------------------------------------------------------------------------- */
@@ -355,7 +401,6 @@ static void add_up(const Job *job, const Packed *w, Rows from_rows, const float 
 
 static void attention_half(const Job *job, int thread, int threads) {
     const Layer *layer = job->layer;
-    const Pass *pass = job->pass;
     const int G = layer->kv_heads, D = layer->head_dim, dealt = job->chunks ? job->chunks : 1;
     int from, to;
     Rows x = normed_rows(job, job->x, layer->attn_norm, &layer->q, thread, threads);
@@ -368,9 +413,9 @@ static void attention_half(const Job *job, int thread, int threads) {
     for (int i = from; i < to; i++) finish_heads(job, i / G, i % G);
     pool_barrier(thread, threads);
     for (int unit; (unit = atomic_fetch_add(job->next, 1)) < job->units;) {
-        int c = unit % dealt, t = unit / dealt % job->blocks * job->block, end = t + job->block;
-        int g = unit / dealt / job->blocks % G, b = unit / dealt / job->blocks / G;
-        attend(job, b, g, t, end < pass->rows ? end : pass->rows, c, job->chunks ? c + 1 : INT32_MAX, job->own);
+        int32_t which[TOGETHER];
+        int c = unit % dealt, g = unit / dealt / job->blocks, rows = rows_of_block(job, unit / dealt % job->blocks, which);
+        attend(job, which, rows, g, c, job->chunks ? c + 1 : INT32_MAX, job->own);
     }
     pool_barrier(thread, threads);
     Rows mixed = rows_of(job, &layer->o, job->mixed, job->room);
@@ -446,13 +491,17 @@ typedef struct {
 /* How attention's work is cut. Chunks are dealt out one by one only where few rows leave threads without work otherwise. */
 static void deal(const Pass *pass, const Layer *layer, Job *job) {
     int R = layer->heads / layer->kv_heads, longest = 0;
-    for (int b = 0; b < pass->batch; b++) longest = pass->lengths[b] > longest ? pass->lengths[b] : longest;
+    for (int b = 0; b < pass->batch; b++) {
+        int past = pass->lengths[b] + pass->starts[b + 1] - pass->starts[b];
+        longest = past > longest ? past : longest;
+    }
     job->block = R >= QUERIES ? 1 : QUERIES / R < TOGETHER ? QUERIES / R : TOGETHER;
-    job->blocks = (pass->rows + job->block - 1) / job->block;
-    job->units = pass->batch * layer->kv_heads * job->blocks;
+    job->blocks = 0;
+    for (int i = 0; i < pass->groups; i++) job->blocks += (pass->spans[i + 1] - pass->spans[i] + job->block - 1) / job->block;
+    job->units = layer->kv_heads * job->blocks;
     job->chunks = 0;
-    if (job->units < 4 * pass->threads && longest >= CHUNK) {
-        job->chunks = (longest + pass->rows + CHUNK - 1) / CHUNK;
+    if (job->units < 4 * pass->threads && longest > CHUNK) {
+        job->chunks = (longest + CHUNK - 1) / CHUNK;
         job->units *= job->chunks;
     }
 }
@@ -465,7 +514,7 @@ static int whole_vectors(int n) { return (n + LANES - 1) / LANES * LANES; }
 /* Room for the largest of the layers; returns all of it in floats. */
 static size_t measure(Stack *stack) {
     const Pass *pass = stack->pass;
-    const size_t rows = (size_t)pass->batch * pass->rows;
+    const size_t rows = (size_t)pass->rows;
     size_t size[BUFFERS] = {0};
     for (int i = 0; i < stack->count; i++) {
         const Layer *layer = stack->layers[i];
@@ -509,7 +558,7 @@ static void stack_job(void *with, int thread, int threads) {
     for (int i = 0; i < stack->count; i++) {
         const Layer *layer = stack->layers[i];
         const int attn = has_attention(pass, layer), ffn = has_ffn(pass, layer);
-        Job job = {.layer = layer, .place = &stack->places[i], .pass = pass, .x = x, .rows = pass->batch * pass->rows,
+        Job job = {.layer = layer, .place = &stack->places[i], .pass = pass, .x = x, .rows = pass->rows,
                    .wide = whole_vectors(layer->head_dim), .normed = at[NORMED], .q = at[Q], .k = at[K], .v = at[V],
                    .mixed = at[MIXED], .gate = at[GATE], .up = at[UP], .parts = at[PARTS], .post = at[POST], .own = at[OWN],
                    .room = (char *)at[ROOM], .normed_room = (char *)at[NORMED_ROOM], .next = (_Atomic int *)at[NEXT] + i};
@@ -526,7 +575,7 @@ static void stack_job(void *with, int thread, int threads) {
         }
     }
     if (x != pass->out && thread == 0) /* nothing was to be done */
-        memcpy(pass->out, x, sizeof(float) * pass->batch * pass->rows * (stack->count ? stack->layers[0]->width : 0));
+        memcpy(pass->out, x, sizeof(float) * pass->rows * (stack->count ? stack->layers[0]->width : 0));
 }
 
 /* Run layers one after another: the attention half, the FFN half or both of each, as the pass asks. */
@@ -586,13 +635,13 @@ void lithe_head(const Packed *w, const float *x, const float *weight, float eps,
     pool_unlock();
 }
 
-/* Move what lies in rows from[0..count) behind slot `start` of every head to the slots from `start` on; `from` rises. */
-void lithe_gather(void *const *stores, const int64_t *head_strides, const int32_t *heads, const int64_t *row_bytes,
-                  int32_t stores_count, int64_t start, const int64_t *from, int64_t count) {
+/* Move rows of every head from slots from[0..count) to slots to[0..count), in this order. */
+void lithe_move(void *const *stores, const int64_t *head_strides, const int32_t *heads, const int64_t *row_bytes,
+                int32_t stores_count, const int64_t *from, const int64_t *to, int64_t count) {
     for (int s = 0; s < stores_count; s++)
         for (int h = 0; h < heads[s]; h++) {
-            char *slot = (char *)stores[s] + h * head_strides[s] + start * row_bytes[s];
+            char *head = (char *)stores[s] + h * head_strides[s];
             for (int64_t i = 0; i < count; i++)
-                if (from[i] != i) memcpy(slot + i * row_bytes[s], slot + from[i] * row_bytes[s], (size_t)row_bytes[s]);
+                if (from[i] != to[i]) memcpy(head + to[i] * row_bytes[s], head + from[i] * row_bytes[s], (size_t)row_bytes[s]);
         }
 }

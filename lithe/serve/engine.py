@@ -1,0 +1,294 @@
+"""The engine: requests of any method on one model, one thread, one turn after another.
+
+    take in -> schedule -> one pass without padding -> walk, commit, publish
+
+A request's text is what decoding it alone would give, bit for bit on compiled layers: whatever came before it, runs beside it,
+is shared with it, or took its memory for a while.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import deque
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from lithe.decode.loop import Step, step
+from lithe.decode.plan import plan
+from lithe.errors import LitheError, UsageError
+from lithe.model.decoder import Decoder
+from lithe.model.paged import Pages
+from lithe.serve.budget import pages, policy, profile
+from lithe.serve.intake import jobs_of
+from lithe.serve.job import Desk, Job, logprobs
+from lithe.serve.line import Line
+from lithe.serve.request import QueueFullError, Request, Ticket
+from lithe.serve.room import PagedRoom
+from lithe.serve.turn import Turn, take
+
+METHODS = 16  # kept ready
+IDLE = 0.05  # seconds between looks at deadlines while there is nothing to do
+
+
+class Engine:
+    """Continuous batching of requests on one model."""
+
+    def __init__(self, model: Decoder, *, method: str | None = None, schedule: str | None = None, share: str | None = None,
+                 budget: int | None = None, between: float | None = None, sequences: int = 64, memory: int | None = None,
+                 queue: int = 256, page: int = 64, sharing: bool = True, chunking: bool = True):
+        """method: the spec of requests that name none. schedule, share: specs of serve/schedule and attention/share.
+
+        budget: most rows of a turn; by default as many as take `between` seconds, by the measured cost of passes. sequences:
+        most that run at once. memory: bytes of the pages. queue: most requests that may wait. page: tokens of a page, a power
+        of two. sharing: whether what was read is kept for prompts that begin alike, and read together. chunking: whether
+        long prompts are read in pieces.
+        """
+        if min(sequences, queue) < 1 or (budget is not None and budget < 1):
+            raise UsageError("sequences, queue and budget must be at least 1")
+        self.model, self.method, self.queue = model, method, queue
+        self.budget = (budget or profile(model, between)) if chunking else sequences * model.config.context
+        self.sequences = min(sequences, self.budget)
+        self.policy = policy("serve", "schedule", schedule, "meets_budget")
+        self.room = PagedRoom(Pages.like(model, pages=pages(model, page, self.sequences, memory), size=page), sharing)
+        self.share = policy("attention", "share", share, "same_tokens").group if sharing else None
+        self.desks: dict[str | None, Desk] = {}
+        self.waiting: list[Job] = []
+        self.running: list[Job] = []
+        self.apart: list[Job] = []  # whose methods need rounds of their own
+        self.inbox: deque[Job] = deque()
+        names = ("rounds", "rows", "generated", "prompt", "preempted", "finished", "busy")  # the last in seconds
+        self.counts: dict[str, float] = dict.fromkeys(names, 0)
+        self.ended: dict[str, int] = {}
+        self._busy, self._news = threading.RLock(), threading.Event()
+        self._stop, self._thread = False, None
+        self.desk(method)
+
+    # ---- what other threads call ----
+
+    def submit(self, request: Request) -> Ticket:
+        """Queue a request. Raises QueueFullError, or the LitheError that says why it is not legal."""
+        jobs = jobs_of(self, request)
+        if self._stop:
+            raise QueueFullError("the engine is closing")
+        if len(self.waiting) + len(self.inbox) >= self.queue:
+            raise QueueFullError(f"{self.queue} requests wait already: try again later", after=self.wait)
+        self.inbox.extend(jobs)
+        self._news.set()
+        return jobs[0].ticket
+
+    def start(self) -> None:
+        """Run turns on a thread of the engine's own until `close`."""
+        self._thread = threading.Thread(target=self._loop, name="lithe-engine", daemon=True)
+        self._thread.start()
+
+    def close(self, drain: float | None = None) -> None:
+        """Take no more; finish what is under way for at most `drain` seconds, and cancel what is left."""
+        self._stop, end = True, perf_counter() + (drain or 0.0)
+        while self.busy and perf_counter() < end:
+            if self._thread is None:
+                self.step()
+            else:
+                threading.Event().wait(0.01)
+        with self._busy:
+            for job in self.everyone():
+                job.ticket.cancelled = True
+            self._take_in()
+        self._news.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def wake(self) -> None:
+        """There is news, such as a cancellation."""
+        self._news.set()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.inbox or self.waiting or self.running or self.apart)
+
+    @property
+    def wait(self) -> float:
+        """Seconds until a place in the queue may be free: what a finished text has taken on average, by seats."""
+        done = self.counts["finished"]
+        return max(1.0, self.counts["busy"] / done) if done else 1.0
+
+    def stats(self) -> dict[str, Any]:
+        """What happened so far and how things stand."""
+        store, tree = self.room.store, self.room.tree
+        return self.counts | {
+            "running": len(self.running) + len(self.apart), "waiting": len(self.waiting) + len(self.inbox),
+            "budget": self.budget, "sequences": self.sequences, "pages": store.count, "page": store.size,
+            "cache_usage": 1 - self.room.spare / store.count, "pages_kept": len(tree.nodes) if tree else 0,
+            "pages_evicted": tree.evicted if tree else 0, "prefix_queries": self.room.asked, "prefix_hits": self.room.saved,
+            "methods": len(self.desks), "ended": dict(self.ended)}
+
+    # ---- a turn ----
+
+    def step(self) -> bool:
+        """One turn; False when nothing is to be done."""
+        with self._busy, torch.inference_mode():
+            self._take_in()
+            line = self._scheduled()
+            if line.taken:
+                self._took(take(self.model, self.room.store, self.share, line.taken))
+            apart = self._apart()
+            return bool(line.taken or apart or line.admitted or line.preempted)
+
+    def _take_in(self) -> None:
+        """New jobs, in their order; those whose time is over or who were cancelled leave."""
+        while self.inbox:
+            self.waiting.append(self.inbox.popleft())
+        now = perf_counter()
+        for jobs in (self.waiting, self.running, self.apart):
+            for job in list(jobs):
+                limit = job.request.deadline
+                if job.ticket.cancelled or (limit is not None and now - job.arrived > limit):
+                    jobs.remove(job)
+                    for one in (job, *job.followers):
+                        self._leave(one, "cancelled" if job.ticket.cancelled else "deadline")
+        self.waiting.sort(key=lambda job: job.order)
+        self.running.sort(key=lambda job: job.order)
+        for job in [job for job in self.waiting if not job.desk.joins]:
+            if len(self.running) + len(self.apart) < self.sequences:
+                self.waiting.remove(job)
+                self.apart.append(job)
+                self._begin(job)
+
+    def _scheduled(self) -> Line:
+        self.room.begin()
+        decoding = [job for job in self.running if not job.left]
+        for desk in self.desks.values():
+            desk.ready, desk.slots = [], max(1, self.budget // max(1, len(decoding)))
+        for job in decoding:
+            job.tree = None
+            job.desk.ready.append(job)
+        line = Line(self.room, self.running, [job for job in self.waiting if job.desk.joins], budget=self.budget,
+                    seats=self.sequences - len(self.apart))
+        self.policy.turn(line)
+        self.running = line.running  # type: ignore[assignment]
+        for job in line.admitted:
+            self.waiting.remove(job)  # type: ignore[arg-type]
+            self._begin(job)  # type: ignore[arg-type]
+        for job in line.preempted:
+            job.usage.preempted += 1  # type: ignore[attr-defined]
+            self.waiting.append(job)  # type: ignore[arg-type]
+        self.counts["preempted"] += len(line.preempted)
+        return line
+
+    def _took(self, done: Turn) -> None:
+        """Tell the tickets, fork what is read, let go of what has finished."""
+        self.counts["rounds"] += 1
+        self.counts["rows"] += done.rows
+        self.counts["busy"] += done.seconds
+        for job in done.read:
+            job.usage.seconds["prefill"] += done.seconds
+            if not job.whole:
+                self.room.remember(job)
+            if job.length >= job.sequence.prompt - 1:
+                self._fork(job)
+            if not job.left:
+                job.read_states()
+        for job, why in done.failed:
+            self.running.remove(job)
+            self._leave(job, "error", why)
+        for job, result, found in done.steps:
+            nodes = [0, *found.walk.path]
+            top = job.request.logprobs
+            told = None if top is None else logprobs(found.logits_NV[nodes], result.tokens, top)
+            job.usage.seconds["decode"] += done.seconds
+            self._publish(job, result, told)
+
+    def _fork(self, job: Job) -> None:
+        """The other choices go on from the same pages."""
+        for other in job.followers:
+            other.table = self.room.store.fork(job.table, job.sequence.prompt - 1)
+            other.usage.cached, other.prompt_logprobs = job.sequence.prompt - 1, job.prompt_logprobs
+            self._begin(other)
+            self.running.append(other)
+        job.followers = []
+
+    def _apart(self) -> bool:
+        """Rounds of methods that want the target's lanes, or replace the loop."""
+        groups: dict[Desk, list[Job]] = {}
+        for job in self.apart:
+            groups.setdefault(job.desk, []).append(job)
+        for desk, jobs in groups.items():
+            begun = perf_counter()
+            for job, done in zip(jobs, step(desk.plan, [job.sequence for job in jobs]), strict=True):
+                job.usage.seconds["decode"] += perf_counter() - begun
+                self._publish(job, done, None)
+            self.counts["busy"] += perf_counter() - begun
+        return bool(groups)
+
+    def desk(self, method: str | None) -> Desk:
+        """The place of a method, made where it is new. Raises LitheError where the spec is not legal for this model."""
+        desk = self.desks.get(method)
+        if desk is None:
+            with self._busy:
+                idle = [name for name, one in self.desks.items()
+                        if name != self.method and not any(job.desk is one for job in self.everyone())]
+                full = len(self.desks) >= METHODS
+                if full and not idle:
+                    raise QueueFullError(f"{len(self.desks)} methods are in use already: try again later", after=self.wait)
+                desk = Desk(plan(self.model, draft=method))
+                self.desks = {name: one for name, one in self.desks.items() if not full or name != idle[0]} | {method: desk}
+        return desk
+
+    # ---- a job's way ----
+
+    def _begin(self, job: Job) -> None:
+        if job.began is None:
+            job.began = perf_counter()
+            job.usage.seconds["queue"] = job.began - job.arrived
+            self.counts["prompt"] += job.sequence.prompt
+
+    def _publish(self, job: Job, done: Step, told: list | None) -> None:
+        usage = job.usage
+        usage.passes, usage.rows = usage.passes + 1, usage.rows + done.nodes
+        usage.generated += len(done.tokens)
+        usage.drafted, usage.accepted = usage.drafted + done.nodes - 1, usage.accepted + len(done.tokens) - 1
+        if job.request.prediction is not None:
+            usage.accepted_prediction, usage.rejected_prediction = usage.accepted, usage.drafted - usage.accepted
+        self.counts["generated"] += len(done.tokens)
+        if job.sequence.finished:
+            (self.running if job.desk.joins else self.apart).remove(job)
+            self.room.release(job)
+            self._count(job.sequence.finished)
+        job.publish(done.text, done.tokens, done.sources, told)
+
+    def _leave(self, job: Job, why: str, error: str | None = None) -> None:
+        """A job that will not finish by itself."""
+        self.room.release(job)
+        job.desk.left(idle=not any(other.desk is job.desk for other in self.running))
+        self._count(why)
+        job.end(why, error)
+
+    def _count(self, why: str) -> None:
+        self.ended[why] = self.ended.get(why, 0) + 1
+        self.counts["finished"] += 1
+
+    def everyone(self) -> list[Job]:
+        return [*self.inbox, *self.waiting, *self.running, *self.apart]
+
+    def _loop(self) -> None:
+        while not self._stop or self.busy:
+            self._news.clear()
+            try:
+                if self.step():
+                    continue
+            except Exception as problem:  # whatever it was, those that wait must hear of it, and others go on
+                print(f"lithe: a turn failed: {type(problem).__name__}: {problem}", file=sys.stderr)
+                self._fail(problem)
+            self._news.wait(IDLE if self.busy or not self._stop else 0)
+
+    def _fail(self, problem: Exception) -> None:
+        """End all that ran: what their pages hold is not known."""
+        said = str(problem) if isinstance(problem, LitheError) else "the engine failed; its log says how"
+        with self._busy:
+            gone, self.running, self.apart = [*self.running, *self.apart], [], []
+            for job in gone:
+                job.table.length = 0  # nothing of it is remembered
+                for one in (job, *job.followers):
+                    self._leave(one, "error", said)

@@ -1,0 +1,138 @@
+"""What an engine keeps of each text under way, and of each method that decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence as Seq
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from lithe.decode.loop import propose
+from lithe.decode.plan import DecodePlan
+from lithe.model.paged import Table
+from lithe.ops.tree import Tree
+from lithe.sampling.sequence import Sequence
+from lithe.serve.request import Event, Ticket, TokenLogprob, Usage
+
+OWN_ROUNDS = ("join", "begun", "enters", "late")  # verbs of drafts that want the target's lanes or a pass of their own
+STALE = 64  # texts that left before their end, after which a draft forgets what it knows of each
+
+
+class Desk:
+    """A method and the texts that it decodes."""
+
+    def __init__(self, plan: DecodePlan):
+        self.plan = plan
+        self.joins = plan.search is None and not any(hasattr(plan.draft, verb) for verb in OWN_ROUNDS)
+        self.reads = getattr(plan.draft, "read", None)  # what it learns from prompts, so that none of one may be left out
+        self.ready: list[Job] = []  # that decode in this turn, unless the schedule has them wait
+        self.slots = 1  # most rows of a tree
+        self.gone = 0
+
+    def draft(self) -> None:
+        """A tree for everybody that is ready: a draft is asked for all at once, and once a turn."""
+        jobs = [job for job in self.ready if job.guesses]
+        for job, tree in zip(jobs, propose(self.plan, [job.sequence for job in jobs], self.slots), strict=True):
+            job.tree = tree
+
+    def left(self, idle: bool) -> None:
+        """A text left before its end, which its draft was never told."""
+        self.gone += 1
+        method = self.plan.search or self.plan.draft
+        if (idle or self.gone >= STALE) and hasattr(method, "start"):
+            method.start([])
+            self.gone = 0
+
+
+class Job:
+    """One choice of a request."""
+
+    def __init__(self, ticket: Ticket, choice: int, sequence: Sequence, desk: Desk):
+        self.ticket, self.choice, self.sequence, self.desk = ticket, choice, sequence, desk
+        self.request = ticket.request
+        self.arrived, self.usage = perf_counter(), Usage(prompt=sequence.prompt)
+        self.began: float | None = None  # when it first ran
+        self.table = Table()
+        self.tree: Tree | None = None
+        self.followers: list[Job] = []  # choices that fork from this one once its prompt is read
+        self.states: list[tuple[int, dict[int | str, Tensor]]] = []  # rows of its prompt, until its draft may read all
+        echoes = self.request.echo and self.request.logprobs is not None
+        self.prompt_logprobs = [TokenLogprob(sequence.ids[0], None)] if echoes else None  # until they are published
+
+    @property
+    def echoes(self) -> bool:
+        return self.prompt_logprobs is not None
+
+    @property
+    def whole(self) -> bool:
+        """Whether every token of its prompt must be read for itself."""
+        return self.desk.reads is not None or self.echoes
+
+    @property
+    def key(self) -> Hashable:
+        """What its keys and values were made with, beside its tokens."""
+        choice = self.desk.plan.model.adapters
+        return choice.default if choice is not None and self.sequence.adapter is None else self.sequence.adapter
+
+    @property
+    def length(self) -> int:
+        return self.table.length
+
+    @property
+    def left(self) -> int:
+        """Tokens to read before it decodes. Without a draft the last one is read with them, and gives the first token."""
+        missing = len(self.sequence.ids) - self.table.length
+        return 0 if missing == 1 else missing - self.guesses
+
+    @property
+    def guesses(self) -> bool:
+        """Whether its rounds begin with a tree: of its draft, or of what its constraint forces."""
+        return self.desk.plan.draft is not None or self.sequence.constraint is not None
+
+    @property
+    def rows(self) -> int:
+        if not self.guesses:
+            return 1
+        if self.tree is None:
+            self.desk.draft()
+        assert self.tree is not None
+        return len(self.tree)
+
+    @property
+    def seats(self) -> int:
+        return 1 + len(self.followers)
+
+    @property
+    def order(self) -> tuple:
+        return -self.request.priority, self.ticket.number, self.choice
+
+    def read_states(self) -> None:
+        """Tell the draft of the whole prompt: chunks would be forgotten while others draft."""
+        if self.desk.reads is not None and self.states and self.states[0][0] == 0:
+            names = self.states[0][1]
+            taps = {name: torch.cat([part[name] for _, part in self.states])[None] for name in names}
+            self.desk.reads([self.sequence], [0], [sum(len(next(iter(part.values()))) for _, part in self.states)], taps)
+        self.states = []
+
+    def publish(self, text: str, tokens: list[int], sources: list[str], logprobs: list[TokenLogprob] | None) -> None:
+        """Tell the ticket of a round."""
+        finished = self.sequence.finished
+        self.ticket.publish(Event(self.choice, text, tokens, sources, logprobs, finished, self.usage if finished else None,
+                                  self.prompt_logprobs))
+        self.prompt_logprobs = None
+
+    def end(self, why: str, error: str | None = None) -> None:
+        """Tell the ticket that nothing more will come."""
+        self.ticket.publish(Event(self.choice, finished=why, usage=self.usage, error=error))
+
+
+def logprobs(rows_NV: Tensor, tokens: Seq[int], top: int) -> list[TokenLogprob]:
+    """The model's own log probabilities of tokens, each by the row before it, and of the `top` likeliest there."""
+    law_NV = rows_NV.float().log_softmax(-1)
+    best = law_NV.topk(min(top, law_NV.shape[-1])) if top else None
+    found = []
+    for n, token in enumerate(tokens):
+        pairs = zip(best.indices[n].tolist(), best.values[n].tolist(), strict=True) if best is not None else ()
+        found.append(TokenLogprob(token, float(law_NV[n, token]), tuple(pairs)))
+    return found
