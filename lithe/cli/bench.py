@@ -10,6 +10,7 @@ import typer
 
 from lithe.cli._common import DEVICE, DTYPE, JSON, METHODS, OFFLINE, SEED, THREADS, open_model, table
 from lithe.cli._engines import ENGINE, PRECISION, ROUNDS, SUITE, checked, compare
+from lithe.cli._json import SCHEMAS, WRITE, structured
 from lithe.cli._measure import LEDGER, LIMIT, NO_LEDGER, PROMPTS, chosen_kinds, open_ledger, progress
 from lithe.cli._tuning import PLAN, RUNS, SHIFT, matrix
 
@@ -37,7 +38,7 @@ def command(
     warp: Annotated[list[str] | None, typer.Option(help="any other change of the law, as name:knob=value; repeats")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on to --max-tokens past an end of text")] = False,
     suite: SUITE = "methods", engine: ENGINE = None, precision: PRECISION = None, rounds: ROUNDS = 9,
-    plan: PLAN = None, shift: SHIFT = None, runs: RUNS = None,
+    plan: PLAN = None, shift: SHIFT = None, runs: RUNS = None, schemas: SCHEMAS = None, write: WRITE = 10,
     as_json: JSON = False, ledger: LEDGER = None, no_ledger: NO_LEDGER = False,
     seed: SEED = 0, dtype: DTYPE = "auto", device: DEVICE = "cpu", threads: THREADS = None, offline: OFFLINE = False,
 ) -> int:
@@ -46,7 +47,8 @@ def command(
     Reading a prompt is timed apart and is no part of the speeds. With --json each row is one JSON line; all rows go to the
     ledger. The exit code is 1 where a method failed, 130 where Ctrl-C ended the run; what was finished by then is reported.
     --suite engines puts plain decoding beside transformers' and llama.cpp's instead, in every precision. --suite tuning trains
-    the plan's methods on texts that the model does not know; --method then names some of the plan.
+    the plan's methods on texts that the model does not know; --method then names some of the plan. --suite json asks what
+    schemas are enforced, lets the model write under them and has the result judged.
     """
     from lithe.bench.runner import Stopped, bench
 
@@ -54,6 +56,9 @@ def command(
     if suite == "tuning":
         return matrix(model, methods=method or (), shifts=shift or (), plan=plan, runs=runs, threads=threads, offline=offline,
                       as_json=as_json, book=open_ledger(ledger, no_ledger))
+    if suite == "json":
+        return structured(model, schemas=schemas or (), write=write, limit=limit, max_tokens=max_tokens, seed=seed, dtype=dtype,
+                          device=device, threads=threads, offline=offline, as_json=as_json, book=open_ledger(ledger, no_ledger))
     if suite == "engines":
         return compare(model, engines=engine or (), precisions=precision or (), rounds=rounds, prompts=prompts, limit=limit,
                        threads=threads, offline=offline, as_json=as_json, book=open_ledger(ledger, no_ledger))

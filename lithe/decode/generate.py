@@ -38,7 +38,8 @@ def generate(model: Decoder, prompt: str | Seq[int] | Seq[str] | Seq[Seq[int]], 
     single = isinstance(prompt, str) or not len(prompt) or isinstance(prompt[0], int)  # nothing at all is an empty prompt
     batch: list = [prompt] if single else list(prompt)
     law = Law.wished(model.settings, *warps, **settings)
-    program = None if constrain is None else compiled(model.tokenizer, *(read(constrain) if isinstance(constrain, str) else constrain))
+    asked = read(constrain) if isinstance(constrain, str) else constrain
+    program = None if asked is None else compiled(model.tokenizer, *asked)
     return run(made, [request(model, p, law=law, max_tokens=max_tokens, seed=seed + i, stop=stop, constraint=program)
                       for i, p in enumerate(batch)])
 
@@ -54,7 +55,8 @@ def request(model: Decoder, prompt: str | Seq[int], *, law: Law | None = None, m
     wrong = [t for t in prompt if not 0 <= t < model.config.vocab]
     if wrong:
         raise UsageError(f"token {wrong[0]} is outside this model's vocabulary of {model.config.vocab}")
-    return Sequence(prompt, limit=max_tokens, context=model.config.context, law=law, seed=seed, stops=stop, constraint=constraint,
+    return Sequence(prompt, limit=max_tokens, context=model.config.context, law=law, seed=seed, stops=stop,
+                    constraint=constraint,
                     eos=() if ignore_eos or tokenizer is None else tokenizer.eos_ids,
                     stream=None if tokenizer is None else Stream(tokenizer, prompt))
 

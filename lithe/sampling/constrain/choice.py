@@ -19,6 +19,7 @@ EXAMPLES = (
     ('["yes", "yesterday", "no"]', ("yes", "yesterday", "no"), ("ye", "yesno", "", "maybe")),
     ('["a"]', ("a",), ("b",)),
 )
+REFUSED = ("yes", "[]", "[1]", '[""]')
 
 
 @dataclass(frozen=True, kw_only=True)

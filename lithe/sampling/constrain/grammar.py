@@ -16,6 +16,7 @@ EXAMPLES = (
     ('start: "a" start "b" | "c"', ("c", "acb", "aacbb"), ("acbb", "ac", "ab")),
     ('start: word ("," word)*\nword: /[ab]+/', ("ab,a", "b"), (",", "a,,b", "a,")),
 )
+REFUSED = ("start: other", "no rule")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from lithe.sampling.guidance import SPACES, Guided, json_grammar
 CARD = Card(paper="llguidance", promises=("subset", "valid"))
 TAKES_TEXT, TEXT = False, ""
 EXAMPLES = ((None, ("{}", '{"a":[1,null,{"b":"c"}]}', '{"é":true}'), ("[]", "1", '{"a"}', "{}{}", '{"a":1,}', "")),)
+REFUSED = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Let the text be JSON that a schema describes; keywords that cannot be enforced are refused.
 
-Through llguidance, behind a reading of the schema that refuses or makes exact what the library takes too loosely. Properties come in
-the schema's order. A `\\u` escape is never written: it would let a name stand for another.
+Through llguidance, behind a reading of the schema that refuses or makes exact what the library takes too loosely. Properties
+come in the schema's order. A `\\u` escape is never written: it would let a name stand for another.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ EXAMPLES = (
      ('{"a":1}', '{"a":-20}'), ("{}", '{"a":"x"}', '{"a":1,"b":2}', '{"a":1} x')),
     ('{"enum":["red","green",3]}', ('"red"', "3"), ('"blue"', "33", "red")),
 )
+REFUSED = ("{", "[]", '{"type":"strnig"}', '{"type":"array","uniqueItems":true}', '{"type":"string","pattern":"(?=a)"}')
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ EXAMPLES = (
     ("[0-9]{2,4}", ("12", "1234"), ("1", "12345", "a", "")),
     ("(ab)+c?", ("ab", "ababc"), ("a", "c", "abca")),
 )
+REFUSED = ("(a", "a(?=b)")
 
 
 @dataclass(frozen=True, kw_only=True)
