@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=900)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--adapters", type=int, default=2)
-    parser.add_argument("--formats", action="store_true", help="constrained texts as well; needs the extra `structured`")
+    parser.add_argument("--formats", action="store_true", help="constrained texts as well; needs the extra `json`")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
