@@ -10,6 +10,7 @@ import typer
 
 from lithe.cli._common import DEVICE, DTYPE, JSON, METHODS, OFFLINE, SEED, THREADS, open_model, table
 from lithe.cli._engines import ENGINE, PRECISION, ROUNDS, SUITE, checked, compare
+from lithe.cli._json import SCHEMAS, WRITE, structured
 from lithe.cli._measure import LEDGER, LIMIT, NO_LEDGER, PROMPTS, chosen_kinds, open_ledger, progress
 from lithe.cli._serving import PART, served
 from lithe.cli._tuning import PLAN, RUNS, SHIFT, matrix
@@ -38,7 +39,7 @@ def command(
     warp: Annotated[list[str] | None, typer.Option(help="any other change of the law, as name:knob=value; repeats")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on to --max-tokens past an end of text")] = False,
     suite: SUITE = "methods", engine: ENGINE = None, precision: PRECISION = None, rounds: ROUNDS = 9,
-    plan: PLAN = None, shift: SHIFT = None, runs: RUNS = None, part: PART = None,
+    plan: PLAN = None, shift: SHIFT = None, runs: RUNS = None, part: PART = None, schemas: SCHEMAS = None, write: WRITE = 10,
     as_json: JSON = False, ledger: LEDGER = None, no_ledger: NO_LEDGER = False,
     seed: SEED = 0, dtype: DTYPE = "auto", device: DEVICE = "cpu", threads: THREADS = None, offline: OFFLINE = False,
 ) -> int:
@@ -48,7 +49,8 @@ def command(
     ledger. The exit code is 1 where a method failed, 130 where Ctrl-C ended the run; what was finished by then is reported.
     --suite engines puts plain decoding beside transformers' and llama.cpp's instead, in every precision. --suite tuning trains
     the plan's methods on texts that the model does not know; --method then names some of the plan. --suite serving measures the
-    engine behind `lithe serve`: what it costs beside the bare loop, what chunks and shared prefixes gain.
+    engine behind `lithe serve`: what it costs beside the bare loop, what chunks and shared prefixes gain. --suite json asks what
+    schemas are enforced, lets the model write under them and has the result judged.
     """
     from lithe.bench.runner import Stopped, bench
 
@@ -59,6 +61,9 @@ def command(
     if suite == "serving":
         return served(model, parts=part or (), dtype=dtype, threads=threads, offline=offline, as_json=as_json,
                       book=open_ledger(ledger, no_ledger))
+    if suite == "json":
+        return structured(model, schemas=schemas or (), write=write, limit=limit, max_tokens=max_tokens, seed=seed, dtype=dtype,
+                          device=device, threads=threads, offline=offline, as_json=as_json, book=open_ledger(ledger, no_ledger))
     if suite == "engines":
         return compare(model, engines=engine or (), precisions=precision or (), rounds=rounds, prompts=prompts, limit=limit,
                        threads=threads, offline=offline, as_json=as_json, book=open_ledger(ledger, no_ledger))

@@ -34,7 +34,7 @@ def command(
     min_p: Annotated[float | None, typer.Option(help="leave out what is below this share of the likeliest")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="end the text here; repeats")] = None,
     adapter: Annotated[list[str] | None, typer.Option(help="an adapter's folder; repeats, stacked in this order")] = None,
-    constrain: Annotated[str | None, typer.Option(help='what the text must be: "json_schema @FILE", "regex [0-9]+", json_object ...')] = None,
+    constrain: Annotated[str | None, typer.Option(help="what the text must be, as 'SPEC TEXT' or 'SPEC @FILE'")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="put the prompt into the model's chat template")] = False,
     sources: Annotated[bool, typer.Option(help="colour tokens by where they came from")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object at the end, nothing else")] = False,

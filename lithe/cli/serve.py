@@ -51,6 +51,7 @@ def command(
     except ImportError as problem:
         raise UnsupportedError(f"serving needs {problem.name}: pip install 'lithe[serve]'") from None
     from lithe.serve.engine import Engine
+    from lithe.serve.page import routes
 
     folders = _adapters(adapter or [])
     sock = http.listen(host, port)  # before the model is loaded: what cannot be is told at once
@@ -68,7 +69,7 @@ def command(
     for label, text in _opening(engine, settings, url):
         print(f"{label:<11} {text}", file=sys.stderr)
     sys.stderr.flush()
-    http.run(service, http.App(service), sock)
+    http.run(service, http.App(service, routes(service)), sock)
 
 
 def _adapters(given: list[str]) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""Constraints: what they let through is what was asked for, by whatever way a matcher came there. Axes: N nodes, V vocabulary."""
+"""Constraints: what they let through is what was asked for, however a matcher came there. Axes: N nodes, V vocabulary."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def small_tokenizer() -> Tokenizer:
     """Bytes and a few merges, the last token ending a text."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*letters, *(merge.replace(" ", "") for merge in MERGES), "<end>"]
-    backend = tokenizers.Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [tuple(m.split()) for m in MERGES]))  # type: ignore[misc]
+    pairs: Any = [tuple(merge.split()) for merge in MERGES]
+    backend = tokenizers.Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, pairs))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<end>"])
@@ -82,7 +83,7 @@ def check_subset(entry: Entry) -> None:
 
 
 def check_valid(entry: Entry) -> None:
-    """Whatever a model would rather say, every text that ends is let through when it is read anew, in the tokenizer's own tokens."""
+    """Whatever a model would rather say, every text that ends is let through when it is read anew."""
     tokenizer = small_tokenizer()
     ends = 0
     for program, _, _ in programs(entry):
@@ -118,7 +119,8 @@ def _check_moves(program: Program, steps: int = 60) -> None:
     for _ in range(steps):
         assert _facts(matcher) == _facts(_behind(program, way)), f"behind {way} it matters how it came there"
         for token in matcher.forced()[:1]:
-            assert matcher.allowed().nonzero().flatten().tolist() == [token], f"behind {way} {token} is forced, yet others may follow"
+            may = matcher.allowed().nonzero().flatten().tolist()
+            assert may == [token], f"behind {way} {token} is forced, yet others may follow"
         choices = matcher.allowed().nonzero().flatten().tolist()
         if way and (not choices or torch.rand((), generator=dice) < 0.3):
             back = 1 + int(torch.randint(len(way), (), generator=dice))
@@ -129,7 +131,7 @@ def _check_moves(program: Program, steps: int = 60) -> None:
             other = int(torch.randint(small_tokenizer().vocab_size, (), generator=dice))
             if not matcher.allowed()[other] and matcher.push(other):
                 matcher.pop(1)
-                assert matcher.forced(), f"behind {way} {other} may not follow, but is taken"  # else: bytes forced, written otherwise
+                assert matcher.forced(), f"behind {way} {other} may not follow, but is taken"  # by bytes
             assert matcher.push(token), f"behind {way} {token} may follow, but is not taken"
             way.append(token)
 

@@ -1,7 +1,7 @@
-"""What a constraint asks of the loop: logits masked along every tree, and tokens that must follow, verified in one pass as a chain.
+"""What a constraint asks of the loop: masks along every tree, and tokens that must follow, verified as a chain in one pass.
 
-A forced token has all of the constrained law, so every rule accepts it, in trees of every kind: the chain says it was drawn from
-that very law. Axes: N nodes, V vocabulary.
+A forced token has all of the constrained law, so every rule accepts it, in trees of every kind: the chain says it was drawn
+from that very law. Axes: N nodes, V vocabulary.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def tokens(plan: Any, sequences: list[Sequence], room: list[int], slots: int) ->
     A draft whose own rows take part in the target's pass, or who speaks between pass and walk, is left to guess alone: the tokens
     are then chosen one by one, the text being the same.
     """
-    if all(s.constraint is None for s in sequences) or any(hasattr(plan.draft, verb) for verb in ("begun", "ghosts", "late")):
+    alone = any(hasattr(plan.draft, verb) for verb in ("begun", "ghosts", "late"))
+    if alone or all(s.constraint is None for s in sequences):
         return []
     found = [[] if s.constraint is None else s.constraint.forced(s.tokens)[: max(0, min(depth, slots - 1))]
              for s, depth in zip(sequences, room, strict=True)]

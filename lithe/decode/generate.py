@@ -36,7 +36,8 @@ def generate(model: Decoder, prompt: str | Seq[int] | Seq[str] | Seq[Seq[int]], 
     single = isinstance(prompt, str) or not len(prompt) or isinstance(prompt[0], int)  # nothing at all is an empty prompt
     batch: list = [prompt] if single else list(prompt)
     law = Law.wished(model.settings, *warps, **settings)
-    program = None if constrain is None else compiled(model.tokenizer, *(read(constrain) if isinstance(constrain, str) else constrain))
+    asked = read(constrain) if isinstance(constrain, str) else constrain
+    program = None if asked is None else compiled(model.tokenizer, *asked)
     return run(made, [request(model, p, law=law, max_tokens=max_tokens, seed=seed + i, stop=stop, constraint=program)
                       for i, p in enumerate(batch)])
 

@@ -65,9 +65,8 @@ class Constraint:
         self.held: list[int] = []  # tokens that the matcher stands behind
 
     def mask(self, generated: Seq[int], tree: Tree, logits_NV: Tensor) -> Tensor:
-        """Logits with -inf where a token may not follow. Rows that cannot be reached, or follow the text's end, stay as they are."""
+        """Logits with -inf where a token may not follow. Rows that cannot be reached, or follow the end, stay as they are."""
         self._sync(generated)
-        vocab = logits_NV.shape[-1]
         keep_NV = torch.zeros(logits_NV.shape, dtype=torch.bool)
         keep_NV[0] = self._row(logits_NV.shape[-1])
         behind = [0]  # nodes that the matcher stands behind, from the root
@@ -145,7 +144,7 @@ def _depth_first(tree: Tree, rows: int) -> list[int]:
 
 
 def compiled(tokenizer: Tokenizer | None, spec: str, text: Any = None) -> Program:
-    """Read a constraint: a spec of the shelf and the text it takes, such as a schema. Raises UsageError for what cannot be enforced."""
+    """Read a constraint: a spec of the shelf and the text it takes, such as a schema. Raises UsageError for what cannot be."""
     made = registry.parse(spec, SHELF)
     if tokenizer is None:
         raise UsageError("this model has no tokenizer, so its text cannot be constrained")

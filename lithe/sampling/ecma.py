@@ -20,7 +20,8 @@ _CONTROL = {"t": 9, "n": 10, "v": 11, "f": 12, "r": 13, "0": 0}
 _DOT = r"[^\x{A}\x{D}\x{2028}\x{2029}]"
 _QUANTITY = re.compile(r"\{[0-9]+(,[0-9]*)?\}")
 _PROPERTY = re.compile(r"[pP]\{[A-Za-z_=]+\}")
-_CODE = re.compile(r"x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})(?:\\u([Dd][C-Fc-f][0-9A-Fa-f]{2}))?|u\{([0-9A-Fa-f]{1,6})\}|c([A-Za-z])")
+_CODE = re.compile(r"x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})(?:\\u([Dd][C-Fc-f][0-9A-Fa-f]{2}))?|u\{([0-9A-Fa-f]{1,6})\}|"
+                   r"c([A-Za-z])")
 
 
 def rewritten(pattern: str) -> str:

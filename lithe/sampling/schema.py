@@ -1,8 +1,8 @@
 """JSON Schema as it can be enforced while text is written: what cannot be is refused by name, what is loose is made exact.
 
-llguidance refuses most of what it does not know. Where it says yes to more than the standard does (found by the standard's own test
-suite and by trying each keyword) the schema is rewritten here, to something stricter where need be: formats of days and hosts,
-patterns, whole numbers of so many bits.
+llguidance refuses most of what it does not know. Where it says yes to more than the standard does (found by the standard's own
+test suite and by trying each keyword) the schema is rewritten here, to something stricter where need be: formats of days and
+hosts, patterns, whole numbers of so many bits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DEEPEST = 200
 _DAY = (r"(?:(?:000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|"
         r"(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))|"
         r"(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)-02-29)")
-_TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,9})?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"  # no leap second
+_TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,9})?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"  # leaps: none
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]?[A-Za-z0-9]|[A-Za-z0-9-]{2}[A-Za-z0-9]|" \
          r"[A-Za-z0-9-](?:[A-Za-z0-9][A-Za-z0-9-]|-[A-Za-z0-9])[A-Za-z0-9-]{0,58}[A-Za-z0-9])?"  # punycode, xn--, is left out
 EXACT = {"date": _DAY, "time": _TIME, "date-time": f"{_DAY}T{_TIME}", "hostname": rf"{_LABEL}(?:\.{_LABEL})*"}
@@ -70,10 +70,10 @@ class _Walk:
             if schema.get(key) is idle:
                 del schema[key]
         if bad := next((key for key in CANNOT if key in schema), None):
-            raise UsageError(f"schema, at {where}: the keyword {bad!r} cannot be enforced while text is written; leave it out and "
-                             "check the result, or say the same with other keywords")
+            raise UsageError(f"schema, at {where}: the keyword {bad!r} cannot be enforced while text is written; leave it out "
+                             "and check the result, or say the same with other keywords")
         _check_values(schema, where)
-        _check_texts([schema.get("const"), schema.get("enum"), list(schema.get("properties", ())), schema.get("required")], where)
+        _check_texts([*map(schema.get, ("const", "enum", "required")), list(schema.get("properties", ()))], where)
         self._below(schema, where)
         _tighten(schema, where)
 
@@ -107,11 +107,13 @@ class _Walk:
 def _check_values(schema: dict[str, Any], where: str) -> None:
     """Keywords hold what the standard says: one of another type would be passed over without a word."""
     kinds: list[tuple[tuple[str, ...], Any, str]] = [
-        (MANY, lambda v: isinstance(v, list) and v, "a list that is not empty"), (NAMED, lambda v: isinstance(v, dict), "an object"),
+        (MANY, lambda v: isinstance(v, list) and v, "a list that is not empty"),
+        (NAMED, lambda v: isinstance(v, dict), "an object"),
         (("required",), lambda v: isinstance(v, list) and all(isinstance(each, str) for each in v), "a list of names"),
         (WHOLE, lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and v >= 0 and v == int(v), "a whole number"),
         (("minimum", "maximum", "multipleOf"), lambda v: isinstance(v, (int, float)) and not isinstance(v, bool), "a number"),
-        (("pattern", "format", "$ref"), lambda v: isinstance(v, str), "a text"), (("enum",), lambda v: isinstance(v, list), "a list"),
+        (("pattern", "format", "$ref"), lambda v: isinstance(v, str), "a text"),
+        (("enum",), lambda v: isinstance(v, list), "a list"),
     ]
     for keys, fits, kind in kinds:
         for key in keys:
@@ -124,9 +126,9 @@ def _check_values(schema: dict[str, Any], where: str) -> None:
 def _check_texts(value: Any, where: str) -> None:
     """What must be written letter by letter can be: characters that take a \\u escape cannot, and would be left out unsaid."""
     if isinstance(value, str):
-        if odd := [letter for letter in value if (letter < " " and letter not in "\n\r\t\b\f") or "\ud800" <= letter <= "\udfff"]:
-            raise UsageError(f"schema, at {where}: the character {odd[0]!r} in {value!r:.60} cannot be written without a \\u escape, "
-                             "which is never used")
+        if odd := [letter for letter in value if letter < " " and letter not in "\n\r\t\b\f" or "\ud800" <= letter <= "\udfff"]:
+            raise UsageError(f"schema, at {where}: the character {odd[0]!r} in {value!r:.60} cannot be written without a \\u "
+                             "escape, which is never used")
     elif isinstance(value, (list, dict)):
         for each in value if isinstance(value, list) else [*value, *value.values()]:
             _check_texts(each, where)
@@ -140,8 +142,8 @@ def _tighten(schema: dict[str, Any], where: str) -> None:
         schema["pattern"] = rewritten(schema["pattern"])
     closed = schema.get("additionalProperties") is False and not schema.get("patternProperties")
     if schema.get("minProperties", 0) > len(schema.get("required", ())) + 1 and not closed:
-        raise UsageError(f"schema, at {where}: the keyword 'minProperties' cannot be enforced where names are free, since one may be "
-                         "written twice; list the names, with additionalProperties false")
+        raise UsageError(f"schema, at {where}: the keyword 'minProperties' cannot be enforced where names are free, since one "
+                         "may be written twice; list the names, with additionalProperties false")
     form, kinds = schema.get("format"), schema.get("type")
     kinds = [kinds] if isinstance(kinds, str) else kinds
     if form in EXACT:

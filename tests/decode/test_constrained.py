@@ -104,19 +104,21 @@ def test_forced_chains_keep_the_law_in_trees_of_every_kind(kind):
 
 
 def test_two_sampled_tokens_have_the_constrained_law_in_the_loop():
-    target, language = small_model(vocab=5, context=16, scale=1.0), Automaton({0: {1: 1, 2: 0, 4: 0}, 1: {0: 0, 3: 0}}, set(), 5)
+    target = small_model(vocab=5, context=16, scale=1.0)
+    language = Automaton({0: {1: 1, 2: 0, 4: 0}, 1: {0: 0, 3: 0}}, set(), 5)
     law, prompt = Law.of(temperature=0.9), [1, 2, 3, 1, 2]
     made = plan(target, draft=contract.suited(registry.find("draft_model", "draft"), target))
     counts = torch.zeros(5, 5, dtype=torch.float64)
-    for start in range(0, 2000, 500):
-        batch = [Sequence(prompt, limit=2, context=16, law=law, seed=start + i, constraint=language) for i in range(500)]
+    for start in range(0, 600, 300):
+        batch = [Sequence(prompt, limit=2, context=16, law=law, seed=start + i, constraint=language) for i in range(300)]
         list(run(made, batch))
         for sequence in batch:
             counts[tuple(sequence.tokens)] += 1
     rows = [[*prompt, token] for token in range(5)]
     logits = target(torch.tensor(rows), logits="all").logits[:, -2:].detach()
     keep = torch.tensor([[t in language.table[language.table[0].get(a, 0)] for t in range(5)] for a in range(5)])
-    first = law(logits[:1, 0].masked_fill(~torch.tensor([[t in language.table[0] for t in range(5)]]), -torch.inf))[0].softmax(-1)
+    begin = torch.tensor([[t in language.table[0] for t in range(5)]])
+    first = law(logits[:1, 0].masked_fill(~begin, -torch.inf))[0].softmax(-1)
     expected = first[:, None] * law(logits[:, 1].masked_fill(~keep, -torch.inf)).softmax(-1)
     seen = expected > 0
     assert (counts[~seen] == 0).all()

@@ -18,11 +18,11 @@ STORY = "Once upon a time, there was a little"
 class Live:
     """A running server. `log` holds its lines."""
 
-    def __init__(self, engine: Engine, **settings):
+    def __init__(self, engine: Engine, pages=lambda service: (), **settings):
         self.log = io.StringIO()
         given = {"name": "tiny", "drain": 5.0, "log": self.log} | settings
         self.service = http.Service(engine, http.Settings(**given))
-        self.app = http.App(self.service)
+        self.app = http.App(self.service, pages(self.service))
         self.socket = http.listen("127.0.0.1", 0)
         self.address = self.socket.getsockname()
         self.url = f"http://127.0.0.1:{self.address[1]}"

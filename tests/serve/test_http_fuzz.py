@@ -70,7 +70,7 @@ def check(status: int, headers: dict, data: bytes) -> None:
 
 
 async def storm(app, number: int, seed: int) -> dict[int, int]:
-    """So many mutated requests, sixteen at a time; how many ended with which status."""
+    """So many mutated requests, thirty-two at a time; how many ended with which status."""
     dice, counts = random.Random(seed), dict[int, int]()
 
     async def worker(many: int) -> None:
@@ -83,7 +83,7 @@ async def storm(app, number: int, seed: int) -> dict[int, int]:
                 raise AssertionError(f"{path} {data[:2000]!r}") from problem
             counts[status] = counts.get(status, 0) + 1
 
-    await asyncio.gather(*[worker(number // 16) for _ in range(16)])
+    await asyncio.gather(*[worker(number // 32) for _ in range(32)])
     return counts
 
 

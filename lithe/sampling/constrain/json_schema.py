@@ -1,7 +1,7 @@
 """Let the text be JSON that a schema describes; keywords that cannot be enforced are refused.
 
-Through llguidance, behind a reading of the schema that refuses or makes exact what the library takes too loosely. Properties come in
-the schema's order. A `\\u` escape is never written: it would let a name stand for another.
+Through llguidance, behind a reading of the schema that refuses or makes exact what the library takes too loosely. Properties
+come in the schema's order. A `\\u` escape is never written: it would let a name stand for another.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ class Chat(Shared):
     max_completion_tokens: int | None = param("the same by its newer name", low=1)
     logprobs: bool = param("log probabilities of the tokens", False)
     top_logprobs: int | None = param("so many likeliest tokens in each place", low=0, high=20)
-    response_format: ResponseFormat | None = param("what the answer is; JSON needs the extra `structured`")
+    response_format: ResponseFormat | None = param("what the answer is; JSON needs the extra `json`")
     tools: tuple[Tool, ...] | None = param("functions that can be called", most=128)
     tool_choice: str | Choice | None = param("none, required, or the function to call; auto is not offered, since each model "
                                              "writes its calls its own way", shown="none")

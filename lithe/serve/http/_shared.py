@@ -125,7 +125,7 @@ class Shared:
     stream: bool = param("send the text as it comes, as server-sent events", False)
     stream_options: StreamOptions | None = param("of a stream")
     ignore_eos: bool = param("go on behind the end of text", False)
-    structured_outputs: Structured | None = param("constrain the text; needs the extra `structured`")
+    structured_outputs: Structured | None = param("constrain the text; needs the extra `json`")
     prediction: Prediction | None = param("what the text may well be; right or wrong, it changes no token")
     user: str | None = param("who asks; written to the log", most=256)
     lithe: Lithe | None = param("what only this server has")
