@@ -137,8 +137,9 @@ def signs(desk: Desk) -> dict[str, Any]:
                 size = sum(file.stat().st_size for file in packed.iterdir())
                 values = sum(change.delta(held).numel() for held in change.names)
                 after = trial.judge(made, lambda tried, test=test: score(tried, test))
-                told[f"{name}, {shift}, share {share}"] = {"kept": (base - after) / (base - whole), "smaller": 2 * values / size,
-                                                           "error": _error(change, made), "values": values}
+                told[f"{name}, {shift}, share {share}"] = {
+                    "kept": (base - after) / (base - whole), "smaller": 2 * values / size, "error": _error(change, made),
+                    "values": values}
     return told
 
 
