@@ -1,6 +1,6 @@
 """What rows of the tuning room claim beside gain and forgetting, each a check of minutes with a record in the ledger.
 
-    python tools/tuning_checks.py compeft drops interference rank density context law buckets layers
+    python tools/tuning_checks.py compeft signs drops interference rank density context law buckets layers
 
 A check that the ledger holds is not run again. Texts are those of the plan `lithe bench --suite tuning` runs.
 """
@@ -88,13 +88,13 @@ class Desk:
 
 
 def compeft(desk: Desk) -> dict[str, Any]:
-    """Row 116: what is kept at which size on two shifts, and how little could be lost at 1/16 by any code.
+    """Row 116: what is kept at which size on three shifts, and how little could be lost at 1/16 by any code.
 
     noise: the share of the gain lost where the update gets independent noise of this share of each tensor's energy, the mean of
-    two draws. normal: excess kurtosis of the update's values; 0 is a normal law's.
+    three draws. normal: excess kurtosis of the update's values; 0 is a normal law's.
     """
     told: dict[str, Any] = {}
-    for shift in ("dialogue", "law"):
+    for shift in list(desk.shifts):
         model, _ = desk.tuned(shift, "lora:rank=8", 3e-3)
         test = desk.texts(shift).test
         judge = lambda tried, test=test: score(tried, test)
@@ -104,19 +104,42 @@ def compeft(desk: Desk) -> dict[str, Any]:
             base, whole = trial.judge(None, judge), trial.judge(change, judge)
             kept = lambda made, base=base, whole=whole: (base - made) / (base - whole)
             rows = {}
-            for spec in ("compeft:share=0.2,alpha=-1,scope=tensor", "compeft:share=0.5,alpha=-1,scope=tensor",
-                         "compeft:share=0.05,alpha=-1,scope=tensor", "compeft:share=0.2,alpha=3", "round_levels:step=2"):
+            for spec in ("compeft:share=0.2,alpha=-1,scope=tensor", "compeft:share=0.1,alpha=-1,scope=tensor",
+                         "compeft:share=0.3,alpha=-1,scope=tensor", "compeft:share=0.2,alpha=3", "round_levels:step=1.5",
+                         "round_levels:step=2"):
                 made = difference.through(change, difference.parse([spec]))
                 packed = difference.pack(made, Path(place) / spec.replace(":", "-"))
                 size = sum(file.stat().st_size for file in packed.iterdir())
                 values = sum(change.delta(name).numel() for name in change.names)
                 rows[spec] = {"kept": kept(trial.judge(made, judge)), "smaller": 2 * values / size,
                               "error": _error(change, made)}
-            noise = {share: statistics.mean(1 - kept(trial.judge(_noisy(change, share, seed), judge)) for seed in range(2))
-                     for share in (0.1, 0.3, 0.6)}
+            noise = {share: statistics.mean(1 - kept(trial.judge(_noisy(change, share, seed), judge)) for seed in range(3))
+                     for share in (0.1, 0.2, 0.3, 0.4)}
             every = torch.cat([d.flatten() / d.std() for name in change.names if (d := change.delta(name)).std() > 0])
             told[shift] = {"base": base, "whole": whole, "packed": rows, "noise": noise,
                            "normal": ((every - every.mean()) ** 4).mean().item() / every.var().item() ** 2 - 3}
+    return told
+
+
+def signs(desk: Desk) -> dict[str, Any]:
+    """Row 116: every sign and a size a tensor, one bit a value, beside the paper's fifth; one of them on the larger model."""
+    told = {}
+    for shift, name, rank in (("dialogue", MODEL, 8), ("law", MODEL, 8), ("german", MODEL, 8), ("dialogue", LARGER, 16)):
+        model, _ = desk.tuned(shift, f"lora:rank={rank}", 3e-3, name=name)
+        test = desk.texts(shift).test
+        with tempfile.TemporaryDirectory() as place:
+            folder = Rack.of(model).save("a", Path(place) / "a")
+            trial, change = Trial(name), difference.between(name, folder)
+            base, whole = (trial.judge(one, lambda tried, test=test: score(tried, test)) for one in (None, change))
+            for share in (0.2, 1):
+                made = difference.through(change, difference.parse([f"compeft:share={share},alpha=-1,scope=tensor"]))
+                packed = difference.pack(made, Path(place) / f"packed{share}")
+                size = sum(file.stat().st_size for file in packed.iterdir())
+                values = sum(change.delta(held).numel() for held in change.names)
+                after = trial.judge(made, lambda tried, test=test: score(tried, test))
+                told[f"{name}, {shift}, share {share}"] = {
+                    "kept": (base - after) / (base - whole), "smaller": 2 * values / size, "error": _error(change, made),
+                    "values": values}
     return told
 
 
@@ -355,7 +378,7 @@ def layers(desk: Desk) -> dict[str, Any]:
 
 
 CHECKS: dict[str, Callable[[Desk], dict[str, Any]]] = {
-    check.__name__: check for check in (compeft, drops, interference, rank, density, context, law, buckets, layers)}
+    check.__name__: check for check in (compeft, signs, drops, interference, rank, density, context, law, buckets, layers)}
 
 
 def main() -> None:
