@@ -77,7 +77,7 @@ def _drafted(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
         scores_NV = late.padded(tree, _scores(sequence, tree, raw_NV), size)
         walk = late.ended(tree, walk_checked(plan, sequence, tree, scores_NV), size)
         rounds.append(Round(sequence, tree, walk, raw_NV, {name: tap[b, :size] for name, tap in taps.items()},
-                            logits[b, size:rows]))
+                            logits[b, size:rows] if tree.ghosts else None))
         found = [(tree.tokens[node], tree.sources.get(node, plan.source)) for node in walk.path] + [(walk.token, "")]
         steps.append(_push(sequence, found, rows))
     plan.lanes.commit([[0, *r.walk.path] for r in rounds])
