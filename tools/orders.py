@@ -38,10 +38,11 @@ LEDGER, PAGE = DOCS / "ledger-orders.jsonl", DOCS / "log" / "decode" / "orders.m
 MODEL, SIDE = "zoo:tiny", 10  # prompts decoded side by side
 HEAD = """# Orders that papers report
 
-Written by `python tools/orders.py` from `docs/ledger-orders.jsonl`: `{model}`, the first {prompts} shipped prompts, {tokens}
-tokens each, tokens a pass (1.00 is plain decoding), the difference and its 95 % bootstrap interval over prompts, paired. No
-time was measured, so this says nothing of speed. *True*: the interval lies above 0; *contradicted*: below; *open*: it holds 0.
-Beside it stands the difference over prompts whose texts do not loop, and their number: a loop is easy to draft.
+Written by `python tools/orders.py` from `docs/ledger-orders.jsonl`: `{model}`, the first shipped prompts (how many, and tokens
+of each, in the second column), tokens a pass (1.00 is plain decoding), the difference and its 95 % bootstrap interval over
+prompts, paired. No time was measured, so this says nothing of speed. *True*: the interval lies above 0; *contradicted*: below;
+*open*: it holds 0. Beside it stands the difference over prompts whose texts do not loop, and their number: a loop is easy to
+draft. More, counted earlier by hand: [trees](tree_policies.md), [EAGLE and its kin](eagle.md), [blending](blend.md).
 
 """
 
@@ -131,18 +132,18 @@ def _round(value) -> float:
 def page(records: list[Record]) -> str:
     latest = {(r.measured["claim"], r.measured["temperature"]): r for r in records if r.suite == "orders"}
     if not latest:
-        return HEAD
+        return HEAD.format(model=MODEL)
     rows = sorted(latest.values(), key=lambda r: (r.measured["row"], r.measured["claim"], r.measured["temperature"]))
-    last = rows[-1]
-    lines = ["| row | order | temperature | tokens a pass | difference | not looping | |", "|--:|---|--:|--:|--:|--:|---|"]
+    lines = ["| row | prompts | order | temperature | tokens a pass | difference | not looping | |",
+             "|--:|--:|---|--:|--:|--:|--:|---|"]
     for r in rows:
         m = r.measured
         calm = f"{_span(m['calm_difference'], m['calm_interval'])}, {m['calm_prompts']}" if "calm_difference" in m else "-"
-        lines.append(f"| {m['row'] or ''} | {m['claim']}: `{r.method}` over `{m['less']}` | {m['temperature']:g} | "
+        lines.append(f"| {m['row'] or ''} | {m['prompts']} x {r.settings['max_tokens']} | "
+                     f"{m['claim']}: `{r.method}` over `{m['less']}` | {m['temperature']:g} | "
                      f"{m['tokens_per_pass']:.2f}, {m['less_tokens_per_pass']:.2f} | {_span(m['difference'], m['interval'])} | "
                      f"{calm} | {verdict(m['interval'])} |")
-    head = HEAD.format(model=last.model, prompts=last.measured["prompts"], tokens=last.settings["max_tokens"])
-    return head + "\n".join(lines) + "\n"
+    return HEAD.format(model=MODEL) + "\n".join(lines) + "\n"
 
 
 def _span(value: float, interval: list[float]) -> str:

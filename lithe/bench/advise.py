@@ -123,9 +123,10 @@ def advise(model: Decoder, prompts: Iterable[str | Seq[int]], methods: Iterable[
     best = next((way for way in ways[:1] if way.problem is None and _pays(way)), None)
     found = Advised(curve=curve, plain=plain, ways=ways, best=best, disturbed=disturbed)
     if ledger is not None:
-        ledger.append(record("advise", model, measured=found.json(), inputs=every, seed=seed, method=best.spec if best else "plain",
-                             settings=trial.settings | {"trials": len(trial.prompts), "confirm": confirm},
-                             parts=[part for one in tried if one.plan for part in (one.plan.draft, *one.plan.parts)]))
+        parts = [part for one in tried if one.plan for part in (one.plan.draft, *one.plan.parts)]
+        settings = trial.settings | {"trials": len(trial.prompts), "confirm": confirm}
+        ledger.append(record("advise", model, measured=found.json(), inputs=every, settings=settings, seed=seed,
+                             method=best.spec if best else "plain", parts=parts))
     return found
 
 

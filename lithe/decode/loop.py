@@ -77,7 +77,7 @@ def settle(plan: DecodePlan, sequences: list[Sequence], trees: list[Tree], logit
         scores_NV = late.padded(tree, _scores(sequence, tree, raw_NV), size)
         walk = late.ended(tree, walk_checked(plan, sequence, tree, scores_NV), size)
         rounds.append(Round(sequence, tree, walk, raw_NV, {name: rows_RC[:size] for name, rows_RC in tap.items()},
-                            rows_RV[size:rows]))
+                            rows_RV[size:rows] if tree.ghosts else None))
         found = [(tree.tokens[node], tree.sources.get(node, plan.source)) for node in walk.path] + [(walk.token, "")]
         steps.append(_push(sequence, found, rows))
     return rounds, steps
