@@ -35,7 +35,7 @@ def test_a_dry_run_tells_the_plan_and_the_folder_then_has_its_size(go, tmp_path)
     assert code == 0, err
     planned = json.loads(out)
     plan = Allocation.of(planned["allocations"][0])
-    assert plan.cost <= plan.budget and set(plan.levels) == {"layers.0.mlp"} and not list(tmp_path.iterdir())
+    assert plan.cost <= plan.budget and set(plan.levels) == {"layers.0.mlp", "layers.1.mlp"} and not list(tmp_path.iterdir())
     code, out, err = go(*asked, "-o", tmp_path / "out")
     assert code == 0, err
     told = json.loads(out)
