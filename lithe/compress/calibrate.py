@@ -150,8 +150,9 @@ class Source:
 
     def stream(self) -> list[Tensor]:
         """What this block reads [B, T, C], a tensor a batch: for methods that fit a whole block."""
+        read = self.model if self.target is None or self.target.sequential else self.dense
         with torch.no_grad():
-            return [batch_in(self.model, batch, self.layer) for batch in _batches(self.calibration)]
+            return [batch_in(read, batch, self.layer) for batch in _batches(self.calibration)]
 
     def squared_gradients(self, site: str) -> Tensor:
         """Mean over rows of the squared gradient of the loss for each weight [N, K] of the dense model."""
