@@ -154,6 +154,21 @@ class Source:
         with torch.no_grad():
             return [batch_in(read, batch, self.layer) for batch in _batches(self.calibration)]
 
+    @torch.no_grad()
+    def rows(self, site: str, most: int = 4096, *, dense: bool = False) -> Tensor:
+        """What a site of this block reads, row by row [M, K]: at most so many rows of the text's beginning; dense: in the model
+        as it was."""
+        read, seen = self.dense if dense else self.model, []
+        hook = read.get_submodule(site).register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(0, -2)))
+        try:
+            for batch in _batches(self.calibration):
+                read(embeds=batch_in(read, batch, self.layer), layers=[self.layer], logits=NONE)
+                if sum(map(len, seen)) >= most:
+                    break
+        finally:
+            hook.remove()
+        return torch.cat(seen)[:most]
+
     def squared_gradients(self, site: str) -> Tensor:
         """Mean over rows of the squared gradient of the loss for each weight [N, K] of the dense model."""
         if self.gradients is None:
