@@ -130,7 +130,8 @@ def test_a_stopped_run_goes_on_and_ends_alike(tmp_path):
 
 @pytest.mark.parametrize(("step", "told"), [
     ("magnitude_pruning", "must say once how much"), ("magnitude_pruning:ratio=0.5,bits=4", "ratio and bits"),
-    ("rtn:bits=4 + svd", "acts twice"), ("magnitude_pruning:bytes=0.5", "save no bytes"), ("magnitude_pruning:ratio=1.5", "above"),
+    ("rtn:bits=4 + svd", "acts twice"), ("magnitude_pruning:bytes=0.5", "save no bytes"),
+    ("magnitude_pruning:ratio=1.5", "above"),
     ("magnitude_prunin:ratio=0.5", "did you mean magnitude_pruning"), ("magnitude_pruning:ratio=0.5,damping=1", "no knob"),
     ("wanda:ratio=0.5,unit=head", "knows the units entry"), ("uniform:ratio=0.5", "names nothing"),
     ("magnitude_pruning:pattern=4:2", "not n:m"), ("gptq:bits=12,count=nominal", "2 to 8"),
