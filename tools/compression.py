@@ -18,12 +18,13 @@ from lithe.model.load import load
 
 SUITES = {
     "channels": [f"{name}:unit=channel,ratio={p}{more}" for p in (0.2, 0.4, 0.6)
-                 for name, more in (("magnitude", ""), ("wanda_sp", ""), ("importance=flap", ""), ("flap", ""),
+                 for name, more in (("magnitude_pruning", ""), ("wanda_sp", ""), ("importance=flap", ""), ("flap", ""),
                                     ("importance=cfsp", ""), ("importance=cfsp", ",norm=channel"), ("cfsp", ""))],
     "entries": [f"{name}:ratio={p}{more}" for p in (0.5, 0.6, 0.7)
-                for name, more in (("magnitude", ""), ("wanda", ""), ("sparsegpt", ""), ("dsnot", ""),
+                for name, more in (("magnitude_pruning", ""), ("wanda", ""), ("sparsegpt", ""), ("dsnot", ""),
                                    ("dsnot", ",skip_mlp=false"), ("dsnot", ",skip_mlp=false,guard=hessian"))],
-    "patterns": [f"{name}:pattern={p}" for p in ("2:4", "4:8") for name in ("magnitude", "wanda", "sparsegpt", "dsnot")],
+    "patterns": [f"{name}:pattern={p}" for p in ("2:4", "4:8")
+                 for name in ("magnitude_pruning", "wanda", "sparsegpt", "dsnot")],
     "bits": [f"{name}:bits={b}{more}" for b in (2, 3, 4)
              for name, more in (("rtn", ""), ("gptq", ""), ("adaquant", ",steps=200"))],
     "rows": ["wanda_sp:unit=channel,ratio=0.4", "flap:unit=channel,ratio=0.4", "cfsp:ratio=0.4", "rtn:bits=4", "gptq:bits=4",

@@ -78,7 +78,6 @@ class Problem:
     find_blocks: Callable[[str], list[float]] | None = None
     find_loss: Callable[[Plan, int], float] | None = None
     find_errors: Callable[[], Mapping[str, list[float]]] | None = None
-    find_gradients: Callable[..., Mapping[str, float]] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property

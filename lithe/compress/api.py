@@ -39,14 +39,15 @@ def compress(model: str | Path | Decoder, methods: Sequence[str] | str, *, calib
     target = None if out is None or dry_run else _free(Path(out), overwrite)
     dense = model if isinstance(model, Decoder) else load(model, fast=False, offline=offline)
     dtype = _stored_dtype(dense)
-    text = calibration if isinstance(calibration, Calibration) or calibration is None else calibrate.read(
+    text = calibration if isinstance(calibration, Calibration | None) else calibrate.read(
         calibration, dense, length=length, tokens=tokens, seed=seed)
     run.check(dense, steps, text)
     parent = None if dense.folder is None else checkpoint.fingerprint(dense.folder)
     kept = None
     if target is not None and parent is not None:
         kept = Kept(target.with_name(f".{target.name}.compressing"), {
-            "model": parent, "methods": [step.exact for step in steps], "seed": seed, "calibration": None if text is None else text.digest})
+            "model": parent, "methods": [step.exact for step in steps], "seed": seed,
+            "calibration": None if text is None else text.digest})
     try:
         found = run.compress(dense, methods, text, seed=seed, dry_run=dry_run, tell=tell, kept=kept, item=dtype.itemsize)
     except KeyboardInterrupt:

@@ -150,8 +150,24 @@ class Source:
 
     def stream(self) -> list[Tensor]:
         """What this block reads [B, T, C], a tensor a batch: for methods that fit a whole block."""
+        read = self.model if self.target is None or self.target.sequential else self.dense
         with torch.no_grad():
-            return [batch_in(self.model, batch, self.layer) for batch in _batches(self.calibration)]
+            return [batch_in(read, batch, self.layer) for batch in _batches(self.calibration)]
+
+    @torch.no_grad()
+    def rows(self, site: str, most: int = 4096, *, dense: bool = False) -> Tensor:
+        """What a site of this block reads, row by row [M, K]: at most so many rows of the text's beginning; dense: in the model
+        as it was."""
+        read, seen = self.dense if dense else self.model, []
+        hook = read.get_submodule(site).register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(0, -2)))
+        try:
+            for batch in _batches(self.calibration):
+                read(embeds=batch_in(read, batch, self.layer), layers=[self.layer], logits=NONE)
+                if sum(map(len, seen)) >= most:
+                    break
+        finally:
+            hook.remove()
+        return torch.cat(seen)[:most]
 
     def squared_gradients(self, site: str) -> Tensor:
         """Mean over rows of the squared gradient of the loss for each weight [N, K] of the dense model."""

@@ -19,25 +19,28 @@ from lithe.errors import FormatError, UnsupportedError
 from lithe.kernels.pack import LEVELS, pack_levels
 from lithe.model.adapted import remade
 from lithe.model.decoder import Decoder
-from lithe.model.linear import Factored, PackedLinear
+from lithe.model.linear import Factored, PackedLinear, Ranged
 from lithe.model.site import Site
 
 
 @dataclass
 class Change:
     """By site: new weights [N, K] and biases [N] in the shapes of before; whole-number levels [N, K] with scales [N, G]; pairs
-    A [R, K], B [N, R]. kept: the units [U] that stay of a group that is cut, ascending. Without anything: as it was.
+    A [R, K], B [N, R]; ranges of inputs that are rounded, as (bits, low, step). kept: the units [U] that stay of a group that
+    is cut, ascending. Without anything: as it was.
     """
 
     weights: dict[str, Tensor] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
     levels: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     pairs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    ranges: dict[str, Tensor] = field(default_factory=dict)
     kept: Tensor | None = None
 
     def save(self, path: Path) -> None:
         """Write it as safetensors."""
         flat = {f"weights/{site}": w for site, w in self.weights.items()} | {f"biases/{s}": b for s, b in self.biases.items()}
+        flat |= {f"ranges/{site}": three for site, three in self.ranges.items()}
         for name in ("levels", "pairs"):
             flat |= {f"{name}/{i}/{site}": two[i] for site, two in getattr(self, name).items() for i in (0, 1)}
         flat |= {} if self.kept is None else {"kept": self.kept}
@@ -50,7 +53,7 @@ class Change:
         made.kept = flat.pop("kept", None)
         for name, tensor in flat.items():
             kind, _, site = name.partition("/")
-            if kind in ("weights", "biases"):
+            if kind in ("weights", "biases", "ranges"):
                 getattr(made, kind)[site] = tensor
             elif kind in ("levels", "pairs") and site[:2] == "0/":
                 getattr(made, kind)[site[2:]] = (tensor, flat[f"{kind}/1/{site[2:]}"])
@@ -67,8 +70,10 @@ def put(model: Decoder, group: Group, change: Change) -> dict[str, nn.Module]:
         new[site] = (_weight(change, site, module), change.biases.get(site, module.bias))
     if change.kept is not None and len(change.kept) < group.units:
         new |= {site: _masked(model, group, change.kept, site, new.get(site)) for site in group.sites}
-    return {site: Site(site, model).swap(remade(model.get_submodule(site), weight.detach(), bias))
-            for site, (weight, bias) in new.items()}
+    made = {site: remade(model.get_submodule(site), weight.detach(), bias) for site, (weight, bias) in new.items()}
+    for site, (bits, low, step) in ((site, three.tolist()) for site, three in change.ranges.items()):
+        made[site] = Ranged(made.get(site, model.get_submodule(site)), int(bits), low, step)
+    return {site: Site(site, model).swap(module) for site, module in made.items()}
 
 
 def undo(model: Decoder, before: dict[str, nn.Module]) -> None:
@@ -92,20 +97,23 @@ def width_of(inputs: int, scales: int) -> int:
 
 def store(model: Decoder, done: Sequence[tuple[Group, Change]]) -> None:
     """Put levels in as packed weights and pairs as two matrices: what masks stood for. Units are cut by `surgery.cut`."""
-    ranks = dict(model.config.ranks)
+    ranks, ranged = dict(model.config.ranks), dict(model.config.inputs)
     for _, change in done:
         for site, (levels_NK, scale_NG) in change.levels.items():
             if (kind := kind_of(levels_NK)) is None:
                 raise UnsupportedError(f"{site}: its levels go beyond {', '.join(LEVELS)}, so there is no packed form of it")
-            Site(site, model).swap(PackedLinear(pack_levels(levels_NK, scale_NG, kind), _module(model, site).bias))
+            place = f"{site}.base" if isinstance(_module(model, site), Ranged) else site
+            Site(place, model).swap(PackedLinear(pack_levels(levels_NK, scale_NG, kind), _module(model, site).bias))
+        ranged |= {site: int(three[0]) for site, three in change.ranges.items()}
         for site, (a_RK, b_NR) in change.pairs.items():
             old = _module(model, site)
             pair = Factored(old.in_features, old.out_features, len(a_RK), bias=old.bias is not None)
             pair.fill(a_RK.to(old.weight.dtype), b_NR.to(old.weight.dtype), old.bias)
             Site(site, model).swap(pair)
             ranks[site] = len(a_RK)
-    if ranks != dict(model.config.ranks):  # family: names of fused layouts could not tell the pieces apart
-        model.config = model.config.replace(ranks=tuple(sorted(ranks.items())), family="llama")
+    if (ranks, ranged) != (dict(model.config.ranks), dict(model.config.inputs)):  # fused layouts cannot tell pieces apart
+        model.config = model.config.replace(ranks=tuple(sorted(ranks.items())), inputs=tuple(sorted(ranged.items())),
+                                            family="llama")
 
 
 def kind_of(levels_NK: Tensor) -> str | None:

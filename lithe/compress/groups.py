@@ -92,7 +92,7 @@ def _of(model: Decoder, number: int, unit: str, patterns: list[str]) -> Iterator
 
 def _whole(inner: str, module: object) -> bool:
     """A linear layer that is not a piece of another one."""
-    return hasattr(module, "in_features") and not inner.endswith((".a", ".b"))
+    return hasattr(module, "in_features") and not inner.endswith((".a", ".b", ".base"))
 
 
 def _check(model: Decoder, wanted: tuple[str, ...], linear: dict, unit: str) -> None:

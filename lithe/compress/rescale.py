@@ -56,8 +56,8 @@ def rescale(model: Decoder, layer: int, place: str, factor_K: Tensor) -> None:
         repeat = shape.heads // shape.kv_heads if place == "v" else 1
         columns_K = factor_K.view(-1, shape.head_dim).repeat_interleave(repeat, 0).flatten() if place == "v" else factor_K
     for site in sites:
-        weight = model.get_submodule(site).weight
-        weight.copy_(weight / columns_K.to(weight))  # type: ignore[operator]
+        reader: Any = model.get_submodule(site)
+        reader.weight.copy_(reader.weight / columns_K.to(reader.weight))
 
 
 def outliers(model: Decoder, seed: int = 0, places: Sequence[str] = PLACES) -> Decoder:

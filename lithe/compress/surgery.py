@@ -14,7 +14,7 @@ from lithe.compress.groups import Group
 from lithe.errors import UnsupportedError
 from lithe.model.config import Config
 from lithe.model.decoder import Decoder
-from lithe.model.linear import Factored, PackedLinear
+from lithe.model.linear import Factored, PackedLinear, Ranged
 
 CARRIED = ("tokenizer", "source", "folder", "offline", "receipts", "settings", "token_ids")
 
@@ -52,7 +52,7 @@ def cut(model: Decoder, done: Sequence[tuple[Group, Change]]) -> Decoder:
 
 def _slice(state: dict[str, Tensor], model: Decoder, group: Group, kept_U: Tensor, site: str) -> None:
     module: Any = model.get_submodule(site)
-    if isinstance(module, PackedLinear | Factored):
+    if isinstance(module, PackedLinear | Factored | Ranged):
         raise UnsupportedError(f"{site} is packed or factored already: cut before that")
     rows, columns = lanes(model, group, kept_U, site)
     state[f"{site}.weight"] = state[f"{site}.weight"].detach()[rows][:, columns].contiguous()
@@ -89,8 +89,8 @@ def _settings(model: Decoder, widths: list[list[int]], stay: list[int], state: d
     for name in ("windowed", "expert_layers"):
         if isinstance(flags := getattr(old, name), tuple):
             changes[name] = tuple(flags[i] for i in stay)
-    moved = {site: rank for site, rank in old.ranks if _moved(site, stay)}
-    changes["ranks"] = tuple(sorted((_moved(site, stay), rank) for site, rank in moved.items()))
+    for name in ("ranks", "inputs"):
+        changes[name] = tuple(sorted((_moved(site, stay), number) for site, number in getattr(old, name) if _moved(site, stay)))
     return old.replace(**changes)
 
 

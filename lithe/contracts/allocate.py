@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -59,6 +60,5 @@ def problems() -> Iterator[tuple[int, Problem]]:
         def loss(plan: Plan, tokens: int = 0, named: dict = named) -> float:
             return sum(float(named[name].sort().values[: 64 - int(level or 0)].square().sum()) for name, level in plan.items())
 
-        yield number, Problem(groups=groups, options=options, budget=share * full, find_scores=lambda named=named: named,
-                              find_blocks=lambda metric: [0.5, 0.2, 0.1, 0.1, 0.2, 0.6], find_loss=loss,
-                              find_gradients=lambda *_, groups=groups: {g.name: 1.0 + g.layer for g in groups})
+        yield number, Problem(groups=groups, options=options, budget=share * full, find_scores=partial(dict, named),
+                              find_blocks=lambda metric: [0.5, 0.2, 0.1, 0.1, 0.2, 0.6], find_loss=loss)

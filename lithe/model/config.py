@@ -91,11 +91,14 @@ class Config:
     mask_token: int | None = None  # what an undecided place holds
     shifted: bool = False  # the logits of place i stand at i - 1, as in a model that once was causal (Dream)
     ranks: tuple[tuple[str, int], ...] = ()  # linear layers that are a product of two matrices, and its inner width
+    inputs: tuple[tuple[str, int], ...] = ()  # linear layers that read rounded inputs, and of how many bits
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ranks", tuple((name, rank) for name, rank in self.ranks))
-        if any(rank < 1 for _, rank in self.ranks) or len(dict(self.ranks)) < len(self.ranks):
-            raise FormatError(f"config: ranks name a layer twice, or a rank below 1: {self.ranks!r:.80}")
+        for field, most in (("ranks", 2**28), ("inputs", 16)):
+            pairs = tuple((name, number) for name, number in getattr(self, field))
+            object.__setattr__(self, field, pairs)
+            if any(not 0 < number <= most for _, number in pairs) or len(dict(pairs)) < len(pairs):
+                raise FormatError(f"config: {field} name a layer twice, or a number that cannot be: {pairs!r:.80}")
         for name in ("heads", "kv_heads", "ffn", "windowed", "expert_layers"):
             value = getattr(self, name)
             if isinstance(value, list):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lithe.errors import TooLargeError, UsageError
 from lithe.model.config import Config, Layer, Rope
 from lithe.model.mask import CAUSAL, Mask, Pass, positions
-from lithe.model.modules import FFN, Experts, RMSNorm, draw, factor
+from lithe.model.modules import FFN, Experts, RMSNorm, draw, remake
 from lithe.model.ragged import ragged
 from lithe.model.site import Site, sites
 from lithe.ops.attention import attention
@@ -131,8 +131,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps, config.norm_offset)
         self.lm_head: nn.Module | None = None if config.tied else nn.Linear(config.width, config.vocab, bias=False)
-        for name, rank in config.ranks:
-            factor(self, name, rank)
+        remake(self, config.ranks, config.inputs)
         shapes = [layer for i in range(config.layers) if (layer := config.layer(i)).heads]
         self.windows, self.ropes = {layer.window for layer in shapes}, {layer.rope for layer in shapes}
         self.fast: Fast | None = None  # compiled layers, where they were asked for

@@ -122,6 +122,40 @@ class Factored(nn.Module):
         return self.b(self.a(x))
 
 
+class Ranged(nn.Module):
+    """A linear layer that reads its inputs rounded to a fixed range: step * q + low, q whole, from 0 to 2^bits - 1."""
+
+    def __init__(self, base: nn.Module, bits: int, low: float = 0.0, step: float = 1.0):
+        super().__init__()
+        self.base, self.bits = base, bits
+        self.low, self.step = (nn.Parameter(torch.tensor([value]), requires_grad=False) for value in (low, step))
+
+    @property
+    def in_features(self) -> int:
+        return self.base.in_features  # type: ignore[return-value]
+
+    @property
+    def out_features(self) -> int:
+        return self.base.out_features  # type: ignore[return-value]
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base.bias  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(rounded_inputs(x, self.low.to(x.dtype), self.step.to(x.dtype), self.bits))
+
+
+def rounded_inputs(x: Tensor, low: Tensor, step: Tensor, bits: int) -> Tensor:
+    """x at the nearest of 2^bits even steps from `low` on. Gradients pass the rounding as if it were not there."""
+    level = ((x - low) / step).clamp(0, 2**bits - 1)
+    return (level + (level.round() - level).detach()) * step + low
+
+
 class PackedEmbedding(nn.Module):
     """Input embeddings read out of packed weights: a tied output matrix then needs no second copy."""
 

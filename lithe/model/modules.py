@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lithe.errors import FormatError
 
+Pairs = tuple[tuple[str, int], ...]  # sites and a number for each
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -90,16 +91,22 @@ def draw(model: Any, seed: int) -> None:
             nn.init.zeros_(weight)
 
 
-def factor(model: nn.Module, name: str, rank: int) -> None:
-    """Make the linear layer of that name a product of two. Raises FormatError where there is none."""
-    from lithe.model.linear import Factored  # which brings the kernels along
+def remake(model: nn.Module, ranks: Pairs, inputs: Pairs) -> None:
+    """Make linear layers products of two, or readers of rounded inputs. Raises FormatError for names of no linear layer."""
+    if not (ranks or inputs):
+        return
+    from lithe.model.linear import Factored, Ranged  # which bring the kernels along
 
-    place, _, leaf = name.rpartition(".")
-    try:
-        parent = model.get_submodule(place)
-        old = getattr(parent, leaf)
-    except AttributeError:
-        old = None
-    if not isinstance(old, nn.Linear) or rank > min(old.in_features, old.out_features):
-        raise FormatError(f"config: ranks name {name!r:.80} with {rank}: no linear layer, or one that is thinner")
-    setattr(parent, leaf, Factored(old.in_features, old.out_features, rank, bias=old.bias is not None))
+    for name, number, ranged in [*((*pair, False) for pair in ranks), *((*pair, True) for pair in inputs)]:
+        place, _, leaf = name.rpartition(".")
+        try:
+            parent: Any = model.get_submodule(place)
+            old = getattr(parent, leaf)
+        except AttributeError:
+            old = None
+        if not isinstance(old, nn.Linear | (Factored if ranged else nn.Linear)):
+            raise FormatError(f"config: {name!r:.80} is no linear layer, so it has no rank and no rounded inputs")
+        if not ranged and number > min(old.in_features, old.out_features):
+            raise FormatError(f"config: {name} cannot have rank {number}")
+        setattr(parent, leaf, Ranged(old, number) if ranged else Factored(
+            old.in_features, old.out_features, number, bias=old.bias is not None))

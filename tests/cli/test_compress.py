@@ -35,7 +35,7 @@ def test_a_dry_run_tells_the_plan_and_the_folder_then_has_its_size(go, tmp_path)
     assert code == 0, err
     planned = json.loads(out)
     plan = Allocation.of(planned["allocations"][0])
-    assert plan.cost <= plan.budget and set(plan.levels) == {"layers.0.mlp"} and not list(tmp_path.iterdir())
+    assert plan.cost <= plan.budget and set(plan.levels) == {"layers.0.mlp", "layers.1.mlp"} and not list(tmp_path.iterdir())
     code, out, err = go(*asked, "-o", tmp_path / "out")
     assert code == 0, err
     told = json.loads(out)
@@ -44,8 +44,8 @@ def test_a_dry_run_tells_the_plan_and_the_folder_then_has_its_size(go, tmp_path)
     assert json.loads((tmp_path / "out" / "lithe.json").read_text())["receipts"][-1]["allocation"]["levels"] == plan.levels
 
 
-@pytest.mark.parametrize("methods", [["magnitude:unit=head,ratio=0.5 + ranked", "rtn:bits=4"], ["svd:ratio=0.5"],
-                                     ["magnitude:unit=half,ratio=0.4"]])
+@pytest.mark.parametrize("methods", [["magnitude_pruning:unit=head,ratio=0.5 + ranked", "rtn:bits=4"], ["svd:ratio=0.5"],
+                                     ["magnitude_pruning:unit=half,ratio=0.4"]])
 def test_what_it_writes_generates_with_drafts_as_without(go, tmp_path, methods):
     code, _, err = go(*(word for method in methods for word in ("--method", method)), "-o", tmp_path / "out")
     assert code == 0, err
@@ -56,9 +56,9 @@ def test_what_it_writes_generates_with_drafts_as_without(go, tmp_path, methods):
 
 
 @pytest.mark.parametrize(("code", "told", "words"), [
-    (2, "say which folder", ["--method", "magnitude:ratio=0.5"]),
-    (2, "must say once how much", ["--method", "magnitude", "-o", "OUT"]),
-    (3, "save no bytes", ["--method", "magnitude:bytes=0.5", "-o", "OUT"]),
+    (2, "say which folder", ["--method", "magnitude_pruning:ratio=0.5"]),
+    (2, "must say once how much", ["--method", "magnitude_pruning", "-o", "OUT"]),
+    (3, "save no bytes", ["--method", "magnitude_pruning:bytes=0.5", "-o", "OUT"]),
     (2, "there is no data file", ["--method", "wanda:ratio=0.5", "-o", "OUT", "--calibration", "nowhere.jsonl"]),
     (2, "needs a calibration text", ["--method", "wanda:ratio=0.5", "-o", "OUT"])])
 def test_what_is_refused_leaves_nothing_behind(go, tmp_path, code, told, words):

@@ -9,8 +9,10 @@ from lithe.compress.rounding import grid, nearest, spread
 from lithe.compress.run import Stage, compress
 from lithe.compress.step import parse
 from lithe.compress.surgery import copied
-from lithe.contracts.compressing import text
+from lithe.contracts.compressing import logits, text
 from lithe.contracts.small import small_model
+from lithe.model import checkpoint
+from lithe.model.linear import rounded_inputs
 
 
 def data(tokens, seed):
@@ -18,19 +20,32 @@ def data(tokens, seed):
     return torch.randn(tokens, 48, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) @ mix + 0.5
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4])
-def test_it_beats_rounding_on_inputs_that_it_did_not_see(bits):
+@pytest.mark.parametrize(("bits", "input_bits"), [(2, 0), (4, 0), (4, 4)])
+def test_it_beats_rounding_on_inputs_that_it_did_not_see(bits, input_bits):
     weight = torch.randn(40, 48, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    x, held_out = data(256, 2), data(4000, 3)
-    fit = Fit(weight, x.T @ x / len(x), x.mean(0), bits, 32)
+    x, held_out = data(512, 2), data(4000, 3)
     lost = {}
-    for name, knobs in (("rtn", Knobs(steps=0)), ("fitted", Knobs(steps=150)), ("biased", Knobs(steps=150, bias=True))):
-        levels, scale, bias = fit.run(knobs)
+    for steps, bias in ((0, False), (300, False), (300, True)):
+        fit = Fit(weight, x, x @ weight.T, bits, 32, Knobs(steps=steps, bias=bias, input_bits=input_bits))
+        fit.run(torch.Generator().manual_seed(0))
+        levels, scale, shift, low, step = fit.best
+        read = rounded_inputs(held_out, torch.tensor(low), torch.tensor(step), input_bits) if input_bits else held_out
         made = levels.double() * spread(scale, 48).double()
-        lost[name] = float((held_out @ (made - weight).T + bias * knobs.bias).square().mean())
-    near = nearest(weight, grid(weight, bits, 32), bits).double() * spread(grid(weight, bits, 32), 48).double()
-    assert lost["rtn"] == pytest.approx(float((held_out @ (near - weight).T).square().mean()))
-    assert lost["fitted"] < lost["rtn"] and lost["biased"] < lost["rtn"]
+        lost[steps, bias] = float((read @ made.T + shift - held_out @ weight.T).square().mean())
+    if not input_bits:
+        near = nearest(weight, grid(weight, bits, 32), bits).double() * spread(grid(weight, bits, 32), 48).double()
+        assert lost[0, False] == pytest.approx(float((held_out @ (near - weight).T).square().mean()))
+    assert lost[300, False] < lost[0, False] and lost[300, True] < lost[0, False]
+
+
+def test_fitted_input_ranges_are_stored_and_read_again(tmp_path):
+    made = compress(small_model(), ["adaquant:bits=4,steps=10,input_bits=4,sites=mlp.*"], text()).model
+    assert set(dict(made.config.inputs).values()) == {4} and len(made.config.inputs) == 6
+    checkpoint.save(made, tmp_path / "m")
+    again = checkpoint.load(tmp_path / "m", dtype=torch.float64)
+    assert torch.equal(logits(made), logits(again))
+    plain = compress(small_model(), ["adaquant:bits=4,steps=10,sites=mlp.*"], text()).model
+    assert not torch.allclose(logits(plain), logits(made), atol=1e-3)
 
 
 def test_the_program_beats_uniform_and_its_reverse_at_equal_bits():

@@ -86,5 +86,22 @@ def test_sparsegpt_loses_less_than_masks_alone_and_is_exact_least_squares_for_on
 def test_sparsegpt_helps_in_the_end():
     model, fitness = outliers(copied(small_model())), None
     fitness = Fitness(model, text())
-    lost = {name: fitness(compress(model, [f"{name}:ratio=0.3"], text()).model) for name in ("magnitude", "sparsegpt")}
-    assert lost["sparsegpt"] < lost["magnitude"]
+    lost = {name: fitness(compress(model, [f"{name}:ratio=0.3"], text()).model) for name in ("magnitude_pruning", "sparsegpt")}
+    assert lost["sparsegpt"] < lost["magnitude_pruning"]
+
+
+def test_whitened_svd_loses_least_of_all_products_of_that_rank():
+    model = outliers(copied(small_model()))
+    _, found = next(walk(model, text().batches, dtype=torch.float64))
+    for name in ("svd", "whitened_svd:damping=1e-9"):
+        made = stage(f"{name.partition(':')[0]}:rank=6" + (",damping=1e-9" if ":" in name else ""), model)
+        made.masked(made.allocate().levels)
+        for site in ("mlp.up_proj", "self_attn.o_proj"):
+            old, new = (m.get_submodule(f"layers.0.{site}").weight.detach() for m in (model, made.work))
+            moment = found[site].second_moment_KK if site == "mlp.up_proj" else None
+            if moment is None:
+                continue  # behind the layer's changed matrices it reads other inputs
+            lost = float(((old - new) @ moment @ (old - new).mT).trace())
+            values = torch.linalg.svdvals(old @ torch.linalg.cholesky(moment + 1e-12 * torch.eye(len(moment))))
+            least = float(values[6:].square().sum())
+            assert (lost == pytest.approx(least, rel=1e-3)) == (":" in name) and lost >= least * (1 - 1e-3)

@@ -42,7 +42,7 @@ def model_of(**traits):
 @pytest.mark.parametrize("budget", ["unit=head,ratio=0.5", "unit=channel,ratio=0.45", "unit=half,ratio=0.4",
                                     "unit=layer,ratio=0.34"])
 def test_every_kind_of_block_cuts_as_it_is_masked(name, budget, tmp_path):
-    made = Stage(model_of(**SHAPES[name]), parse(f"magnitude:{budget}"), text(), 0, lambda *_: None, None, 0, 8)
+    made = Stage(model_of(**SHAPES[name]), parse(f"magnitude_pruning:{budget}"), text(), 0, lambda *_: None, None, 0, 8)
     done = made.masked(made.allocate().levels)
     masked, cut = copied(made.work), finished(made.work, done)
     assert (logits(masked) - logits(cut)).abs().max() < 1e-10
@@ -52,7 +52,7 @@ def test_every_kind_of_block_cuts_as_it_is_masked(name, budget, tmp_path):
 
 
 def test_widths_that_agree_are_a_stock_model(tmp_path):
-    cut = compress(small_model(), ["magnitude:unit=channel,ratio=0.5 + uniform"], text()).model
+    cut = compress(small_model(), ["magnitude_pruning:unit=channel,ratio=0.5 + uniform"], text()).model
     checkpoint.save(cut, tmp_path / "m")
     raw = json.loads((tmp_path / "m" / "config.json").read_text())
     assert raw["model_type"] == "llama" and raw["intermediate_size"] == 32
@@ -60,7 +60,7 @@ def test_widths_that_agree_are_a_stock_model(tmp_path):
 
 def test_norms_over_all_heads_are_refused():
     with pytest.raises(UnsupportedError, match="norms all heads together"):
-        compress(model_of(heads=4, kv_heads=2, qk_norm="all"), ["magnitude:unit=head,ratio=0.5"])
+        compress(model_of(heads=4, kv_heads=2, qk_norm="all"), ["magnitude_pruning:unit=head,ratio=0.5"])
 
 
 def test_the_outlier_twin_has_the_same_logits_and_other_weights():
@@ -118,7 +118,7 @@ def test_a_stopped_run_goes_on_and_ends_alike(tmp_path):
         api.compress(model, **asked, out=tmp_path / "parts", tell=stop)
     assert not (tmp_path / "parts").exists()
     with pytest.raises(UsageError, match="another run"):
-        api.compress(model, ["magnitude:ratio=0.5"], out=tmp_path / "parts")
+        api.compress(model, ["magnitude_pruning:ratio=0.5"], out=tmp_path / "parts")
     again = api.compress(model, **asked, out=tmp_path / "parts")
     assert torch.equal(logits(again.model), logits(whole.model))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts", "whole"]
@@ -129,12 +129,13 @@ def test_a_stopped_run_goes_on_and_ends_alike(tmp_path):
 
 
 @pytest.mark.parametrize(("step", "told"), [
-    ("magnitude", "must say once how much"), ("magnitude:ratio=0.5,bits=4", "ratio and bits"),
-    ("rtn:bits=4 + svd", "acts twice"), ("magnitude:bytes=0.5", "save no bytes"), ("magnitude:ratio=1.5", "above"),
-    ("magnitud:ratio=0.5", "did you mean magnitude"), ("magnitude:ratio=0.5,damping=1", "no knob"),
+    ("magnitude_pruning", "must say once how much"), ("magnitude_pruning:ratio=0.5,bits=4", "ratio and bits"),
+    ("rtn:bits=4 + svd", "acts twice"), ("magnitude_pruning:bytes=0.5", "save no bytes"),
+    ("magnitude_pruning:ratio=1.5", "above"),
+    ("magnitude_prunin:ratio=0.5", "did you mean magnitude_pruning"), ("magnitude_pruning:ratio=0.5,damping=1", "no knob"),
     ("wanda:ratio=0.5,unit=head", "knows the units entry"), ("uniform:ratio=0.5", "names nothing"),
-    ("magnitude:pattern=4:2", "not n:m"), ("gptq:bits=12,count=nominal", "2 to 8"),
-    ("magnitude:ratio=0.5,sites=nowhere", "no entry groups")])
+    ("magnitude_pruning:pattern=4:2", "not n:m"), ("gptq:bits=12,count=nominal", "2 to 8"),
+    ("magnitude_pruning:ratio=0.5,sites=nowhere", "no entry groups")])
 def test_what_cannot_be_is_told(step, told):
     with pytest.raises((UsageError, UnsupportedError), match=told):
         compress(small_model(), [step], text())
@@ -142,13 +143,13 @@ def test_what_cannot_be_is_told(step, told):
 
 def test_orders_and_texts_that_cannot_be_are_told():
     with pytest.raises(UnsupportedError, match="put it last"):
-        compress(small_model(), ["rtn:bits=4", "magnitude:ratio=0.5"])
+        compress(small_model(), ["rtn:bits=4", "magnitude_pruning:ratio=0.5"])
     with pytest.raises(UsageError, match="needs a calibration text"):
         compress(small_model(), ["wanda:ratio=0.5"])
     with pytest.raises(FormatError, match="3 tokens"):
         of_ids([1, 2, 3], length=8)
     with pytest.raises(UnsupportedError, match="packed already"):
-        compress(compress(small_model(), ["rtn:bits=4"]).model, ["magnitude:ratio=0.5"])
+        compress(compress(small_model(), ["rtn:bits=4"]).model, ["magnitude_pruning:ratio=0.5"])
     with pytest.raises(UsageError, match="cannot be met"):
         compress(small_model(), ["svd:ratio=0.99"])
 
@@ -173,8 +174,8 @@ def test_rounding_with_second_moments_loses_less_than_rounding_to_nearest():
 
 def test_wanda_does_not_mind_a_rescale_that_magnitude_minds():
     model, kls = small_model(), {}
-    for name in ("wanda", "magnitude"):
+    for name in ("wanda", "magnitude_pruning"):
         for twin in (copied(model), outliers(copied(model))):
             kls.setdefault(name, []).append(Fitness(model, text())(compress(twin, [f"{name}:ratio=0.5"], text()).model))
     assert kls["wanda"][0] == pytest.approx(kls["wanda"][1], rel=1e-6)
-    assert kls["magnitude"][1] > 1.2 * kls["magnitude"][0] and kls["magnitude"][1] > kls["wanda"][1]
+    assert kls["magnitude_pruning"][1] > 1.2 * kls["magnitude_pruning"][0] and kls["magnitude_pruning"][1] > kls["wanda"][1]

@@ -38,7 +38,8 @@ class Method:
 
     def solve(self, problem: Problem) -> dict:
         problem.check()
-        dice, seen = random.Random(problem.seed), {}
+        seen: dict[tuple, float] = {}
+        dice = random.Random(problem.seed)
         parent = self._first(problem, dice)
         for _ in range(self.knobs.generations):
             tried = (mutated(problem, parent, self.knobs.switches, dice) for _ in range(self.knobs.children))

@@ -1,4 +1,4 @@
-"""Weights, scales and bias of each layer are fitted together so that the rounded layer gives what the whole one gave."""
+"""Weights, scales, input range and bias of each layer are fitted together: rounded, it is to give what it gave whole."""
 
 from __future__ import annotations
 
@@ -12,25 +12,30 @@ from lithe.compress.calibrate import Source
 from lithe.compress.change import Change
 from lithe.compress.groups import Group, Level
 from lithe.compress.rounding import extremes, grid, nearest, spread
+from lithe.model.linear import rounded_inputs
 
 CARD = Card(paper="Improving Post Training Neural Quantization: Layer-wise Calibration and Integer Programming", row=162,
-            needs=("moments",), promises=("meets_budget", "level_zero_is_identity", "touches_only", "masked_equals_cut"))
+            needs=("inputs",), promises=("meets_budget", "level_zero_is_identity", "touches_only", "masked_equals_cut"))
+QUICK = {"steps": 20}
+ROWS = 4096  # of inputs that a layer is fitted on
 
 
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
     steps: int = knob(1000, "of Adam for each layer; 0 is rounding to nearest", low=0)
+    batch: int = knob(50, "inputs a step", low=1)
+    input_bits: int = knob(0, "round inputs to so many bits of a fitted range; 0 leaves them to the kernels", low=0,
+                           high=16)
     weight_rate: float = knob(1e-3, "learning rate of the weights, as a share of their root mean square", low=0)
     scale_rate: float = knob(1e-3, "of the scales, as a share of each", low=0)
-    bias: bool = knob(False, "fit a bias too; layers that had none then run uncompiled in the FFN")
+    range_rate: float = knob(1e-2, "of the input range, as a share of it", low=0)
+    bias: bool = knob(False, "fit a bias too; an FFN that had none then runs uncompiled")
     bias_rate: float = knob(1e-3, "of the bias", low=0)
 
 
 class Method:
-    """min ||Q(W + V) x + b - W x||^2 over V, scales and b, rounding passed straight through (Hubara et al. 2021, equation 4).
-
-    The mean square over all calibration inputs follows from their mean and second moments, so each step sees all of them.
-    """
+    """min ||Q_w(W + V) Q_a(x) + b - y||^2 over V, scales, ranges and b (Hubara et al. 2021, equation 4), rounding passed
+    straight through. x is what the layer reads behind rounded ones, y what it gave in the dense model."""
 
     units = ("bits",)
 
@@ -41,56 +46,73 @@ class Method:
         if level is None:
             return Change()
         (site,) = group.sites
-        inputs = source.inputs(site)
-        fit = Fit(source.weight(site), inputs.second_moment_KK, inputs.mean_K, int(level), source.target.group)
-        levels_NK, scale_NG, bias_N = fit.run(self.knobs)
-        old_N = source.bias(site)
+        bits, weight_NK, old_N = int(level), source.weight(site), source.bias(site)
+        x_MK, dense_MK = (source.rows(site, ROWS, dense=dense).to(weight_NK) for dense in (False, True))
+        fit = Fit(weight_NK, x_MK, dense_MK @ weight_NK.mT, bits, source.target.group, self.knobs)
+        fit.run(torch.Generator().manual_seed(source.seed))
+        levels_NK, scale_NG, bias_N, low, step = fit.best
         return Change(levels={site: (levels_NK, scale_NG)},
-                      biases={site: bias_N if old_N is None else old_N + bias_N} if self.knobs.bias else {})
+                      biases={site: bias_N if old_N is None else old_N + bias_N} if self.knobs.bias else {},
+                      ranges={site: torch.tensor([self.knobs.input_bits, low, step])} if self.knobs.input_bits else {})
 
 
 class Fit:
-    """One layer; the best step counts, judged on what is stored. Axes: N outputs, K inputs, G groups."""
+    """One layer. Axes: M inputs, N outputs, K inputs of each, G groups. Of all states judged on all inputs the best counts."""
 
-    def __init__(self, weight_NK: Tensor, moment_KK: Tensor, mean_K: Tensor, bits: int, group: int):
-        self.weight_NK, self.bits = weight_NK, bits
-        self.moment_KK, self.mean_K = moment_KK.to(weight_NK), mean_K.to(weight_NK)
-        self.start_NG = grid(weight_NK, bits, group)
-
-    def error(self, made_NK: Tensor, bias_N: Tensor) -> Tensor:
-        """The mean squared error of the outputs, summed over them."""
-        lost_NK = made_NK - self.weight_NK
-        shifted = 2 * (bias_N * (lost_NK @ self.mean_K)).sum() + bias_N.square().sum()
-        return ((lost_NK @ self.moment_KK) * lost_NK).sum() + shifted
+    def __init__(self, weight_NK: Tensor, x_MK: Tensor, wanted_MN: Tensor, bits: int, group: int, knobs: Knobs):
+        self.weight_NK, self.x_MK, self.wanted_MN, self.bits, self.knobs = weight_NK, x_MK, wanted_MN, bits, knobs
+        self.size, self.start_NG = weight_NK.square().mean().sqrt(), grid(weight_NK, bits, group)
+        self.first, self.width = x_MK.min(), (x_MK.max() - x_MK.min()).clamp(min=1e-12) / max(1, 2**knobs.input_bits - 1)
+        free = lambda *shape: torch.zeros(*shape, dtype=weight_NK.dtype, requires_grad=True)
+        self.moved_NK, self.stretch_NG = free(*weight_NK.shape), free(*self.start_NG.shape)
+        self.bias_N, self.range_2 = free(len(weight_NK)), free(2)
+        self.error, self.best = float("inf"), self.stored()
 
     @torch.enable_grad()
-    def run(self, knobs: Knobs) -> tuple[Tensor, Tensor, Tensor]:
-        size = self.weight_NK.square().mean().sqrt()
-        moved_NK, stretch_NG = torch.zeros_like(self.weight_NK), torch.zeros_like(self.start_NG.to(self.weight_NK))
-        bias_N = torch.zeros(len(self.weight_NK), dtype=self.weight_NK.dtype)
-        found = (moved_NK, stretch_NG, bias_N) if knobs.bias else (moved_NK, stretch_NG)
-        rates = (knobs.weight_rate, knobs.scale_rate, knobs.bias_rate)
-        best = (float("inf"), self.stored(moved_NK, stretch_NG, bias_N))
-        optimizer = torch.optim.Adam([{"params": [p.requires_grad_()], "lr": lr} for p, lr in zip(found, rates, strict=False)])
+    def run(self, dice: torch.Generator) -> None:
+        knobs = self.knobs
+        rates = [(self.moved_NK, knobs.weight_rate), (self.stretch_NG, knobs.scale_rate)]
+        rates += [(self.bias_N, knobs.bias_rate)] if knobs.bias else []
+        rates += [(self.range_2, knobs.range_rate)] if knobs.input_bits else []
+        optimizer = torch.optim.Adam([{"params": [value], "lr": rate} for value, rate in rates])
         for step in range(knobs.steps + 1):
-            with torch.no_grad():
-                here = self.stored(moved_NK * size, stretch_NG, bias_N)
-                error = float(self.error(here[0].to(moved_NK) * spread(here[1], here[0].shape[1]).to(moved_NK), here[2]))
-                best = (error, here) if error < best[0] else best
+            if step % max(1, knobs.steps // 20) == 0:
+                self.judge()
             if step < knobs.steps:
+                picked = torch.randint(len(self.x_MK), (knobs.batch,), generator=dice)
                 optimizer.zero_grad()
-                self.error(self.rounded(moved_NK * size, stretch_NG), bias_N).backward()
+                lost = self.read(self.x_MK[picked]) @ self.made().mT + self.bias_N - self.wanted_MN[picked]
+                lost.square().sum(1).mean().backward()
                 optimizer.step()
-        return best[1]
 
-    def rounded(self, moved_NK: Tensor, stretch_NG: Tensor) -> Tensor:
-        """What the layer multiplies with: gradients pass the rounding as if it were not there, and stop where levels end."""
+    @torch.no_grad()
+    def judge(self) -> None:
+        """Keep this state if it is the best yet, as it would be stored."""
+        levels_NK, scale_NG, bias_N, _, _ = found = self.stored()
+        made_NK = levels_NK.to(self.x_MK) * spread(scale_NG, levels_NK.shape[1]).to(self.x_MK)
+        error = float((self.read(self.x_MK) @ made_NK.mT + bias_N - self.wanted_MN).square().sum(1).mean())
+        if error < self.error:
+            self.error, self.best = error, found
+
+    def read(self, x_MK: Tensor) -> Tensor:
+        """Inputs as the layer reads them."""
+        return rounded_inputs(x_MK, *self.range(), self.knobs.input_bits) if self.knobs.input_bits else x_MK
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        """The lowest input and the step of the input range."""
+        return self.first + self.range_2[0] * self.width * 2**self.knobs.input_bits, self.width * (1 + self.range_2[1])
+
+    def made(self) -> Tensor:
+        """What the layer multiplies with: gradients pass the rounding, and stop where levels end."""
         low, high = extremes(self.bits)
-        scale_NK = spread(self.start_NG.to(moved_NK) * (1 + stretch_NG), moved_NK.shape[1])
+        scale_NK = spread(self.start_NG.to(self.moved_NK) * (1 + self.stretch_NG), self.moved_NK.shape[1])
         safe_NK = torch.where(scale_NK == 0, 1.0, scale_NK)
-        ratio_NK = ((self.weight_NK + moved_NK) / safe_NK).clamp(low, high)
+        ratio_NK = ((self.weight_NK + self.moved_NK * self.size) / safe_NK).clamp(low, high)
         return (ratio_NK + (ratio_NK.round() - ratio_NK).detach()) * scale_NK
 
-    def stored(self, moved_NK: Tensor, stretch_NG: Tensor, bias_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        scale_NG = (self.start_NG.to(moved_NK) * (1 + stretch_NG.detach())).half()
-        return nearest(self.weight_NK + moved_NK.detach(), scale_NG, self.bits), scale_NG, bias_N.detach().clone()
+    @torch.no_grad()
+    def stored(self) -> tuple[Tensor, Tensor, Tensor, float, float]:
+        scale_NG = (self.start_NG.to(self.moved_NK) * (1 + self.stretch_NG)).half()
+        levels_NK = nearest(self.weight_NK + self.moved_NK * self.size, scale_NG, self.bits)
+        low, step = self.range()
+        return levels_NK, scale_NG, self.bias_N.detach().clone(), float(low), float(step)

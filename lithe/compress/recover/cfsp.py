@@ -53,7 +53,8 @@ def ranks(scores: list[float], mean: int) -> list[int]:
     >>> ranks([3.0, 1.0, 0.0, 4.0], 4)
     [6, 2, 1, 7]
     """
-    total, whole = mean * len(scores), sum(scores) or 1.0
+    scores = scores if sum(scores) > 0 else [1.0] * len(scores)
+    total, whole = mean * len(scores), sum(scores)
     wanted = [1 + (total - len(scores)) * score / whole for score in scores]
     found = [int(want) for want in wanted]
     for i in sorted(range(len(scores)), key=lambda i: found[i] - wanted[i])[: total - sum(found)]:

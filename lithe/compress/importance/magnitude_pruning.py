@@ -22,7 +22,7 @@ class Knobs:
 
 
 class Method:
-    """|W|, compared within a layer; of a unit the length of all its weights."""
+    """|W|, compared within a layer; of a unit the root mean square of all its weights."""
 
     units, per = ("entry", "channel", "head", "half", "layer"), "layer"
 
@@ -33,4 +33,4 @@ class Method:
         if group.unit == "entry":
             return source.weight(group.sites[0]).abs()
         squares = [by_unit(group, source, site, source.weight(site).square()) for site in group.sites]
-        return torch.stack(squares).sum(0).sqrt()
+        return (torch.stack(squares).sum(0) / group.each).sqrt()
