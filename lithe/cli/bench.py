@@ -49,8 +49,8 @@ def command(
     ledger. The exit code is 1 where a method failed, 130 where Ctrl-C ended the run; what was finished by then is reported.
     --suite engines puts plain decoding beside transformers' and llama.cpp's instead, in every precision. --suite tuning trains
     the plan's methods on texts that the model does not know; --method then names some of the plan. --suite serving measures the
-    engine behind `lithe serve`: what it costs beside the bare loop, what chunks and shared prefixes gain. --suite json asks what
-    schemas are enforced, lets the model write under them and has the result judged.
+    engine behind `lithe serve`: what it costs beside the bare loop, what chunks and shared prefixes gain. --suite json asks
+    what schemas are enforced, lets the model write under them and has the result judged.
     """
     from lithe.bench.runner import Stopped, bench
 

@@ -23,6 +23,6 @@ def request(model: Decoder, prompt: str | Seq[int], *, law: Law | None = None, m
     wrong = [t for t in prompt if not 0 <= t < model.config.vocab]
     if wrong:
         raise UsageError(f"token {wrong[0]} is outside this model's vocabulary of {model.config.vocab}")
-    return Sequence(prompt, limit=max_tokens, context=model.config.context, law=law, seed=seed, stops=stop, constraint=constraint,
-                    eos=() if ignore_eos or tokenizer is None else tokenizer.eos_ids,
+    return Sequence(prompt, limit=max_tokens, context=model.config.context, law=law, seed=seed, stops=stop,
+                    constraint=constraint, eos=() if ignore_eos or tokenizer is None else tokenizer.eos_ids,
                     stream=None if tokenizer is None else Stream(tokenizer, prompt))
