@@ -23,7 +23,7 @@ def generate(model: Decoder, prompt: str | Seq[int] | Seq[str] | Seq[Seq[int]], 
     lie behind an end of text are filled as well, and not shown.
     """
     if constrain is not None:
-        raise UnsupportedError(f"{constrain!r:.80}: constraints read from left to right, and this model fills places in any order")
+        raise UnsupportedError(f"{constrain!r:.80}: constraints read from left to right, which this model does not")
     made = plan(model, *([method] if isinstance(method, str) else method))
     single = isinstance(prompt, str) or not len(prompt) or isinstance(prompt[0], int)
     batch: list = [prompt] if single else list(prompt)
