@@ -15,8 +15,8 @@ ONE = {"expand": 0, "by": "sure"}
 
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
-    form: str = knob("dynamic", "dynamic and uniform: the released code's agreement of steps, committing all that agree or a "
-                     "fixed number of them; average: the paper's formula", choices=("dynamic", "uniform", "average"))
+    form: str = knob("dynamic", "dynamic and fixed: the released code's agreement of steps, committing all that agree or a "
+                     "fixed number of them; average: the paper's formula", choices=("dynamic", "fixed", "average"))
     by: str = knob("entropy", "what ranks places in the agreeing forms: low entropy, or the token's probability",
                    choices=("entropy", "sure"))
     tokens: int = knob(1, "tokens a step at least", low=1)
