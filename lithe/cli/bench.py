@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -55,18 +55,8 @@ def command(
     from lithe.bench.runner import Stopped, bench
 
     checked(context, suite)
-    if suite == "tuning":
-        return matrix(model, methods=method or (), shifts=shift or (), plan=plan, runs=runs, threads=threads, offline=offline,
-                      as_json=as_json, book=open_ledger(ledger, no_ledger))
-    if suite == "serving":
-        return served(model, parts=part or (), dtype=dtype, threads=threads, offline=offline, as_json=as_json,
-                      book=open_ledger(ledger, no_ledger))
-    if suite == "json":
-        return structured(model, schemas=schemas or (), write=write, limit=limit, max_tokens=max_tokens, seed=seed, dtype=dtype,
-                          device=device, threads=threads, offline=offline, as_json=as_json, book=open_ledger(ledger, no_ledger))
-    if suite == "engines":
-        return compare(model, engines=engine or (), precisions=precision or (), rounds=rounds, prompts=prompts, limit=limit,
-                       threads=threads, offline=offline, as_json=as_json, book=open_ledger(ledger, no_ledger))
+    if suite != "methods":
+        return _suite(suite, context.params)
     asked, book = chosen_kinds(prompts, limit), open_ledger(ledger, no_ledger)
     target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline)
     try:
@@ -79,6 +69,23 @@ def command(
         rows, code = stop.rows, 130
     _tell(rows, as_json)
     return code
+
+
+def _suite(suite: str, given: dict[str, Any]) -> int:
+    """Another suite, told the options that are its own."""
+    model = given["model"]
+    asked = {name: given[name] for name in ("threads", "offline", "as_json")}
+    asked["book"] = open_ledger(given["ledger"], given["no_ledger"])
+    several = lambda name: given[name] or ()
+    if suite == "tuning":
+        return matrix(model, methods=several("method"), shifts=several("shift"), plan=given["plan"], runs=given["runs"], **asked)
+    if suite == "serving":
+        return served(model, parts=several("part"), dtype=given["dtype"], **asked)
+    if suite == "json":
+        own = {name: given[name] for name in ("write", "limit", "max_tokens", "seed", "dtype", "device")}
+        return structured(model, schemas=several("schemas"), **own, **asked)
+    return compare(model, engines=several("engine"), precisions=several("precision"), rounds=given["rounds"],
+                   prompts=given["prompts"], limit=given["limit"], **asked)
 
 
 def _tell(rows: list[Row], as_json: bool) -> None:
