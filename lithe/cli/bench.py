@@ -78,7 +78,8 @@ def _suite(suite: str, given: dict[str, Any]) -> int:
     asked["book"] = open_ledger(given["ledger"], given["no_ledger"])
     several = lambda name: given[name] or ()
     if suite == "tuning":
-        return matrix(model, methods=several("method"), shifts=several("shift"), plan=given["plan"], runs=given["runs"], **asked)
+        return matrix(model, methods=several("method"), shifts=several("shift"), plan=given["plan"],
+                      runs=given["runs"], **asked)
     if suite == "serving":
         return served(model, parts=several("part"), dtype=given["dtype"], **asked)
     if suite == "json":
