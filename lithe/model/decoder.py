@@ -148,10 +148,9 @@ class Decoder(nn.Module):
         self.token_ids: dict = {}  # bos_token_id and the like, as config.json gives them
 
     def forward(self, ids_BT: Tensor | None = None, *, embeds: Tensor | None = None,
-                pos_BT: Tensor | list[list[int]] | None = None,
-                mask: Mask = CAUSAL, docs_BT: Tensor | None = None, cache: Cache | None = None,
-                rows: Sequence[int] | None = None, counts: Sequence[int] | None = None, layers: Iterable | None = None,
-                skip: Iterable[tuple[int, str]] = (), taps: Iterable[int | str] = (),
+                pos_BT: Tensor | list[list[int]] | None = None, mask: Mask = CAUSAL, docs_BT: Tensor | None = None,
+                cache: Cache | None = None, rows: Sequence[int] | None = None, counts: Sequence[int] | None = None,
+                layers: Iterable | None = None, skip: Iterable[tuple[int, str]] = (), taps: Iterable[int | str] = (),
                 adapters_B: Sequence[int | None] | Tensor | None = None,
                 logits: str | Tensor | Sequence[int] = LAST) -> Output:
         """Run one pass.
