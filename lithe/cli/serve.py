@@ -33,7 +33,7 @@ def command(
     sequences: Annotated[int, typer.Option(help="most texts under way at once", min=1, max=4096)] = 64,
     queue: Annotated[int, typer.Option(help="most texts that wait; more are told 429", min=1)] = 256,
     budget: Annotated[int | None, typer.Option(help="most rows of a round; measured at the start unless given", min=1)] = None,
-    cache: Annotated[int | None, typer.Option(help="most MiB of keys and values; by default a share of what is free", min=1)] = None,
+    cache: Annotated[int | None, typer.Option(help="most MiB of keys and values; else a share of what is free", min=1)] = None,
     timeout: Annotated[float, typer.Option(help="most seconds of a text", min=0.1)] = 600.0,
     drain: Annotated[float, typer.Option(help="after SIGTERM, seconds for what is under way", min=0)] = 30.0,
     body_limit: Annotated[int, typer.Option(help="most bytes of a request", min=1024)] = 4 << 20,
