@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from socket import socket
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -52,7 +53,6 @@ def command(
     except ImportError as problem:
         raise UnsupportedError(f"serving needs {problem.name}: pip install 'lithe[serve]'") from None
     from lithe.serve.engine import Engine
-    from lithe.serve.page import routes
 
     folders = _adapters(adapter or [])
     sock = http.listen(host, port)  # before the model is loaded: what cannot be is told at once
@@ -65,13 +65,20 @@ def command(
         name=name or http.name_of(model), adapters=tuple(folders), methods=(*(allow_method or ()), *filter(None, [method])),
         keys=keys, hosts=_hosts(host, allow_host or []), body=body_limit, timeout=timeout, drain=drain, prompts=log_prompts,
         log=sys.stderr if log == "json" else None)
+    _run(engine, settings, sock)
+
+
+def _run(engine, settings: Settings, sock: socket) -> None:
+    """Say what is served and where, and serve it with the page."""
+    from lithe.serve import http, page
+
     service = http.Service(engine, settings)
     address, taken = sock.getsockname()[:2]
     url = f"http://{f'[{address}]' if ':' in address else address}:{taken}"
     for label, text in _opening(engine, settings, url):
         print(f"{label:<11} {text}", file=sys.stderr)
     sys.stderr.flush()
-    http.run(service, http.App(service, routes(service)), sock)
+    http.run(service, http.App(service, page.routes(service)), sock)
 
 
 def _adapters(given: list[str]) -> dict[str, Path]:
