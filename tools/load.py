@@ -21,8 +21,14 @@ PROMPTS = Path(__file__).parent.parent / "lithe" / "zoo" / "prompts" / "mixed.js
 
 async def client(http: httpx.AsyncClient, args: argparse.Namespace, prompts: list[str], seen: dict, end: float) -> None:
     while perf_counter() < end:
-        body = {"model": args.model, "prompt": random.choice(prompts), "max_tokens": args.tokens, "temperature": args.temperature,
-                "stream": True, "stream_options": {"include_usage": True}} | json.loads(args.extra)
+        body = {
+            "model": args.model,
+            "prompt": random.choice(prompts),
+            "max_tokens": args.tokens,
+            "temperature": args.temperature,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        } | json.loads(args.extra)
         begun = last = perf_counter()
         first = True
         async with http.stream("POST", f"{args.url}/completions", json=body) as answer:
@@ -50,8 +56,13 @@ async def measure(args: argparse.Namespace) -> dict:
         begun = perf_counter()
         await asyncio.gather(*[client(http, args, prompts, seen, begun + args.seconds) for _ in range(args.clients)])
         seconds = perf_counter() - begun
-    told = {"clients": args.clients, "seconds": round(seconds, 2), "requests": len(seen["whole"]), "errors": len(seen["errors"]),
-            "tokens_per_s": round(seen["tokens"] / seconds, 1)}
+    told = {
+        "clients": args.clients,
+        "seconds": round(seconds, 2),
+        "requests": len(seen["whole"]),
+        "errors": len(seen["errors"]),
+        "tokens_per_s": round(seen["tokens"] / seconds, 1),
+    }
     for name in ("first", "between", "whole"):
         told |= {f"{name}_p{share}_ms": round(1000 * quantile(seen[name], share / 100), 2) for share in (50, 99)}
     return told | ({"first_error": seen["errors"][0]} if seen["errors"] else {})

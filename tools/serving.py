@@ -1,6 +1,6 @@
 """Write the parameters into docs/serving.md from the one declaration that the server checks them by.
 
-    python tools/serving.py [--check]
+python tools/serving.py [--check]
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ def table() -> str:
         own = [line for line in _params.lines(kind, FACTS) if line[0] not in names or line not in both]
         parts += [f"`{path}` alone:", rows(own)]
     refused = dict(_params.unknown(_bodies.Completion) + _params.unknown(_bodies.Chat))
-    parts += ["Refused, each with a 400 that names it, unless null or without effect:",
-              "; ".join(f"`{name}` ({why})" for name, why in sorted(refused.items())) + "."]
+    parts += [
+        "Refused, each with a 400 that names it, unless null or without effect:",
+        "; ".join(f"`{name}` ({why})" for name, why in sorted(refused.items())) + ".",
+    ]
     return "\n\n".join(parts)
 
 
@@ -35,8 +37,13 @@ def rows(lines: list[tuple[str, str, str, str]]) -> str:
             text = text.replace(old, new)
         return text.replace("|", "\\|")
 
-    return "\n".join(["| parameter | is | default | meaning |", "|---|---|---|---|",
-                      *(f"| `{name}` | {cell(kind)} | {default} | {cell(meaning)} |" for name, kind, default, meaning in lines)])
+    return "\n".join(
+        [
+            "| parameter | is | default | meaning |",
+            "|---|---|---|---|",
+            *(f"| `{name}` | {cell(kind)} | {default} | {cell(meaning)} |" for name, kind, default, meaning in lines),
+        ]
+    )
 
 
 def written(page: str) -> str:

@@ -26,29 +26,69 @@ from pathlib import Path
 import httpx
 
 PROMPTS = Path(__file__).parent.parent / "lithe" / "zoo" / "prompts" / "mixed.jsonl"
-SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}, "on": {"type": "boolean"}}, "required": ["age", "on"],
-          "additionalProperties": False}
-WRONG = [{"temperature": 9}, {"temprature": 1}, {"max_tokens": 10**6}, {"model": "none"}, {"lithe": {"method": "nothing"}},
-         {"stop": 5}, {"logit_bias": {"x": 1}}, {"suffix": "x"}, {"prompt": []}, {"n": 0}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"age": {"type": "integer"}, "on": {"type": "boolean"}},
+    "required": ["age", "on"],
+    "additionalProperties": False,
+}
+WRONG = [
+    {"temperature": 9},
+    {"temprature": 1},
+    {"max_tokens": 10**6},
+    {"model": "none"},
+    {"lithe": {"method": "nothing"}},
+    {"stop": 5},
+    {"logit_bias": {"x": 1}},
+    {"suffix": "x"},
+    {"prompt": []},
+    {"n": 0},
+]
 WARM = 0.2  # share of the run before memory is compared
 
 
 def kinds(models: list[str], formats: bool) -> list[tuple[str, int]]:
     """What is sent, and how often."""
-    return [("whole", 8), ("stream", 8), ("chat", 6), ("leave", 6), ("wrong", 6), ("several", 3), ("logprobs", 3), ("method", 4),
-            ("long", 2), ("broken", 2), ("prediction", 2), ("adapter", 6 if len(models) > 1 else 0), ("format", 3 if formats else 0)]
+    return [
+        ("whole", 8),
+        ("stream", 8),
+        ("chat", 6),
+        ("leave", 6),
+        ("wrong", 6),
+        ("several", 3),
+        ("logprobs", 3),
+        ("method", 4),
+        ("long", 2),
+        ("broken", 2),
+        ("prediction", 2),
+        ("adapter", 6 if len(models) > 1 else 0),
+        ("format", 3 if formats else 0),
+    ]
 
 
 def request(kind: str, dice: random.Random, prompts: list[str], models: list[str]) -> tuple[str, dict]:
-    body: dict = {"model": models[0], "prompt": dice.choice(prompts), "max_tokens": dice.choice((1, 4, 16, 48)),
-                  "temperature": dice.choice((0, 0.8)), "stream": dice.random() < 0.5}
+    body: dict = {
+        "model": models[0],
+        "prompt": dice.choice(prompts),
+        "max_tokens": dice.choice((1, 4, 16, 48)),
+        "temperature": dice.choice((0, 0.8)),
+        "stream": dice.random() < 0.5,
+    }
     more: dict = {
-        "whole": {"stream": False}, "stream": {"stream": True}, "leave": {"stream": True, "max_tokens": 200, "ignore_eos": True},
-        "wrong": dice.choice(WRONG), "several": {"n": dice.randint(2, 4)}, "logprobs": {"logprobs": dice.randint(0, 5)},
-        "method": {"lithe": {"method": dice.choice(("prompt_lookup", "token_recycling", "prompt_lookup:tokens=4")), "report": True}},
-        "long": {"prompt": " ".join(dice.choices(prompts, k=6))[:2000]}, "prediction": {"prediction": {"type": "content",
-                 "content": dice.choice(prompts)}}, "adapter": {"model": dice.choice(models)},
-        "format": {"structured_outputs": {"json": SCHEMA}, "max_tokens": 48}}.get(kind, {})
+        "whole": {"stream": False},
+        "stream": {"stream": True},
+        "leave": {"stream": True, "max_tokens": 200, "ignore_eos": True},
+        "wrong": dice.choice(WRONG),
+        "several": {"n": dice.randint(2, 4)},
+        "logprobs": {"logprobs": dice.randint(0, 5)},
+        "method": {
+            "lithe": {"method": dice.choice(("prompt_lookup", "token_recycling", "prompt_lookup:tokens=4")), "report": True}
+        },
+        "long": {"prompt": " ".join(dice.choices(prompts, k=6))[:2000]},
+        "prediction": {"prediction": {"type": "content", "content": dice.choice(prompts)}},
+        "adapter": {"model": dice.choice(models)},
+        "format": {"structured_outputs": {"json": SCHEMA}, "max_tokens": 48},
+    }.get(kind, {})
     if kind == "chat":
         messages = [{"role": "user", "content": body.pop("prompt")}]
         return "chat/completions", body | {"messages": messages, "top_p": 0.9}
@@ -58,7 +98,9 @@ def request(kind: str, dice: random.Random, prompts: list[str], models: list[str
 async def one(http: httpx.AsyncClient, url: str, kind: str, path: str, body: dict, dice: random.Random) -> str:
     """What came of a request; "ok" where it is what its kind deserves."""
     if kind == "broken":
-        answer = await http.post(f"{url}/v1/{path}", content=json.dumps(body)[:-3], headers={"Content-Type": "application/json"})
+        answer = await http.post(
+            f"{url}/v1/{path}", content=json.dumps(body)[:-3], headers={"Content-Type": "application/json"}
+        )
         return "ok" if answer.status_code == 400 else f"{answer.status_code} to broken JSON"
     if not body["stream"]:
         answer = await http.post(f"{url}/v1/{path}", json=body)
@@ -114,7 +156,21 @@ def slope(points: list[tuple[float, float]]) -> float:
 
 
 def start(folder: str, adapters: int) -> tuple[subprocess.Popen, str]:
-    words = [sys.executable, "-m", "lithe", "serve", "zoo:tiny", "--port", "0", "--queue", "64", "--sequences", "16"]
+    words = [
+        sys.executable,
+        "-m",
+        "lithe",
+        "serve",
+        "zoo:tiny",
+        "--port",
+        "0",
+        "--queue",
+        "64",
+        "--sequences",
+        "16",
+        "--cache",
+        "64",
+    ]
     if adapters:
         import lithe
         from lithe.tune.rack import Rack
@@ -146,16 +202,27 @@ async def soak(process: int, url: str, args: argparse.Namespace) -> dict:
     seen, sent, points = Counter[str](), Counter[str](), list[tuple[float, float]]()
     begun = time.monotonic()
     end = begun + args.seconds
-    await asyncio.gather(watch(process, begun, end, points), *[
-        client(url, models, seed, end, args.formats, seen, sent) for seed in range(args.clients)])
+    await asyncio.gather(
+        watch(process, begun, end, points),
+        *[client(url, models, seed, end, args.formats, seen, sent) for seed in range(args.clients)],
+    )
     late = [point for point in points if point[0] > WARM * args.seconds] or points
     figures = httpx.get(f"{url}/metrics").text
     tokens = re.search(r"lithe:generation_tokens_total\{[^}]*\} (\d+)", figures)
-    return {"seconds": args.seconds, "clients": args.clients, "requests": sum(sent.values()), "by_kind": dict(sent),
-            "outcomes": dict(seen), "tokens": int(tokens[1]) if tokens else None,
-            "MiB_start": round(points[0][1], 1), "MiB_warm": round(late[0][1], 1), "MiB_end": round(points[-1][1], 1),
-            "MiB_most": round(max(m for _, m in points), 1), "MiB_an_hour": round(slope(late), 1),
-            "waiting_at_the_end": re.findall(r"lithe:num_requests_(?:running|waiting)\{[^}]*\} (\d+)", figures)}
+    return {
+        "seconds": args.seconds,
+        "clients": args.clients,
+        "requests": sum(sent.values()),
+        "by_kind": dict(sent),
+        "outcomes": dict(seen),
+        "tokens": int(tokens[1]) if tokens else None,
+        "MiB_start": round(points[0][1], 1),
+        "MiB_warm": round(late[0][1], 1),
+        "MiB_end": round(points[-1][1], 1),
+        "MiB_most": round(max(m for _, m in points), 1),
+        "MiB_an_hour": round(slope(late), 1),
+        "waiting_at_the_end": re.findall(r"lithe:num_requests_(?:running|waiting)\{[^}]*\} (\d+)", figures),
+    }
 
 
 def main() -> None:

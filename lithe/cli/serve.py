@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from socket import socket
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,6 +34,7 @@ def command(
     sequences: Annotated[int, typer.Option(help="most texts under way at once", min=1, max=4096)] = 64,
     queue: Annotated[int, typer.Option(help="most texts that wait; more are told 429", min=1)] = 256,
     budget: Annotated[int | None, typer.Option(help="most rows of a round; measured at the start unless given", min=1)] = None,
+    cache: Annotated[int | None, typer.Option(help="most MiB of keys and values; else a share of what is free", min=1)] = None,
     timeout: Annotated[float, typer.Option(help="most seconds of a text", min=0.1)] = 600.0,
     drain: Annotated[float, typer.Option(help="after SIGTERM, seconds for what is under way", min=0)] = 30.0,
     body_limit: Annotated[int, typer.Option(help="most bytes of a request", min=1024)] = 4 << 20,
@@ -51,25 +53,32 @@ def command(
     except ImportError as problem:
         raise UnsupportedError(f"serving needs {problem.name}: pip install 'lithe[serve]'") from None
     from lithe.serve.engine import Engine
-    from lithe.serve.page import routes
 
     folders = _adapters(adapter or [])
     sock = http.listen(host, port)  # before the model is loaded: what cannot be is told at once
     target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline)
     _attach(target, folders)
-    engine = Engine(target, method=method, budget=budget, sequences=sequences, queue=queue)
+    engine = Engine(target, method=method, budget=budget, sequences=sequences, queue=queue,
+                    memory=None if cache is None else cache << 20)
     keys = (*(api_key or ()), *filter(None, [os.environ.get(KEY)]))
     settings = http.Settings(
         name=name or http.name_of(model), adapters=tuple(folders), methods=(*(allow_method or ()), *filter(None, [method])),
         keys=keys, hosts=_hosts(host, allow_host or []), body=body_limit, timeout=timeout, drain=drain, prompts=log_prompts,
         log=sys.stderr if log == "json" else None)
+    _run(engine, settings, sock)
+
+
+def _run(engine, settings: Settings, sock: socket) -> None:
+    """Say what is served and where, and serve it with the page."""
+    from lithe.serve import http, page
+
     service = http.Service(engine, settings)
     address, taken = sock.getsockname()[:2]
     url = f"http://{f'[{address}]' if ':' in address else address}:{taken}"
     for label, text in _opening(engine, settings, url):
         print(f"{label:<11} {text}", file=sys.stderr)
     sys.stderr.flush()
-    http.run(service, http.App(service, routes(service)), sock)
+    http.run(service, http.App(service, page.routes(service)), sock)
 
 
 def _adapters(given: list[str]) -> dict[str, Path]:

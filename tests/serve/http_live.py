@@ -92,9 +92,20 @@ async def acall(app, method: str, path: str, body=None, headers=None):
         sent.append(message)
 
     named = {"content-type": "application/json", "host": "localhost"} | (headers or {})
-    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http", "path": path,
-             "raw_path": path.encode(), "query_string": b"", "root_path": "", "client": ("127.0.0.1", 1), "server": ("x", 1),
-             "headers": [(name.lower().encode(), value.encode()) for name, value in named.items()]}
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "client": ("127.0.0.1", 1),
+        "server": ("x", 1),
+        "headers": [(name.lower().encode(), value.encode()) for name, value in named.items()],
+    }
     await app(scope, receive, send)
     assert sent[0]["type"] == "http.response.start"
     return sent[0]["status"], dict(sent[0]["headers"]), b"".join(part.get("body", b"") for part in sent[1:])

@@ -12,23 +12,85 @@ from tests.serve.http_live import acall, bare, call
 
 TALK = [{"role": "user", "content": "Hello"}]
 GOOD = {
-    "/v1/completions": [{"model": "tiny", "prompt": "a", "max_tokens": 1}, {"model": "tiny", "prompt": [1, 2], "max_tokens": 2, "n": 2},
-                        {"model": "tiny", "prompt": ["a", "b"], "max_tokens": 1, "stream": True, "echo": True}],
-    "/v1/chat/completions": [{"model": "tiny", "messages": TALK, "max_tokens": 1},
-                             {"model": "tiny", "messages": TALK, "max_tokens": 2, "stream": True, "stop": ["x"],
-                              "stream_options": {"include_usage": True}, "logit_bias": {"5": 1}, "seed": 1}],
+    "/v1/completions": [
+        {"model": "tiny", "prompt": "a", "max_tokens": 1},
+        {"model": "tiny", "prompt": [1, 2], "max_tokens": 2, "n": 2},
+        {"model": "tiny", "prompt": ["a", "b"], "max_tokens": 1, "stream": True, "echo": True},
+    ],
+    "/v1/chat/completions": [
+        {"model": "tiny", "messages": TALK, "max_tokens": 1},
+        {
+            "model": "tiny",
+            "messages": TALK,
+            "max_tokens": 2,
+            "stream": True,
+            "stop": ["x"],
+            "stream_options": {"include_usage": True},
+            "logit_bias": {"5": 1},
+            "seed": 1,
+        },
+    ],
     "/tokenize": [{"prompt": "a"}, {"messages": TALK}],
     "/detokenize": [{"tokens": [1, 2, 3]}],
-}  # fmt: skip
-KINDS = {"/v1/completions": _bodies.Completion, "/v1/chat/completions": _bodies.Chat, "/tokenize": _bodies.Tokenize,
-         "/detokenize": _bodies.Detokenize}
+}
+KINDS = {
+    "/v1/completions": _bodies.Completion,
+    "/v1/chat/completions": _bodies.Chat,
+    "/tokenize": _bodies.Tokenize,
+    "/detokenize": _bodies.Detokenize,
+}
 FACTS = _params.Facts(models=("tiny",), vocab=4096, context=1024)
 NAMES = {path: [*_params.schema(kind, FACTS)["properties"], "nonsense"] for path, kind in KINDS.items()}
-ODD = [None, True, False, 0, -1, 1, 2, 1.5, 1e308, -1e308, 10**30, 2**63, 2**64, -(2**63) - 1, "", "a", "\0", "🙂" * 40, "x" * 9000,
-       "tiny", "user", "none", "auto", "required", "text", "json_object", [], [[]], [None], [0] * 50, ["a"] * 70, [[1], ["a"]], {},
-       {"a": 1}, {"type": "text"}, {"type": "function", "function": {"name": "f"}}, {"": {}}, [{"role": "tool", "content": "x"}],
-       {"method": "prompt_lookup"}, {"method": "temperature"}, {"report": True}, {"warps": ["top_k:top_k=3"]}, {"warps": ["a.py"]},
-       {"type": "content", "content": "b"}, {"regex": "("}, {"json": {"type": "array"}}, {"choice": ["a"]}, {"5": 100, "7": -100}]
+ODD = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2,
+    1.5,
+    1e308,
+    -1e308,
+    10**30,
+    2**63,
+    2**64,
+    -(2**63) - 1,
+    "",
+    "a",
+    "\0",
+    "🙂" * 40,
+    "x" * 9000,
+    "tiny",
+    "user",
+    "none",
+    "auto",
+    "required",
+    "text",
+    "json_object",
+    [],
+    [[]],
+    [None],
+    [0] * 50,
+    ["a"] * 70,
+    [[1], ["a"]],
+    {},
+    {"a": 1},
+    {"type": "text"},
+    {"type": "function", "function": {"name": "f"}},
+    {"": {}},
+    [{"role": "tool", "content": "x"}],
+    {"method": "prompt_lookup"},
+    {"method": "temperature"},
+    {"report": True},
+    {"warps": ["top_k:top_k=3"]},
+    {"warps": ["a.py"]},
+    {"type": "content", "content": "b"},
+    {"regex": "("},
+    {"json": {"type": "array"}},
+    {"choice": ["a"]},
+    {"5": 100, "7": -100},
+]
 CHANGES, WEIGHTS = ("set", "drop", "nest", "cut", "flip", "splice"), (12, 3, 3, 1, 1, 1)
 
 
@@ -99,8 +161,11 @@ def test_a_hundred_thousand_mutated_requests():
     print(counts)
 
 
-JSONS = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
-                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3), max_leaves=6)
+JSONS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
 
 
 @given(path=st.sampled_from(list(GOOD)), data=st.data())

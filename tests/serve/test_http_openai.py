@@ -116,14 +116,17 @@ def test_penalties_and_biases_change_the_text(client):
     token = tiny().tokenizer.encode(" dog", bos=False)[0]
     made = client.completions.create(prompt=STORY, logit_bias={str(token): 100}, **COMMON).choices[0].text
     assert set(made.split()) == {"dog"}
-    usual, penalised = (client.completions.create(prompt="dog dog dog dog", frequency_penalty=p, **COMMON).choices[0].text
-                        for p in (0, 2))
+    usual, penalised = (
+        client.completions.create(prompt="dog dog dog dog", frequency_penalty=p, **COMMON).choices[0].text for p in (0, 2)
+    )
     assert usual != penalised == plain("dog dog dog dog", frequency_penalty=2.0)
 
 
 def test_a_method_keeps_the_text_and_tells_its_cost(client):
-    prompt, asked = "one two three one two three one two", {"lithe": {"method": "prompt_lookup", "params": {"tokens": 4},
-                                                                   "report": True}}
+    prompt, asked = (
+        "one two three one two three one two",
+        {"lithe": {"method": "prompt_lookup", "params": {"tokens": 4}, "report": True}},
+    )
     made = client.completions.create(prompt=prompt, extra_body=asked, **COMMON | {"max_tokens": 24})
     assert made.choices[0].text == plain(prompt, max_tokens=24)
     told = made.model_extra["lithe"]
@@ -137,8 +140,9 @@ def test_a_method_keeps_the_text_and_tells_its_cost(client):
 def test_a_prediction_is_a_free_guess(client):
     full = plain(chat_ids(), max_tokens=24)
     asked = COMMON | {"max_tokens": 24}
-    made = client.chat.completions.create(messages=TALK, prediction={"type": "content", "content": full},
-                                          extra_body={"lithe": {"report": True}}, **asked)
+    made = client.chat.completions.create(
+        messages=TALK, prediction={"type": "content", "content": full}, extra_body={"lithe": {"report": True}}, **asked
+    )
     details = made.usage.completion_tokens_details
     assert made.choices[0].message.content == full and details.accepted_prediction_tokens > 12
     assert made.model_extra["lithe"]["passes"] < 12
@@ -155,8 +159,12 @@ def test_formats_and_calls(client):
 
     pytest.importorskip("llguidance")
     asked = COMMON | {"max_tokens": 60}
-    schema = {"type": "object", "properties": {"age": {"type": "integer", "minimum": 1, "maximum": 99}}, "required": ["age"],
-              "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": {"age": {"type": "integer", "minimum": 1, "maximum": 99}},
+        "required": ["age"],
+        "additionalProperties": False,
+    }
     shaped = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema, "strict": True}}
     said = client.chat.completions.create(messages=TALK, response_format=shaped, **asked).choices[0]
     assert 1 <= json.loads(said.message.content)["age"] <= 99
@@ -201,6 +209,7 @@ def test_many_at_once_say_what_they_say_alone():
 
     async def ask() -> list[str]:
         async with openai.AsyncOpenAI(base_url=live().url + "/v1", api_key="none", max_retries=0) as client:
+
             async def one(prompt: str, stream: bool) -> str:
                 made = await client.completions.create(prompt=prompt, stream=stream, **COMMON)
                 return "".join([c.choices[0].text async for c in made]) if stream else made.choices[0].text

@@ -17,49 +17,111 @@ def told(path, **body):
     return status, json.loads(data)["error"]
 
 
-@pytest.mark.parametrize(("param", "body"), [
-    ("temprature", {"temprature": 1}), ("temperature", {"temperature": 2.5}), ("temperature", {"temperature": "hot"}),
-    ("temperature", {"temperature": True}), ("top_p", {"top_p": -0.1}), ("n", {"n": 0}), ("n", {"n": 10**30}),
-    ("max_tokens", {"max_tokens": 0}), ("max_tokens", {"max_tokens": 1.5}), ("seed", {"seed": 2**63}),
-    ("stop", {"stop": ["a"] * 5}), ("stop", {"stop": ""}), ("stop[1]", {"stop": ["a", 1]}), ("stream", {"stream": 1}),
-    ("stream_options", {"stream_options": {}}), ("stream_options.x", {"stream": True, "stream_options": {"x": 1}}),
-    ("suffix", {"suffix": "end"}), ("best_of", {"best_of": 1, "n": 2}), ("best_of", {"best_of": 2, "stream": True}),
-    ("logprobs", {"logprobs": 21}), ("logit_bias", {"logit_bias": {"9999": 1}}), ("logit_bias", {"logit_bias": {"a": 1}}),
-    ("logit_bias.5", {"logit_bias": {"5": 101}}), ("min_tokens", {"min_tokens": 1}), ("guided_json", {"guided_json": {}}),
-    ("priority", {"priority": 1}), ("lithe.methods", {"lithe": {"methods": "x"}}), ("lithe.method", {"lithe": {"method": "x"}}),
-    ("lithe.method", {"lithe": {"method": "/tmp/x.py"}}), ("lithe.method", {"lithe": {"method": "x.py:a=1"}}),
-    ("lithe.method", {"lithe": {"method": "draft_model:model=zoo:tiny"}}), ("lithe.method", {"lithe": {"method": "lora"}}),
-    ("lithe.method", {"lithe": {"method": "min_p:min_p=0.1"}}), ("lithe.method", {"lithe": {"method": "rest:corpus=python"}}),
-    ("lithe.params", {"lithe": {"params": {"tokens": 1}}}), ("lithe.warps[0]", {"lithe": {"warps": ["prompt_lookup"]}}),
-    ("structured_outputs", {"structured_outputs": {}}), ("prediction.type", {"prediction": {"type": "x", "content": "a"}}),
-    ("prompt", {"prompt": []}), ("prompt", {"prompt": None}), ("prompt", {"prompt": ""}), ("prompt", {"prompt": {}}),
-    ("prompt[1]", {"prompt": [1, "a"]}), ("prompt[0]", {"prompt": [4096]}), ("prompt[1][0]", {"prompt": [[1], [-1]]}),
-    ("prompt", {"prompt": ["a"] * 65}), ("n", {"prompt": ["a"] * 2, "n": 40}), ("model", {"model": 3}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("param", "body"),
+    [
+        ("temprature", {"temprature": 1}),
+        ("temperature", {"temperature": 2.5}),
+        ("temperature", {"temperature": "hot"}),
+        ("temperature", {"temperature": True}),
+        ("top_p", {"top_p": -0.1}),
+        ("n", {"n": 0}),
+        ("n", {"n": 10**30}),
+        ("max_tokens", {"max_tokens": 0}),
+        ("max_tokens", {"max_tokens": 1.5}),
+        ("seed", {"seed": 2**63}),
+        ("stop", {"stop": ["a"] * 5}),
+        ("stop", {"stop": ""}),
+        ("stop[1]", {"stop": ["a", 1]}),
+        ("stream", {"stream": 1}),
+        ("stream_options", {"stream_options": {}}),
+        ("stream_options.x", {"stream": True, "stream_options": {"x": 1}}),
+        ("suffix", {"suffix": "end"}),
+        ("best_of", {"best_of": 1, "n": 2}),
+        ("best_of", {"best_of": 2, "stream": True}),
+        ("logprobs", {"logprobs": 21}),
+        ("logit_bias", {"logit_bias": {"9999": 1}}),
+        ("logit_bias", {"logit_bias": {"a": 1}}),
+        ("logit_bias.5", {"logit_bias": {"5": 101}}),
+        ("min_tokens", {"min_tokens": 1}),
+        ("guided_json", {"guided_json": {}}),
+        ("priority", {"priority": 1}),
+        ("lithe.methods", {"lithe": {"methods": "x"}}),
+        ("lithe.method", {"lithe": {"method": "x"}}),
+        ("lithe.method", {"lithe": {"method": "/tmp/x.py"}}),
+        ("lithe.method", {"lithe": {"method": "x.py:a=1"}}),
+        ("lithe.method", {"lithe": {"method": "draft_model:model=zoo:tiny"}}),
+        ("lithe.method", {"lithe": {"method": "lora"}}),
+        ("lithe.method", {"lithe": {"method": "min_p:min_p=0.1"}}),
+        ("lithe.method", {"lithe": {"method": "rest:corpus=python"}}),
+        ("lithe.params", {"lithe": {"params": {"tokens": 1}}}),
+        ("lithe.warps[0]", {"lithe": {"warps": ["prompt_lookup"]}}),
+        ("structured_outputs", {"structured_outputs": {}}),
+        ("prediction.type", {"prediction": {"type": "x", "content": "a"}}),
+        ("prompt", {"prompt": []}),
+        ("prompt", {"prompt": None}),
+        ("prompt", {"prompt": ""}),
+        ("prompt", {"prompt": {}}),
+        ("prompt[1]", {"prompt": [1, "a"]}),
+        ("prompt[0]", {"prompt": [4096]}),
+        ("prompt[1][0]", {"prompt": [[1], [-1]]}),
+        ("prompt", {"prompt": ["a"] * 65}),
+        ("n", {"prompt": ["a"] * 2, "n": 40}),
+        ("model", {"model": 3}),
+    ],
+)
 def test_a_bad_parameter_is_named(param, body):
     status, error = told(PLAIN, **{"prompt": "a"} | body)
     assert status == 400 and error["param"] == param and error["type"] == "invalid_request_error" and error["message"], error
 
 
-@pytest.mark.parametrize(("param", "body"), [
-    ("messages", {"messages": []}), ("messages", {"messages": "Hello"}), ("messages[0]", {"messages": ["Hello"]}),
-    ("messages[0].role", {"messages": [{"role": "wizard", "content": "a"}]}), ("messages[0].content", {"messages": [{"role": "user"}]}),
-    ("messages[0].content[0].image_url", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}),
-    ("top_logprobs", {"top_logprobs": 2}), ("response_format.type", {"response_format": {"type": "yaml"}}),
-    ("tool_choice", {"tools": [{"type": "function", "function": {"name": "f"}}]}), ("tool_choice", {"tool_choice": "required"}),
-    ("tool_choice", {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "auto"}),
-    ("max_tokens", {"max_tokens": 1, "max_completion_tokens": 2}), ("store", {"store": True}), ("audio", {"audio": {}}),
-    ("reasoning_effort", {"reasoning_effort": "high"}), ("chat_template_kwargs", {"chat_template_kwargs": {"thinking": True}}),
-    ("modalities", {"modalities": ["audio"]}), ("metadata.a", {"metadata": {"a": 1}}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("param", "body"),
+    [
+        ("messages", {"messages": []}),
+        ("messages", {"messages": "Hello"}),
+        ("messages[0]", {"messages": ["Hello"]}),
+        ("messages[0].role", {"messages": [{"role": "wizard", "content": "a"}]}),
+        ("messages[0].content", {"messages": [{"role": "user"}]}),
+        (
+            "messages[0].content[0].image_url",
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+        ),
+        ("top_logprobs", {"top_logprobs": 2}),
+        ("response_format.type", {"response_format": {"type": "yaml"}}),
+        ("tool_choice", {"tools": [{"type": "function", "function": {"name": "f"}}]}),
+        ("tool_choice", {"tool_choice": "required"}),
+        ("tool_choice", {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "auto"}),
+        ("max_tokens", {"max_tokens": 1, "max_completion_tokens": 2}),
+        ("store", {"store": True}),
+        ("audio", {"audio": {}}),
+        ("reasoning_effort", {"reasoning_effort": "high"}),
+        ("chat_template_kwargs", {"chat_template_kwargs": {"thinking": True}}),
+        ("modalities", {"modalities": ["audio"]}),
+        ("metadata.a", {"metadata": {"a": 1}}),
+    ],
+)
 def test_a_bad_parameter_of_chat_is_named(param, body):
     status, error = told(CHAT, **{"messages": TALK} | body)
     assert status == 400 and error["param"] == param, error
 
 
 def test_neutral_values_of_what_is_refused_are_taken():
-    status, _, _ = call(bare(), "POST", CHAT, {"model": "tiny", "messages": TALK, "max_tokens": 1, "store": False, "tools": None,
-                                               "service_tier": "auto", "parallel_tool_calls": True, "modalities": ["text"]})
+    status, _, _ = call(
+        bare(),
+        "POST",
+        CHAT,
+        {
+            "model": "tiny",
+            "messages": TALK,
+            "max_tokens": 1,
+            "store": False,
+            "tools": None,
+            "service_tier": "auto",
+            "parallel_tool_calls": True,
+            "modalities": ["text"],
+        },
+    )
     assert status == 200
 
 
@@ -70,12 +132,25 @@ def test_what_does_not_fit_the_context():
     assert status == 400 and error["code"] == "context_length_exceeded"
 
 
-@pytest.mark.parametrize("data", [
-    b"", b"{", b"[]", b"null", b'"a"', b"\xff\xfe", b'{"model": "tiny", "prompt": "a", "temperature": NaN}', b"[" * 100000,
-    b'{"model": "tiny", "model": "tiny", "prompt": "a"}', b'{"model": "tiny", "prompt": "\\ud800"}', b'{"model": "tiny\\ud800"}',
-    b'{"model": "tiny", "prompt": "a", "temperature": 1e999}', b'{"model": "tiny", "prompt": "a", "seed": ' + b"9" * 5000 + b"}",
-    b'{"model": "tiny", "prompt": "a", "\\ud800": 1}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"a"',
+        b"\xff\xfe",
+        b'{"model": "tiny", "prompt": "a", "temperature": NaN}',
+        b"[" * 100000,
+        b'{"model": "tiny", "model": "tiny", "prompt": "a"}',
+        b'{"model": "tiny", "prompt": "\\ud800"}',
+        b'{"model": "tiny\\ud800"}',
+        b'{"model": "tiny", "prompt": "a", "temperature": 1e999}',
+        b'{"model": "tiny", "prompt": "a", "seed": ' + b"9" * 5000 + b"}",
+        b'{"model": "tiny", "prompt": "a", "\\ud800": 1}',
+    ],
+)
 def test_bodies_that_are_no_json(data):
     status, _, answer = call(bare(), "POST", PLAIN, data)
     assert status == 400 and json.loads(answer)["error"]["message"]
@@ -132,5 +207,10 @@ def test_every_parameter_is_checked_against_its_own_schema():
 
 
 def _needed(kind):
-    return {"model": "tiny"} | ({"messages": TALK} if kind in (_bodies.Chat, _bodies.Tokenize) else
-                                {"tokens": [1]} if kind is _bodies.Detokenize else {"prompt": "a"})
+    return {"model": "tiny"} | (
+        {"messages": TALK}
+        if kind in (_bodies.Chat, _bodies.Tokenize)
+        else {"tokens": [1]}
+        if kind is _bodies.Detokenize
+        else {"prompt": "a"}
+    )

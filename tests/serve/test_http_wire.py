@@ -13,7 +13,9 @@ from lithe.serve.engine import Engine
 from tests.serve.http_live import Live, live, tiny
 
 BODY = json.dumps({"model": "tiny", "prompt": "Once upon a time", "max_tokens": 900, "ignore_eos": True, "stream": True})
-POST = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n{BODY}"
+POST = (
+    f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n{BODY}"
+)
 
 
 def exchange(server: Live, data: bytes, *, wait: float = 5.0, close: bool = False) -> bytes:
@@ -40,15 +42,32 @@ def alive(server: Live) -> bool:
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
 
-@pytest.mark.parametrize("data", [
-    b"\0" * 64, b"GARBAGE\r\n\r\n", b"GET /health HTTP/x.y\r\n\r\n", b"GET\r\n\r\n", b"GET /health HTTP/1.1\r\nno colon\r\n\r\n",
-    b"GET /" + b"a" * 70000 + b" HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 20000 + b"\r\n", b"\x16\x03\x01\x02\x00\x01\x00",
-    HEAD + b"Content-Length: -5\r\n\r\n{}", HEAD + b"Content-Length: ten\r\n\r\n{}", HEAD + b"Content-Length: 2, 3\r\n\r\n{}",
-    HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", HEAD + b"Transfer-Encoding: gzip\r\n\r\n{}",
-    HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n", HEAD + b"Content-Length: 999999999999\r\n\r\n",
-    HEAD + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n", b"GET /%ff%fe HTTP/1.1\r\nHost: x\r\n\r\n",
-    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /v1/models/../../etc HTTP/1.1\r\nHost: x\r\n\r\n",
-], ids=range(20))  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\0" * 64,
+        b"GARBAGE\r\n\r\n",
+        b"GET /health HTTP/x.y\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nno colon\r\n\r\n",
+        b"GET /" + b"a" * 70000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 20000 + b"\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        HEAD + b"Content-Length: -5\r\n\r\n{}",
+        HEAD + b"Content-Length: ten\r\n\r\n{}",
+        HEAD + b"Content-Length: 2, 3\r\n\r\n{}",
+        HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+        HEAD + b"Transfer-Encoding: gzip\r\n\r\n{}",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
+        HEAD + b"Content-Length: 999999999999\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n",
+        b"GET /%ff%fe HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /v1/models/../../etc HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    ids=range(20),
+)
 def test_malformed_http_is_refused(data):
     answer = exchange(live(), data, wait=2.0, close=True)
     assert not answer or (answer.startswith(b"HTTP/1.1 4") and b'"error"' in answer), answer[:300]
@@ -107,7 +126,9 @@ def test_a_full_queue_and_the_way_down():
         streams.append(made.makefile("rb"))
         while b"data" not in (line := streams[-1].readline()) and b"keep-alive" not in line:
             assert line
-    request = urllib.request.Request(server.url + "/v1/completions", data=BODY.encode(), headers={"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        server.url + "/v1/completions", data=BODY.encode(), headers={"Content-Type": "application/json"}
+    )
     with pytest.raises(urllib.error.HTTPError) as full:
         urllib.request.urlopen(request, timeout=10)
     assert full.value.code == 429 and int(full.value.headers["Retry-After"]) >= 1
@@ -115,7 +136,9 @@ def test_a_full_queue_and_the_way_down():
     server.server.handle_exit(15, None)  # what SIGTERM does
     assert server.service.draining
     rest = [stream.read() for stream in streams]
-    assert all(b"data: [DONE]" in text and b'"finish_reason":"length"' in text for text in rest), "what was under way is finished"
+    assert all(b"data: [DONE]" in text and b'"finish_reason":"length"' in text for text in rest), (
+        "what was under way is finished"
+    )
     assert b": keep-alive" in rest[1]
     server.thread.join(30)
     assert not server.thread.is_alive() and not server.service.alive
@@ -128,11 +151,16 @@ def test_a_full_queue_and_the_way_down():
 
 def test_metrics_count_what_happened():
     server = live()
-    read = lambda: dict(line.rsplit(" ", 1) for line in
-                        urllib.request.urlopen(server.url + "/metrics").read().decode().splitlines() if line[0] != "#")
+    read = lambda: dict(
+        line.rsplit(" ", 1)
+        for line in urllib.request.urlopen(server.url + "/metrics").read().decode().splitlines()
+        if line[0] != "#"
+    )
     before = read()
     body = {"model": "tiny", "prompt": "Once upon", "max_tokens": 7, "ignore_eos": True, "n": 2}
-    request = urllib.request.Request(server.url + "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        server.url + "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     urllib.request.urlopen(request, timeout=30).read()
     after, label = read(), '{model_name="tiny"}'
     gone = lambda name: float(after[f"lithe:{name}"]) - float(before.get(f"lithe:{name}", 0))

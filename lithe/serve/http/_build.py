@@ -127,8 +127,11 @@ def _biases(bench: Bench, amounts: dict[str, float] | None) -> str | None:
     for key in amounts:
         if not re.fullmatch("0|[1-9][0-9]{0,8}", key) or int(key) >= bench.model.config.vocab:
             raise bad(f"logit_bias names token {key!r:.40}: tokens are numbers from 0 to {bench.model.config.vocab - 1}",
-                      "logit_bias")
+                      BIASES)
     return "+".join(f"{key}={value:.12f}" for key, value in amounts.items())
+
+
+BIASES = next(iter(dict(logit_bias=0)))  # the parameter's name, which is a method's as well
 
 
 def method(bench: Bench, body: Shared) -> str | None:
