@@ -92,7 +92,8 @@ def speed(records: list[Record]) -> list[str]:
     clock = "processor seconds" if last.settings.get("cpu") else "seconds"
     return [f"## LoRA's speed\n\n`python tools/lora_speed.py {last.model}`, {told['tokens']} tokens a step, rank 8, "
             f"{last.precision}, threads: {last.threads}, turn by turn in one run, by {clock}: "
-            f"lithe {quick['lithe']:.0f} tokens/s, PEFT {told['peft']} with transformers {told['transformers']}' Trainer {quick['peft']:.0f}; ratio "
+            f"lithe {quick['lithe']:.0f} tokens/s, PEFT {told['peft']} with transformers {told['transformers']}' Trainer "
+            f"{quick['peft']:.0f}; ratio "
             f"{told['ratio']:.2f} ({low:.2f} to {high:.2f})" + (", disturbed." if told["disturbed"] else ".")]
 
 
