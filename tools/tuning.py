@@ -89,9 +89,11 @@ def speed(records: list[Record]) -> list[str]:
     last, told = found[-1], found[-1].measured
     low, high = told["interval"] or (told["ratio"], told["ratio"])
     quick = told["tokens_per_s"]
+    clock = "processor seconds" if last.settings.get("cpu") else "seconds"
     return [f"## LoRA's speed\n\n`python tools/lora_speed.py {last.model}`, {told['tokens']} tokens a step, rank 8, "
-            f"{last.precision}, {last.threads} threads, turn by turn in one run: lithe {quick['lithe']:.0f} tokens/s, "
-            f"PEFT {told['peft']} with transformers {told['transformers']}' Trainer {quick['peft']:.0f}; ratio "
+            f"{last.precision}, threads: {last.threads}, turn by turn in one run, by {clock}: "
+            f"lithe {quick['lithe']:.0f} tokens/s, PEFT {told['peft']} with transformers {told['transformers']}' Trainer "
+            f"{quick['peft']:.0f}; ratio "
             f"{told['ratio']:.2f} ({low:.2f} to {high:.2f})" + (", disturbed." if told["disturbed"] else ".")]
 
 
