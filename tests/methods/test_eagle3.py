@@ -5,9 +5,9 @@ import torch
 
 from lithe import registry
 from lithe.contracts.small import small_model
+from lithe.decode.carry import Carrier
 from lithe.decode.loop import run
 from lithe.decode.plan import plan
-from lithe.decode.sprout import Sprout
 from lithe.errors import FormatError
 from lithe.ops.tree import Tree
 from lithe.sampling.sequence import Sequence
@@ -45,21 +45,14 @@ def test_the_lesson_is_the_use():
     model, made = small_model(layers=4), heads()
     known, t = batch(model), 6
     lesson = [states[0, t] for states in made.roll(known, 4)]
-    draft = plan(model, draft="eagle3:heads=fresh").draft
-    draft.net = made
-    draft.follower = method.Follower(made.body, draft._rows, *made.taps)
+    draft = Carrier(method.Knobs(), made, model.device, *made.taps)
     ids = known["ids_BT"][0].tolist()
     sequence = Sequence(ids[: t + 2], limit=9, context=64)
     taps = {layer: known[f"tap:{layer}"] for layer in made.taps}
     draft.follower.read([sequence], [0], [t + 1], taps)
     _, states_BC = draft.follower.follow([sequence], [9])
     tree = Tree.chain(ids[t + 1], ids[t + 2 : t + 5])
-
-    def enter(places):
-        before = sprout([(b, tree.parents[node]) for b, node in places])
-        return made.rows(before, torch.tensor([tree.tokens[node] for _, node in places]))
-
-    sprout = Sprout(draft.follower.trail, [tree], enter, roots_BC=states_BC)
+    sprout = draft._sprout([tree], states_BC)
     for step in range(4):
         assert torch.allclose(sprout([(0, step)])[0], lesson[step], atol=1e-9), step
 
