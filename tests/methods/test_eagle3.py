@@ -44,7 +44,7 @@ def test_the_lesson_is_the_use():
     """Step s of the lesson at row t is what a draft of s tokens past a text of t tokens makes, its own states being read."""
     model, made = small_model(layers=4), heads()
     known, t = batch(model), 6
-    lesson = [states[0, t] for states in made.roll(known, 4)]
+    lesson = [states[0, t] for states in made.rollout(known, 4)]
     draft = Carrier(method.Knobs(), made, model.device, *made.taps)
     ids = known["ids_BT"][0].tolist()
     sequence = Sequence(ids[: t + 2], limit=9, context=64)
@@ -60,19 +60,19 @@ def test_the_lesson_is_the_use():
 def test_a_roll_that_sees_guessed_states_everywhere_is_another(monkeypatch):
     """The ablation of the mask: were later steps to see all that the step before made, the lesson would not be the use."""
     made, known = heads(), batch(small_model(layers=4))
-    right = [states.detach() for states in made.roll(known, 3)]
+    right = [states.detach() for states in made.rollout(known, 3)]
     monkeypatch.setattr(torch, "eye", lambda n, **kind: torch.ones(n, n, **kind).tril())
-    wrong = list(made.roll(known, 3))
+    wrong = list(made.rollout(known, 3))
     assert torch.equal(right[0], wrong[0]) and not torch.allclose(right[2], wrong[2], atol=1e-3)
 
 
 def test_low_middle_and_high_states_are_fused_and_each_counts():
     made, known = heads(), batch(small_model(layers=4))
     assert made.taps == (3, 2, 0) and method.tapped(32) == (29, 16, 2) and method.tapped(1) == (0, 0, 0)
-    before = next(made.roll(known, 1)).detach()
+    before = next(made.rollout(known, 1)).detach()
     for layer in made.taps:
         other = known | {f"tap:{layer}": known[f"tap:{layer}"] + 1}
-        assert not torch.allclose(next(made.roll(other, 1)), before, atol=1e-4)
+        assert not torch.allclose(next(made.rollout(other, 1)), before, atol=1e-4)
     assert heads(fused=False).signals == ("tap:3", "logits")
 
 
