@@ -74,9 +74,9 @@ def _folder(method: str, heads: str, model: Decoder) -> Path:
             raise UsageError(f"there is no folder {str(folder)!r} of fitted weights; lithe fit makes one")
         return folder
     for shipped in sorted(SHIPPED.glob(f"{method}*")):  # method, or method-target where it is fitted to several
-        if (shipped / NOTES).is_file() and (notes := read_notes(shipped))["method"] == method:
-            if notes["target"] == identity(model):
-                return shipped
+        notes = read_notes(shipped) if (shipped / NOTES).is_file() else {}
+        if notes.get("method") == method and notes["target"] == identity(model):
+            return shipped
     raise UsageError(f"{method} needs weights fitted to its target: lithe fit MODEL --method {method} --data FILE -o DIR "
                      f"makes them, {method}:heads=DIR takes them ({method}:heads={FRESH} takes untrained ones)")
 

@@ -5,9 +5,9 @@ import torch
 
 from lithe import registry
 from lithe.contracts.small import small_model
+from lithe.decode.carry import Carrier
 from lithe.decode.loop import run
 from lithe.decode.plan import plan
-from lithe.decode.sprout import Sprout
 from lithe.errors import FormatError
 from lithe.ops.tree import Tree
 from lithe.sampling.sequence import Sequence
@@ -44,22 +44,15 @@ def test_the_lesson_is_the_use():
     """Step s of the lesson at row t is what a draft of s tokens past a text of t tokens makes, its own states being read."""
     model, made = small_model(layers=4), heads()
     known, t = batch(model), 6
-    lesson = [states[0, t] for states in made.roll(known, 4)]
-    draft = plan(model, draft="eagle3:heads=fresh").draft
-    draft.net = made
-    draft.follower = method.Follower(made.body, draft._rows, *made.taps)
+    lesson = [states[0, t] for states in made.rollout(known, 4)]
+    draft = Carrier(method.Knobs(), made, model.device, *made.taps)
     ids = known["ids_BT"][0].tolist()
     sequence = Sequence(ids[: t + 2], limit=9, context=64)
     taps = {layer: known[f"tap:{layer}"] for layer in made.taps}
     draft.follower.read([sequence], [0], [t + 1], taps)
     _, states_BC = draft.follower.follow([sequence], [9])
     tree = Tree.chain(ids[t + 1], ids[t + 2 : t + 5])
-
-    def enter(places):
-        before = sprout([(b, tree.parents[node]) for b, node in places])
-        return made.rows(before, torch.tensor([tree.tokens[node] for _, node in places]))
-
-    sprout = Sprout(draft.follower.trail, [tree], enter, roots_BC=states_BC)
+    sprout = draft._sprout([tree], states_BC)
     for step in range(4):
         assert torch.allclose(sprout([(0, step)])[0], lesson[step], atol=1e-9), step
 
@@ -67,19 +60,19 @@ def test_the_lesson_is_the_use():
 def test_a_roll_that_sees_guessed_states_everywhere_is_another(monkeypatch):
     """The ablation of the mask: were later steps to see all that the step before made, the lesson would not be the use."""
     made, known = heads(), batch(small_model(layers=4))
-    right = [states.detach() for states in made.roll(known, 3)]
+    right = [states.detach() for states in made.rollout(known, 3)]
     monkeypatch.setattr(torch, "eye", lambda n, **kind: torch.ones(n, n, **kind).tril())
-    wrong = list(made.roll(known, 3))
+    wrong = list(made.rollout(known, 3))
     assert torch.equal(right[0], wrong[0]) and not torch.allclose(right[2], wrong[2], atol=1e-3)
 
 
 def test_low_middle_and_high_states_are_fused_and_each_counts():
     made, known = heads(), batch(small_model(layers=4))
     assert made.taps == (3, 2, 0) and method.tapped(32) == (29, 16, 2) and method.tapped(1) == (0, 0, 0)
-    before = next(made.roll(known, 1)).detach()
+    before = next(made.rollout(known, 1)).detach()
     for layer in made.taps:
         other = known | {f"tap:{layer}": known[f"tap:{layer}"] + 1}
-        assert not torch.allclose(next(made.roll(other, 1)), before, atol=1e-4)
+        assert not torch.allclose(next(made.rollout(other, 1)), before, atol=1e-4)
     assert heads(fused=False).signals == ("tap:3", "logits")
 
 

@@ -99,7 +99,7 @@ class Heads(Carried):
         whole = some.new_full((*some.shape[:-1], self.ends.vocab), float("-inf"))
         return whole.index_copy(-1, self.tokens, some)
 
-    def roll(self, batch, steps: int):
+    def rollout(self, batch, steps: int):
         """Step s yields states whose row t foretells x_{t+2+s}, the tokens up to x_{t+1+s} being known, the states up to t."""
         ids_BT = batch["ids_BT"]
         states_BTC = self.fuse(*(batch[f"tap:{layer}"] for layer in self.taps))[:, :-1]
@@ -114,12 +114,12 @@ class Heads(Carried):
 
     def guesses(self, batch):
         """At level s, from true states up to t and x_{t+1..t+1+s}: logits of x_{t+2+s}; x_{t+1} is the root."""
-        for step, states_BTC in enumerate(self.roll(batch, self.knobs.depth)):
+        for step, states_BTC in enumerate(self.rollout(batch, self.knobs.depth)):
             yield self.logits(states_BTC[:, :-1]), batch["ids_BT"][:, step + 2 :]
 
     def loss(self, batch):
         total = 0.0
-        for step, states_BTC in enumerate(self.roll(batch, self.knobs.steps)):
+        for step, states_BTC in enumerate(self.rollout(batch, self.knobs.steps)):
             law_BTV = batch[LOGITS][:, step + 1 :].index_select(-1, self.tokens).softmax(-1)  # of what it can guess
             total = total - DECAY**step * (law_BTV * self.small(states_BTC).log_softmax(-1)).sum()
         return total, torch.tensor(batch["ids_BT"][:, 1:].numel())
