@@ -57,7 +57,8 @@ class Second:
         both = zip(self.held, said[:-1], strict=False)
         known = next((n for n, (a, b) in enumerate(both) if a != b), min(len(self.held), len(said) - 1))
         self.engine.cut(known)
-        self.held, found, unread = self.held[:known], [], said[known:]
+        found: list[int] = []
+        self.held, unread = self.held[:known], said[known:]
         while len(found) < self.tokens:
             self.engine.run(unread, every=False)
             self.held += unread
