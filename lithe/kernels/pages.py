@@ -1,7 +1,7 @@
-"""Memory for weights in large pages: a pass reads all of them, and with pages of 4 KB it waits for the tables that say where they lie.
+"""Memory for weights in large pages: a pass reads all of them, and with pages of 4 KB it waits for the tables of pages.
 
-Weights lie one behind another in chunks, so that nothing is rounded up for each, and what no one wrote to takes no memory. A chunk
-goes when the last of its tensors does. Where the system offers no such pages, weights stay in small ones: slower, and the same.
+Weights lie one behind another in chunks, so that nothing is rounded up for each, and what no one wrote to takes no memory. A
+chunk goes when the last of its tensors does. Where the system has no such pages, weights lie in small ones: slower, and the same.
 """
 
 from __future__ import annotations
