@@ -7,6 +7,7 @@ chunk goes when the last of its tensors does. Where the system has no such pages
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 from weakref import ref
 
 import torch
@@ -21,15 +22,16 @@ def empty(size: int) -> Tensor:
     global _last
     chunk, taken = (_last[0](), _last[1]) if _last else (None, 0)
     if chunk is None or taken + size > len(chunk):
-        chunk, taken = mmap.mmap(-1, max(CHUNK, size)), 0
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            _advise(chunk)
+        chunk, taken = _chunk(max(CHUNK, size)), 0
     _last = ref(chunk), -(-(taken + size) // LINE) * LINE
     return torch.frombuffer(chunk, dtype=torch.uint8, offset=taken, count=size)
 
 
-def _advise(chunk: mmap.mmap) -> None:
-    try:
+def _chunk(size: int) -> mmap.mmap:
+    """Memory of this process alone: what processes share lies in other pages."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return mmap.mmap(-1, size)
+    chunk = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a system built without them
         chunk.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # a system built without them
-        return
+    return chunk
