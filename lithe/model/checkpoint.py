@@ -196,9 +196,7 @@ def _check_memory(model: Decoder, kinds: packing.Kinds, largest: int, dtype: tor
 
 
 def _read(found: dict[str, Entry], wanted: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors one by one, each in memory of its own: a mapped file would stay beside what is made of it. The largest come
-    first, when little else is in memory yet."""
-    wanted = sorted(wanted, key=lambda name: found[name].start - found[name].stop)
+    """Tensors one by one, each in memory of its own: a mapped file would stay beside what is made of it."""
     for path in dict.fromkeys(found[name].file for name in wanted):
         try:
             with open(path, "rb") as file:
