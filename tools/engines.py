@@ -2,8 +2,8 @@
 
     make engines       (measures, then writes; some minutes a model on a machine that does nothing else)
 
-Every model and precision is a run of its own. Those that the ledger holds of this very code are not run again: after Ctrl-C, or on
-a busy day, `make engines` goes on. `--only int8` and `--rounds 5` go to the runs.
+Every model and precision is a run of its own. Those that the ledger holds of this very code are not run again: after Ctrl-C,
+or on a busy day, `make engines` goes on. `--only`, `--model` and `--rounds` choose.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The pool's wake-up, step by step as pool.c takes it, in every order that its threads could take their steps in.
 
-Sequentially consistent, as the atomics there are. A wait that only spins is a step that cannot be taken yet, so that a state in which
-nobody has one, before all jobs are done, is a hang.
+Sequentially consistent, as the atomics there are. A wait that only spins is a step that cannot be taken yet, so that a state in
+which nobody has one, before all jobs are done, is a hang.
 """
 
 from collections.abc import Iterator
