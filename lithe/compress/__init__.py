@@ -1,6 +1,6 @@
 """Making models smaller: calibrate, score, allocate, apply, recover, store.
 
-Called, the room is its main function: `lithe.compress(model, methods, calibration=..., out=...)`, see `lithe.compress.api.compress`.
+Called, the room is its main function: `lithe.compress(model, methods, calibration=..., out=...)`, see `api.compress`.
 """
 
 import sys
