@@ -127,7 +127,7 @@ class Stage:
         if self.kept is not None and (found := self.kept.allocation(self.number)) is not None:
             return found
         self.tell("allocating", 0, 1)
-        levels = self.step.solve(self.problem)
+        levels = self._given(self.step.target.plan) if self.step.target.plan else self.step.solve(self.problem)
         spent = getattr(self.problem.find_loss, "spent", 0)
         notes = self.problem.notes | ({"search_tokens": spent} if spent else {})
         made = Allocation(unit=self.step.unit, levels=levels, cost=self.problem.cost(levels), budget=self.problem.budget,
@@ -135,6 +135,15 @@ class Stage:
         if self.kept is not None:
             self.kept.keep_allocation(self.number, made)
         return made
+
+    def _given(self, path: str) -> Plan:
+        """The levels of a plan in a file. Raises UsageError where it is of other groups or beyond the budget."""
+        found = Allocation.read(path)
+        if found.unit != self.step.unit or found.levels.keys() != self.options.keys():
+            raise UsageError(f"{path} is a plan of other groups than {self.step.text!r} has here")
+        if (cost := self.problem.cost(found.levels)) > self.problem.budget * (1 + 1e-9):
+            raise UsageError(f"{path}: this plan takes {cost:,.0f} bytes, {self.problem.budget:,.0f} are allowed")
+        return found.levels
 
     def apply(self, allocation: Allocation) -> Decoder:
         """Mask block after block, then cut and pack."""

@@ -42,6 +42,7 @@ class Target:
     sites: str = knob("*", "linear layers it is about, patterns joined by +, such as mlp.*+q_proj")
     unit: str = knob("", "what goes, of what the method knows: " + ", ".join(UNITS))
     multiple: int = knob(0, "channels are kept in multiples of this; 0: 32, or 8 in narrow models", low=0)
+    plan: str = knob("", "file with the levels to take, as --dry-run prints them, instead of solving for them")
     sequential: bool = knob(True, "each block is calibrated on what the compressed blocks before it give")
 
 

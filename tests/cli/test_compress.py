@@ -64,3 +64,11 @@ def test_what_it_writes_generates_with_drafts_as_without(go, tmp_path, methods):
 def test_what_is_refused_leaves_nothing_behind(go, tmp_path, code, told, words):
     found, _, err = go(*(str(tmp_path / "out") if word == "OUT" else word for word in words), calibrated=False)
     assert found == code and told in err and not list(tmp_path.iterdir())
+
+
+def test_the_face_does_what_the_verb_does(go, tmp_path, words):
+    step = "wanda_sp:ratio=0.4,unit=channel"
+    found = lithe.compress(small_text_folder(), step, calibration=words, out=tmp_path / "here")
+    assert go("--method", step, "-o", tmp_path / "there")[0] == 0
+    assert found.report["out"] == str(tmp_path / "here") and found.allocations[0].unit == "channel"
+    assert (tmp_path / "here" / "model.safetensors").read_bytes() == (tmp_path / "there" / "model.safetensors").read_bytes()

@@ -179,3 +179,18 @@ def test_wanda_does_not_mind_a_rescale_that_magnitude_minds():
             kls.setdefault(name, []).append(Fitness(model, text())(compress(twin, [f"{name}:ratio=0.5"], text()).model))
     assert kls["wanda"][0] == pytest.approx(kls["wanda"][1], rel=1e-6)
     assert kls["magnitude_pruning"][1] > 1.2 * kls["magnitude_pruning"][0] and kls["magnitude_pruning"][1] > kls["wanda"][1]
+
+
+def test_a_plan_from_a_file_is_taken_and_held_against_the_model(tmp_path):
+    step, file = "magnitude_pruning:ratio=0.5,unit=channel", tmp_path / "plan.json"
+    planned = compress(small_model(), [step], dry_run=True).allocations[0]
+    a, b = planned.levels
+    file.write_text(json.dumps(planned.json() | {"levels": {a: 16, b: 48}}))
+    assert compress(small_model(), [f"{step},plan={file}"]).model.config.ffn == (16, 48)
+    for levels, told in (({a: 64, b: 48}, "are allowed"), ({a: 16}, "other groups"), ({a: 17, b: 48}, "cannot get level 17")):
+        file.write_text(json.dumps(planned.json() | {"levels": levels}))
+        with pytest.raises(UsageError, match=told):
+            compress(small_model(), [f"{step},plan={file}"])
+    file.write_text("{}")
+    with pytest.raises(FormatError, match="an allocation has"):
+        compress(small_model(), [f"{step},plan={file}"])
