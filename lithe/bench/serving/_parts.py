@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from time import perf_counter
 from typing import Any
@@ -130,7 +130,8 @@ def through(model: Decoder, *, tokens: int = TOKENS) -> dict[str, Any]:
     return found | {"ratio": found["many"]["tokens_per_s"] / found["one"]["tokens_per_s"]}
 
 
-PARTS = {"overhead": overhead, "stalls": stalls, "prefix": prefix, "together": together, "through": through}
+PARTS: dict[str, Callable[[Decoder], dict[str, Any]]] = {
+    "overhead": overhead, "stalls": stalls, "prefix": prefix, "together": together, "through": through}
 
 
 class Clock:
