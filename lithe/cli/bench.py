@@ -44,21 +44,18 @@ def command(
 ) -> int:
     """Run every prompt by plain decoding and by each method in turn, and compare tokens, passes and time.
 
-    Reading a prompt is timed apart and is no part of the speeds. With --json each row is one JSON line; all rows go to the
-    ledger. The exit code is 1 where a method failed, 130 where Ctrl-C ended the run; what was finished by then is reported.
-    --suite engines puts plain decoding beside transformers' and llama.cpp's instead, in every precision. --suite tuning trains
-    the plan's methods on texts that the model does not know; --method then names some of the plan. --suite serving measures the
-    engine behind `lithe serve`: what it costs beside the bare loop, what chunks and shared prefixes gain.
+    Reading a prompt is timed apart and is no part of the speeds. With --json each row is one JSON line; all go to the ledger.
+    The exit code is 1 where a method failed, 130 where Ctrl-C ended the run; what was finished by then is reported. --suite
+    engines: beside transformers and llama.cpp, in every precision. --suite tuning trains the plan's methods on unknown texts;
+    --method then names some of the plan. --suite serving measures the engine of `lithe serve`.
     """
     from lithe.bench.runner import Stopped, bench
-
     checked(context, suite)
     if suite == "tuning":
-        return matrix(model, methods=method or (), shifts=shift or (), plan=plan, runs=runs, threads=threads, offline=offline,
-                      as_json=as_json, book=open_ledger(ledger, no_ledger))
+        return matrix(model, methods=method or (), shifts=shift or (), plan=plan, runs=runs, threads=threads,
+                      offline=offline, as_json=as_json, book=open_ledger(ledger, no_ledger))
     if suite == "serving":
-        return served(model, parts=part or (), dtype=dtype, threads=threads, offline=offline, as_json=as_json,
-                      book=open_ledger(ledger, no_ledger))
+        return served(model, part or (), dtype, threads, offline, as_json, open_ledger(ledger, no_ledger))
     if suite == "engines":
         return compare(model, engines=engine or (), precisions=precision or (), rounds=rounds, prompts=prompts, limit=limit,
                        threads=threads, offline=offline, as_json=as_json, book=open_ledger(ledger, no_ledger))
@@ -69,11 +66,11 @@ def command(
             rows = bench(target, method or (), [prompt for prompt, _ in asked], kinds=[kind for _, kind in asked], batch=batch,
                          max_tokens=max_tokens, repeats=repeats, accept=accept, seed=seed, ignore_eos=ignore_eos, ledger=book,
                          warps=warp or (), temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, progress=tell)
-        code = 1 if any(row.error for row in rows) else 0
     except Stopped as stop:
-        rows, code = stop.rows, 130
+        _tell(stop.rows, as_json)
+        return 130
     _tell(rows, as_json)
-    return code
+    return 1 if any(row.error for row in rows) else 0
 
 
 def _tell(rows: list[Row], as_json: bool) -> None:
