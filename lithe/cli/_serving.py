@@ -15,7 +15,7 @@ PART = Annotated[list[str] | None, typer.Option(
     "--part", help="of --suite serving: overhead, stalls, prefix, together, through; repeats")]
 
 
-def served(model: str, *, parts: Seq[str], dtype: str, threads: int | None, offline: bool, as_json: bool,
+def served(model: str, parts: Seq[str], dtype: str, threads: int | None, offline: bool, as_json: bool,
            book: Ledger | None) -> int:
     """Run the suite and print it."""
     from lithe.bench.serving._suite import serving

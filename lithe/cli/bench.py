@@ -26,8 +26,7 @@ def command(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="a folder, zoo:NAME or a hub id; for engines and serving also shape:135m")],
     method: METHODS = None,
-    prompts: PROMPTS = None,
-    limit: LIMIT = None,
+    prompts: PROMPTS = None, limit: LIMIT = None,
     max_tokens: Annotated[int, typer.Option(help="most tokens for each prompt", min=1)] = 128,
     repeats: Annotated[int, typer.Option(help="times that every prompt is run by every method", min=1)] = 1,
     batch: Annotated[int, typer.Option(help="prompts decoded together", min=1)] = 1,
@@ -45,12 +44,11 @@ def command(
 ) -> int:
     """Run every prompt by plain decoding and by each method in turn, and compare tokens, passes and time.
 
-    Reading a prompt is timed apart and is no part of the speeds. With --json each row is one JSON line; all rows go to the
-    ledger. The exit code is 1 where a method failed, 130 where Ctrl-C ended the run; what was finished by then is reported.
-    --suite engines puts plain decoding beside transformers' and llama.cpp's instead, in every precision. --suite tuning trains
-    the plan's methods on texts that the model does not know; --method then names some of the plan. --suite serving measures the
-    engine behind `lithe serve`: what it costs beside the bare loop, what chunks and shared prefixes gain. --suite json asks
-    what schemas are enforced, lets the model write under them and has the result judged.
+    Reading a prompt is timed apart and is no part of the speeds. With --json each row is one JSON line; all go to the ledger.
+    The exit code is 1 where a method failed, 130 where Ctrl-C ended the run; what was finished by then is reported. --suite
+    engines: beside transformers and llama.cpp, in every precision. --suite tuning trains the plan's methods on unknown texts;
+    --method then names some of the plan. --suite serving measures the engine of `lithe serve`, --suite json what schemas
+    are enforced.
     """
     from lithe.bench.runner import Stopped, bench
 
@@ -64,11 +62,11 @@ def command(
             rows = bench(target, method or (), [prompt for prompt, _ in asked], kinds=[kind for _, kind in asked], batch=batch,
                          max_tokens=max_tokens, repeats=repeats, accept=accept, seed=seed, ignore_eos=ignore_eos, ledger=book,
                          warps=warp or (), temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, progress=tell)
-        code = 1 if any(row.error for row in rows) else 0
     except Stopped as stop:
-        rows, code = stop.rows, 130
+        _tell(stop.rows, as_json)
+        return 130
     _tell(rows, as_json)
-    return code
+    return 1 if any(row.error for row in rows) else 0
 
 
 def _suite(suite: str, given: dict[str, Any]) -> int:

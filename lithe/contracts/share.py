@@ -33,7 +33,7 @@ def check_same_tokens(entry: Entry) -> None:
     dice = random.Random(1)
     texts = [[dice.randrange(32) for _ in range(n)] for n in (24, 8, 4, 3, 1)]
     ways = [(0, 1, 2, 3), (0, 1, 2, 4), (0, 1, 4), (0, 3), (3,), (0, 1, 2, 3)]
-    tables = {(): Table()}
+    tables: dict[tuple[int, ...], Table] = {(): Table()}
     for way in ways:
         for depth in range(1, len(way) + 1):
             if way[:depth] not in tables:

@@ -28,7 +28,7 @@ class PagedRoom:
         return len(self.store.free) + (self.tree.spare if self.tree else 0)
 
     def admit(self, job: Job) -> bool:
-        """Whether all that it must read fits beside what those who read already will want; a page is taken when it is written."""
+        """Whether all that it must read fits beside what those who read will want; pages are taken when they are written."""
         self._adopt(job)
         self.reading = [one for one in self.reading if one.left]
         promised = sum(self.store.wanted(one.table, one.left + 1) for one in self.reading)

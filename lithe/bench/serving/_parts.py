@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from time import perf_counter
 from typing import Any
@@ -65,7 +65,7 @@ def stalls(model: Decoder, *, between: float = 0.1, decoding: int = 4, prompts: 
     return found
 
 
-def prefix(model: Decoder, *, modes: tuple[str, ...] = ("shared", "apart")) -> dict[str, Any]:
+def prefix(model: Decoder, *, modes: tuple[str, ...] = ("shared", "unshared")) -> dict[str, Any]:
     """Requests with one long beginning at once: all that is shared, and nothing."""
     found: dict[str, Any] = {}
     start, outputs = text(model, PREFIX, 7), {}
@@ -99,7 +99,7 @@ def together(model: Decoder, *, length: int = 4096, rounds: int = 5) -> dict[str
     tables = [store.fork(base) for _ in range(CLIENTS)]
     rows = torch.tensor(text(model, CLIENTS, 5))[:, None]
     ways = {name: entry.module.Method(entry.knobs()).group for name, entry in
-            (("together" if entry.card.row else "apart", entry) for entry in registry.entries("attention", "share"))}
+            (("together" if entry.card.row else "each", entry) for entry in registry.entries("attention", "share"))}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     given = {}
     for _ in range(rounds + 1):
@@ -109,8 +109,8 @@ def together(model: Decoder, *, length: int = 4096, rounds: int = 5) -> dict[str
             seconds[name].append(perf_counter() - begun)
     medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
     return {"prefix": length, "sequences": CLIENTS, "pages": store.count - len(store.free),
-            "same": bool(torch.equal(given["together"], given["apart"])),
-            "ms": {name: 1e3 * time for name, time in medians.items()}, "ratio": medians["apart"] / medians["together"]}
+            "same": bool(torch.equal(given["together"], given["each"])),
+            "ms": {name: 1e3 * time for name, time in medians.items()}, "ratio": medians["each"] / medians["together"]}
 
 
 def through(model: Decoder, *, tokens: int = TOKENS) -> dict[str, Any]:
@@ -130,7 +130,8 @@ def through(model: Decoder, *, tokens: int = TOKENS) -> dict[str, Any]:
     return found | {"ratio": found["many"]["tokens_per_s"] / found["one"]["tokens_per_s"]}
 
 
-PARTS = {"overhead": overhead, "stalls": stalls, "prefix": prefix, "together": together, "through": through}
+PARTS: dict[str, Callable[[Decoder], dict[str, Any]]] = {
+    "overhead": overhead, "stalls": stalls, "prefix": prefix, "together": together, "through": through}
 
 
 class Clock:
