@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 SCHEMAS = Annotated[list[str] | None, typer.Option("--schemas", help="of --suite json: schemas with instances; repeats; "
                                                                     "the shipped and those in $LITHE_DATA where not given")]
 WRITE = Annotated[int, typer.Option("--write", help="of --suite json: schemas of each set under which the model writes", min=0)]
-HEADS = ("set", "schemas", "enforced", "exact", "let through", "too strict", "the raw library: enforced", "let through", "texts",
-         "valid", "cut", "invalid", "passes saved")
+HEADS = ("set", "schemas", "enforced", "exact", "let through", "too strict", "the raw library: enforced", "let through",
+         "texts", "valid", "cut", "invalid", "passes saved")
 
 
 def structured(model: str, *, schemas: Seq[str], write: int, limit: int | None, max_tokens: int, seed: int, dtype: str,

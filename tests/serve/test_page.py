@@ -73,7 +73,7 @@ def ask(tab, text, tokens=24):
     tab.fill("#most", str(tokens))
     tab.fill("#prompt", text)
     tab.press("#prompt", "Enter")
-    tab.wait_for_function("[...document.querySelectorAll('.same')].at(-1)?.textContent || document.querySelector('#say').textContent")
+    tab.wait_for_selector("#send:not([hidden])")  # which Stop replaces meanwhile
 
 
 def test_two_sides_say_the_same_and_tell_their_sources(tab):

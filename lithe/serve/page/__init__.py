@@ -56,7 +56,8 @@ def routes(service: Any) -> list[Route]:
 def methods(ledger: Path = LEDGER) -> list[dict[str, Any]]:
     """Every method's card, its paper's claim and our figure, and what the ledger holds of it."""
     rows, measured = papers.papers(), _measured(ledger)
-    return [_told(entry, rows.get(-1 if entry.card.row is None else entry.card.row), measured.get(entry.name)) for entry in registry.entries()]
+    return [_told(entry, None if entry.card.row is None else rows.get(entry.card.row), measured.get(entry.name))
+            for entry in registry.entries()]
 
 
 def _told(entry: registry.Entry, paper: papers.Paper | None, measured: dict[str, Any] | None) -> dict[str, Any]:
