@@ -86,7 +86,8 @@ async def client(url: str, models: list[str], seed: int, end: float, formats: bo
     dice = random.Random(seed)
     prompts = [json.loads(line)["prompt"] for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
     names, weights = zip(*kinds(models, formats), strict=True)
-    async with httpx.AsyncClient(timeout=120) as http:
+    limits = httpx.Limits(keepalive_expiry=5)  # sooner than the server's
+    async with httpx.AsyncClient(timeout=600, limits=limits) as http:
         while time.monotonic() < end:
             kind = dice.choices(names, weights)[0]
             path, body = request(kind, dice, prompts, models)
@@ -162,7 +163,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=900)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--adapters", type=int, default=2)
-    parser.add_argument("--formats", action="store_true", help="constrained texts as well; needs the extra `structured`")
+    parser.add_argument("--formats", action="store_true", help="constrained texts as well; needs the extra `json`")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

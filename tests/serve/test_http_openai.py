@@ -4,10 +4,13 @@ import asyncio
 
 import openai
 import pytest
+import torch
 
 import lithe
 from lithe import registry
-from tests.serve.http_live import STORY, live, tiny
+from lithe.serve.engine import Engine
+from lithe.tune.rack import Rack
+from tests.serve.http_live import STORY, Live, live, tiny
 
 TALK = [{"role": "user", "content": "Write a story about a cat"}]
 COMMON = dict(model="tiny", max_tokens=16, temperature=0)
@@ -20,9 +23,9 @@ def client():
         yield made
 
 
-def plain(prompt, **settings) -> str:
+def plain(prompt, model=None, **settings) -> str:
     settings = {"max_tokens": 16, "temperature": 0.0} | settings
-    return "".join(step.text for step in lithe.generate(tiny(), prompt, **settings))
+    return "".join(step.text for step in lithe.generate(model or tiny(), prompt, **settings))
 
 
 def chat_ids() -> list[int]:
@@ -171,6 +174,26 @@ def test_formats_and_calls(client):
     other = {"type": "function", "function": {"name": "stop", "parameters": {"type": "object", "additionalProperties": False}}}
     made = client.chat.completions.create(messages=TALK, tools=[tool, other], tool_choice="required", **asked).choices[0]
     assert made.message.tool_calls[0].function.name in ("look_up", "stop")
+
+
+def test_adapters_are_models():
+    model = lithe.load("zoo:tiny")
+    dice = torch.Generator().manual_seed(0)
+    rack = Rack.of(model)
+    with torch.no_grad():
+        for weight in rack.make("lora:rank=2", name="other").parameters():
+            weight += 0.3 * torch.randn(weight.shape, generator=dice)
+    wanted = plain(STORY, model=model)
+    rack.use(None)
+    server = Live(Engine(model, sequences=4), adapters=("other",))
+    try:
+        with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+            assert [(m.id, m.parent) for m in client.models.list()] == [("tiny", None), ("other", "tiny")]
+            both = {name: client.completions.create(prompt=STORY, **COMMON | {"model": name}) for name in ("other", "tiny")}
+        assert both["other"].choices[0].text == wanted != both["tiny"].choices[0].text == plain(STORY)
+        assert both["other"].model == "other"
+    finally:
+        server.close()
 
 
 def test_many_at_once_say_what_they_say_alone():

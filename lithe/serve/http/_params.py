@@ -25,7 +25,7 @@ class Facts:
     models: tuple[str, ...]
     vocab: int
     context: int
-    choices: int = 16  # most texts of one request
+    choices: int = 64  # most texts of one request
     stops: int = 4
 
 
