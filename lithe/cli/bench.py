@@ -47,8 +47,7 @@ def command(
     Reading a prompt is timed apart and is no part of the speeds. With --json each row is one JSON line; all rows go to the
     ledger. The exit code is 1 where a method failed, 130 where Ctrl-C ended the run; what was finished by then is reported.
     --suite engines puts plain decoding beside transformers' and llama.cpp's instead, in every precision. --suite tuning trains
-    the plan's methods on texts that the model does not know; --method then names some of the plan. --suite json asks what
-    schemas are enforced, lets the model write under them and has the result judged.
+    the plan's methods on texts that the model does not know; --method then names some of the plan. --suite json judges schemas.
     """
     from lithe.bench.runner import Stopped, bench
 
@@ -57,8 +56,8 @@ def command(
         return matrix(model, methods=method or (), shifts=shift or (), plan=plan, runs=runs, threads=threads, offline=offline,
                       as_json=as_json, book=open_ledger(ledger, no_ledger))
     if suite == "json":
-        return structured(model, schemas=schemas or (), write=write, limit=limit, max_tokens=max_tokens, seed=seed, dtype=dtype,
-                          device=device, threads=threads, offline=offline, as_json=as_json, book=open_ledger(ledger, no_ledger))
+        return structured(model, schemas=schemas or (), write=write, limit=limit, max_tokens=max_tokens, seed=seed,
+                          precision=(dtype, device, threads, offline), as_json=as_json, book=open_ledger(ledger, no_ledger))
     if suite == "engines":
         return compare(model, engines=engine or (), precisions=precision or (), rounds=rounds, prompts=prompts, limit=limit,
                        threads=threads, offline=offline, as_json=as_json, book=open_ledger(ledger, no_ledger))

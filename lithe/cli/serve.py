@@ -47,11 +47,10 @@ def command(
     if log not in ("json", "off"):
         raise UsageError(f"--log is json or off, not {log!r}")
     try:
-        from lithe.serve import http
+        from lithe.serve import http, page
     except ImportError as problem:
         raise UnsupportedError(f"serving needs {problem.name}: pip install 'lithe[serve]'") from None
     from lithe.serve.engine import Engine
-    from lithe.serve.page import routes
 
     folders = _adapters(adapter or [])
     sock = http.listen(host, port)  # before the model is loaded: what cannot be is told at once
@@ -67,9 +66,8 @@ def command(
     address, taken = sock.getsockname()[:2]
     url = f"http://{f'[{address}]' if ':' in address else address}:{taken}"
     for label, text in _opening(engine, settings, url):
-        print(f"{label:<11} {text}", file=sys.stderr)
-    sys.stderr.flush()
-    http.run(service, http.App(service, routes(service)), sock)
+        print(f"{label:<11} {text}", file=sys.stderr, flush=True)
+    http.run(service, http.App(service, page.routes(service)), sock)
 
 
 def _adapters(given: list[str]) -> dict[str, Path]:

@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 FILES = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript"),
          "/catalogue.js": ("catalogue.js", "text/javascript")}
 LEDGER = registry.ROOT.parent / "docs" / "ledger-decoding.jsonl"  # beside a checkout; an installed copy has none
+PLAIN = "Law()"  # how the ledger writes a law without warps: greedy decoding
 POLICY = "; ".join(("default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'", "img-src 'self' data:",
                     "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"))
 HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
@@ -76,7 +77,7 @@ def _measured(ledger: Path) -> dict[str, dict[str, Any]]:
     for record in _lines(ledger):
         measured, name = record.get("measured") or {}, str(record.get("method", "")).partition(":")[0]
         speed = measured.get("speedup_nonlooping")
-        if record.get("settings", {}).get("part") != "greedy" or not isinstance(speed, float) or " + " in record["method"]:
+        if record.get("settings", {}).get("law") != PLAIN or not isinstance(speed, float) or " + " in record["method"]:
             continue
         if name not in found or speed > found[name]["speed"]:
             found[name] = {"speed": speed, "tokens_per_pass": measured.get("tokens_per_pass_nonlooping") or 0.0,
