@@ -114,7 +114,7 @@ def slope(points: list[tuple[float, float]]) -> float:
 
 
 def start(folder: str, adapters: int) -> tuple[subprocess.Popen, str]:
-    words = [sys.executable, "-m", "lithe", "serve", "zoo:tiny", "--port", "0", "--queue", "64", "--sequences", "16"]
+    words = [sys.executable, "-m", "lithe", "serve", "zoo:tiny", "--port", "0", "--queue", "64", "--sequences", "16", "--cache", "64"]
     if adapters:
         import lithe
         from lithe.tune.rack import Rack

@@ -33,6 +33,7 @@ def command(
     sequences: Annotated[int, typer.Option(help="most texts under way at once", min=1, max=4096)] = 64,
     queue: Annotated[int, typer.Option(help="most texts that wait; more are told 429", min=1)] = 256,
     budget: Annotated[int | None, typer.Option(help="most rows of a round; measured at the start unless given", min=1)] = None,
+    cache: Annotated[int | None, typer.Option(help="most MiB of keys and values; by default a share of what is free", min=1)] = None,
     timeout: Annotated[float, typer.Option(help="most seconds of a text", min=0.1)] = 600.0,
     drain: Annotated[float, typer.Option(help="after SIGTERM, seconds for what is under way", min=0)] = 30.0,
     body_limit: Annotated[int, typer.Option(help="most bytes of a request", min=1024)] = 4 << 20,
@@ -56,7 +57,8 @@ def command(
     sock = http.listen(host, port)  # before the model is loaded: what cannot be is told at once
     target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline)
     _attach(target, folders)
-    engine = Engine(target, method=method, budget=budget, sequences=sequences, queue=queue)
+    engine = Engine(target, method=method, budget=budget, sequences=sequences, queue=queue,
+                    memory=None if cache is None else cache << 20)
     keys = (*(api_key or ()), *filter(None, [os.environ.get(KEY)]))
     settings = http.Settings(
         name=name or http.name_of(model), adapters=tuple(folders), methods=(*(allow_method or ()), *filter(None, [method])),

@@ -13,6 +13,14 @@ from lithe import cli
 
 def test_it_serves_until_sigterm(process):
     child = process("serve", "zoo:tiny", "--port", "0", "--name", "small", "--method", "prompt_lookup")
+    try:
+        serves_until_sigterm(child)
+    except BaseException:
+        os.kill(child.pid, signal.SIGKILL)
+        raise
+
+
+def serves_until_sigterm(child):
     while b"try  " not in child.err:
         piece = os.read(child.stderr, 65536)
         assert piece, child.err

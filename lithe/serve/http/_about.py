@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
-from anyio import to_thread
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -50,14 +50,14 @@ async def tokenize(service: Service, request: HttpRequest) -> Response:
         with blamed("prompt"):
             return tuple(service.bench.tokenizer.encode(body.prompt or "", bos=body.add_special_tokens))
 
-    ids = await to_thread.run_sync(work)
+    ids = await asyncio.to_thread(work)
     more = {"token_strs": [service.tokens.text(token) for token in ids]} if body.return_token_strs and service.tokens else {}
     return answer({"tokens": ids, "count": len(ids), "max_model_len": service.facts.context, **more})
 
 
 async def detokenize(service: Service, request: HttpRequest) -> Response:
     body = await service.read(request, Detokenize)
-    return answer({"prompt": await to_thread.run_sync(lambda: service.bench.tokenizer.decode(body.tokens, special=True))})
+    return answer({"prompt": await asyncio.to_thread(lambda: service.bench.tokenizer.decode(body.tokens, special=True))})
 
 
 async def health(service: Service, request: HttpRequest) -> Response:

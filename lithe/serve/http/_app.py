@@ -13,7 +13,6 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
-from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -57,7 +56,7 @@ class App:
             yield
         finally:
             self.service.draining = True
-            await to_thread.run_sync(self.service.engine.close, self.service.settings.drain)
+            await asyncio.to_thread(self.service.engine.close, self.service.settings.drain)
             self.service.say("stopped")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

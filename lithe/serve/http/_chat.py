@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from anyio import to_thread
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -22,7 +22,7 @@ from lithe.serve.request import Event, Request, TokenLogprob
 async def chat(service: Service, request: HttpRequest) -> Response:
     body = await service.read(request, Chat)
     seed, (_, name) = drawn(body), forced(body)
-    made = await to_thread.run_sync(_request, service, body, seed)
+    made = await asyncio.to_thread(_request, service, body, seed)
     answer = await service.submit([made], asked=bool(body.lithe and body.lithe.deadline))
     return await respond(request, Talk(service, body, answer, seed, name))
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
-from anyio import to_thread
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -23,7 +23,7 @@ async def completions(service: Service, request: HttpRequest) -> Response:
     seed, each = drawn(body), body.best_of or body.n
     if (texts := len(body.prompts) * each) > service.facts.choices:
         raise bad(f"the request asks for {texts} texts, more than {service.facts.choices}", "n" if each > 1 else "prompt")
-    requests = await to_thread.run_sync(_requests, service, body, seed, each)
+    requests = await asyncio.to_thread(_requests, service, body, seed, each)
     answer = await service.submit(requests, asked=bool(body.lithe and body.lithe.deadline))
     return await respond(request, Plain(service, body, answer, seed))
 

@@ -40,8 +40,8 @@ GAUGES = {
     "cache_usage": ("kv_cache_usage_perc", "share of the cache's pages in use, 1 is all"),
     "pages_kept": ("prefix_cache_pages", "pages kept for prompts that begin alike"),
     "budget": ("token_budget", "rows of a pass at most"),
-    "prompt_saved": ("prefix_cache_hits_total", "tokens of prompts found in the cache"),
-    "prompt": ("prefix_cache_queries_total", "tokens of prompts looked for in the cache"),
+    "prefix_hits": ("prefix_cache_hits_total", "tokens of prompts found in the cache"),
+    "prefix_queries": ("prefix_cache_queries_total", "tokens of prompts looked for in the cache"),
     "turns": ("engine_turns_total", "turns of the engine"),
     "rows": ("engine_rows_total", "rows of its passes"),
 }
@@ -94,8 +94,6 @@ class Metrics:
         return "\n".join(self._lines(engine)) + "\n"
 
     def _lines(self, engine: Mapping[str, Any]) -> Iterator[str]:
-        if engine.get("pages"):
-            engine = {**engine, "cache_usage": round(engine["pages_used"] / engine["pages"], 6)}
         for key, (name, meaning) in GAUGES.items():
             if key in engine:
                 yield from _head(name, meaning, "counter" if name.endswith("_total") else "gauge")

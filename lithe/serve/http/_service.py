@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import math
@@ -13,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from anyio import to_thread
 from starlette.requests import Request as HttpRequest
 
 from lithe import __version__
@@ -88,7 +88,7 @@ class Service:
         tickets: list[Ticket] = []
         try:
             for one in requests:
-                await to_thread.run_sync(partial(self._submit, one, tickets))
+                await asyncio.to_thread(partial(self._submit, one, tickets))
         except QueueFullError as problem:
             after = max(1, math.ceil(problem.after))
             raise ApiError(429, str(problem), code="queue_full", headers={"Retry-After": str(after)}) from None
