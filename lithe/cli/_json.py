@@ -26,15 +26,14 @@ HEADS = ("set", "schemas", "enforced", "exact", "let through", "too strict", "th
 
 
 def structured(model: str, *, schemas: Seq[str], write: int, limit: int | None, max_tokens: int, seed: int,
-               precision: tuple[str, str, int | None, bool], as_json: bool, book: Ledger | None) -> int:
-    """Run the suite and print it. 1 where anything invalid was let through. precision: dtype, device, threads, offline."""
+               dtype: str, device: str, threads: int | None, offline: bool, as_json: bool, book: Ledger | None) -> int:
+    """Run the suite and print it. 1 where anything invalid was let through."""
     from lithe.bench.json._rows import records, rows
     from lithe.bench.json._sets import chosen
     from lithe.bench.json._suite import method, outcomes
     from lithe.decode.plan import plan
 
     cases, spec = chosen(schemas, os.environ.get("LITHE_DATA"), limit), method()
-    dtype, device, threads, offline = precision
     target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline)
     with progress("schemas") as tell:
         found = outcomes(plan(target), cases, spec=spec, max_tokens=max_tokens, seed=seed, write=write, progress=tell)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from lithe.cli._measure import LEDGER, LIMIT, NO_LEDGER, PROMPTS, chosen_kinds, 
 from lithe.cli._tuning import PLAN, RUNS, SHIFT, matrix
 
 if TYPE_CHECKING:
+    from lithe.bench.ledger import Ledger
     from lithe.bench.rows import Row
 
 GROUP = "prove"
@@ -52,15 +53,8 @@ def command(
     from lithe.bench.runner import Stopped, bench
 
     checked(context, suite)
-    if suite == "tuning":
-        return matrix(model, methods=method or (), shifts=shift or (), plan=plan, runs=runs, threads=threads, offline=offline,
-                      as_json=as_json, book=open_ledger(ledger, no_ledger))
-    if suite == "json":
-        return structured(model, schemas=schemas or (), write=write, limit=limit, max_tokens=max_tokens, seed=seed,
-                          precision=(dtype, device, threads, offline), as_json=as_json, book=open_ledger(ledger, no_ledger))
-    if suite == "engines":
-        return compare(model, engines=engine or (), precisions=precision or (), rounds=rounds, prompts=prompts, limit=limit,
-                       threads=threads, offline=offline, as_json=as_json, book=open_ledger(ledger, no_ledger))
+    if suite != "methods":
+        return _suite(suite, context.params, open_ledger(ledger, no_ledger))
     asked, book = chosen_kinds(prompts, limit), open_ledger(ledger, no_ledger)
     target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline)
     try:
@@ -73,6 +67,19 @@ def command(
         rows, code = stop.rows, 130
     _tell(rows, as_json)
     return code
+
+
+def _suite(suite: str, given: dict[str, Any], book: Ledger | None) -> int:
+    """Another suite, with its own of the options given."""
+    more = {name: given[name] for name in ("threads", "offline", "as_json")} | {"book": book}
+    if suite == "tuning":
+        return matrix(given["model"], methods=given["method"] or (), shifts=given["shift"] or (), plan=given["plan"],
+                      runs=given["runs"], **more)
+    if suite == "json":
+        return structured(given["model"], schemas=given["schemas"] or (), write=given["write"], limit=given["limit"],
+                          max_tokens=given["max_tokens"], seed=given["seed"], dtype=given["dtype"], device=given["device"], **more)
+    return compare(given["model"], engines=given["engine"] or (), precisions=given["precision"] or (), rounds=given["rounds"],
+                   prompts=given["prompts"], limit=given["limit"], **more)
 
 
 def _tell(rows: list[Row], as_json: bool) -> None:
