@@ -77,7 +77,7 @@ def _suite(suite: str, given: dict[str, Any], book: Ledger | None) -> int:
                       runs=given["runs"], **more)
     if suite == "json":
         return structured(given["model"], schemas=given["schemas"] or (), write=given["write"], limit=given["limit"],
-                          max_tokens=given["max_tokens"], seed=given["seed"], dtype=given["dtype"], device=given["device"], **more)
+                          **{name: given[name] for name in ("max_tokens", "seed", "dtype", "device")}, **more)
     return compare(given["model"], engines=given["engine"] or (), precisions=given["precision"] or (), rounds=given["rounds"],
                    prompts=given["prompts"], limit=given["limit"], **more)
 
