@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 SCHEMAS = Annotated[list[str] | None, typer.Option("--schemas", help="of --suite json: schemas with instances; repeats; "
                                                                     "the shipped and those in $LITHE_DATA where not given")]
 WRITE = Annotated[int, typer.Option("--write", help="of --suite json: schemas of each set under which the model writes", min=0)]
-HEADS = ("set", "schemas", "enforced", "exact", "let through", "too strict", "the raw library: enforced", "let through", "texts",
-         "valid", "cut", "invalid", "passes saved")
+HEADS = ("set", "schemas", "enforced", "exact", "let through", "too strict", "the raw library: enforced", "let through",
+         "texts", "valid", "cut", "invalid", "passes saved")
 
 
-def structured(model: str, *, schemas: Seq[str], write: int, limit: int | None, max_tokens: int, seed: int, dtype: str,
-               device: str, threads: int | None, offline: bool, as_json: bool, book: Ledger | None) -> int:
+def structured(model: str, *, schemas: Seq[str], write: int, limit: int | None, max_tokens: int, seed: int,
+               dtype: str, device: str, threads: int | None, offline: bool, as_json: bool, book: Ledger | None) -> int:
     """Run the suite and print it. 1 where anything invalid was let through."""
     from lithe.bench.json._rows import records, rows
     from lithe.bench.json._sets import chosen

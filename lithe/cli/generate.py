@@ -50,12 +50,11 @@ def command(
         attach(target, *adapter)
     fills, others = split(method or [])
     made, law = prepare(target, fills, fill(others, recipe), temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    text: str | list[int] = _standard_input() if prompt == "-" else prompt
-    if chat:
-        text = chat_prompt(target, [{"role": "user", "content": text}])
+    said = _standard_input() if prompt == "-" else prompt
+    text = chat_prompt(target, [{"role": "user", "content": said}]) if chat else said
     tally, pieces, painter = Tally(), [], Painter(show_sources=sources)
-    program = None if constrain is None else compiled(target.tokenizer, *read(constrain))
-    sequence = request(target, text, law=law, max_tokens=max_tokens, seed=seed, stop=stop or (), constraint=program)
+    sequence = request(target, text, law=law, max_tokens=max_tokens, seed=seed, stop=stop or (),
+                       constraint=None if constrain is None else compiled(target.tokenizer, *read(constrain)))
     for step in run(made, [sequence]):
         tally.add(step)
         pieces.append(step.text)

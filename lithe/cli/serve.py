@@ -49,7 +49,7 @@ def command(
     if log not in ("json", "off"):
         raise UsageError(f"--log is json or off, not {log!r}")
     try:
-        from lithe.serve import http
+        from lithe.serve import http, page
     except ImportError as problem:
         raise UnsupportedError(f"serving needs {problem.name}: pip install 'lithe[serve]'") from None
     from lithe.serve.engine import Engine
@@ -58,8 +58,7 @@ def command(
     sock = http.listen(host, port)  # before the model is loaded: what cannot be is told at once
     target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline)
     _attach(target, folders)
-    engine = Engine(target, method=method, budget=budget, sequences=sequences, queue=queue,
-                    memory=None if cache is None else cache << 20)
+    engine = Engine(target, method=method, budget=budget, sequences=sequences, queue=queue, memory=cache and cache << 20)
     keys = (*(api_key or ()), *filter(None, [os.environ.get(KEY)]))
     settings = http.Settings(
         name=name or http.name_of(model), adapters=tuple(folders), methods=(*(allow_method or ()), *filter(None, [method])),
@@ -73,11 +72,8 @@ def _run(engine, settings: Settings, sock: socket) -> None:
     from lithe.serve import http, page
 
     service = http.Service(engine, settings)
-    address, taken = sock.getsockname()[:2]
-    url = f"http://{f'[{address}]' if ':' in address else address}:{taken}"
-    for label, text in _opening(engine, settings, url):
-        print(f"{label:<11} {text}", file=sys.stderr)
-    sys.stderr.flush()
+    for label, text in _opening(engine, settings, sock.getsockname()[:2]):
+        print(f"{label:<11} {text}", file=sys.stderr, flush=True)
     http.run(service, http.App(service, page.routes(service)), sock)
 
 
@@ -114,10 +110,11 @@ def _hosts(host: str, allowed: list[str]) -> tuple[str, ...] | None:
     return (*LOOPBACK, *allowed) if host in LOOPBACK else (host, *allowed)
 
 
-def _opening(engine, settings: Settings, url: str) -> list[tuple[str, str]]:
+def _opening(engine, settings: Settings, address: tuple[str, int]) -> list[tuple[str, str]]:
     """What is served, how, and where."""
     from lithe.model.runtime import report
 
+    url = "http://{}:{}".format(f"[{address[0]}]" if ":" in address[0] else address[0], address[1])
     facts = dict(runs_as(report(engine.model)))
     names = ", ".join((settings.name, *settings.adapters))
     told = engine.stats()

@@ -29,8 +29,8 @@ def check(plan: Any, sequences: list[Sequence]) -> None:
 def tokens(plan: Any, sequences: list[Sequence], room: list[int], slots: int) -> list[list[int]]:
     """Of each sequence the tokens that must follow, no more than there is room for; nothing at all where none has any.
 
-    A draft whose own rows take part in the target's pass, or who speaks between pass and walk, is left to guess alone: the tokens
-    are then chosen one by one, the text being the same.
+    A draft whose own rows take part in the target's pass, or who speaks between pass and walk, is left to guess alone: the
+    tokens are then chosen one by one, the text being the same.
     """
     alone = any(hasattr(plan.draft, verb) for verb in ("begun", "ghosts", "late"))
     if alone or all(s.constraint is None for s in sequences):

@@ -126,12 +126,16 @@ def _check_values(schema: dict[str, Any], where: str) -> None:
 def _check_texts(value: Any, where: str) -> None:
     """What must be written letter by letter can be: characters that take a \\u escape cannot, and would be left out unsaid."""
     if isinstance(value, str):
-        if odd := [letter for letter in value if letter < " " and letter not in "\n\r\t\b\f" or "\ud800" <= letter <= "\udfff"]:
-            raise UsageError(f"schema, at {where}: the character {odd[0]!r} in {value!r:.60} cannot be written without a \\u "
+        if odd := next((letter for letter in value if _unwritable(letter)), None):
+            raise UsageError(f"schema, at {where}: the character {odd!r} in {value!r:.60} cannot be written without a \\u "
                              "escape, which is never used")
     elif isinstance(value, (list, dict)):
         for each in value if isinstance(value, list) else [*value, *value.values()]:
             _check_texts(each, where)
+
+
+def _unwritable(letter: str) -> bool:
+    return (letter < " " and letter not in "\n\r\t\b\f") or "\ud800" <= letter <= "\udfff"
 
 
 def _tighten(schema: dict[str, Any], where: str) -> None:

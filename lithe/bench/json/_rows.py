@@ -20,9 +20,9 @@ class Row:
     """Counts of schemas unless said otherwise.
 
     declared: compiled. exact: compiled, and every instance judged rightly. wrongly_accepted: compiled, and an invalid instance
-    let through; overly_strict: compiled, and a valid one not. raw_*: the same of the library as it comes. empirical: with texts,
-    all whole ones valid. cut: texts that reached the limit. us, ms: [median, 99th percentile, largest]. skipped: share of passes
-    that forced tokens save. same: schemas whose texts are the same without forcing. per_token_ms: by how texts were written.
+    let through; overly_strict: compiled, and a valid one not. raw_*: the same of the library as it comes. empirical: with
+    texts, all whole ones valid. cut: texts that reached the limit. us, ms: [median, 99th percentile, largest]. skipped: share
+    of passes that forced tokens save. same: schemas whose texts are the same without forcing.
     """
 
     set: str

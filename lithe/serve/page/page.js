@@ -21,10 +21,10 @@ async function start() {
 function drafts() {
   const free = (m) => !m.trains && !m.needs.some((need) => ["second_model", "corpus"].includes(need));
   return known.methods.filter((m) => m.room === "decode" && m.shelf === "draft" && m.lossless && free(m))
-    .sort((a, b) => (b.measured?.speedup ?? 0) - (a.measured?.speedup ?? 0) || a.name.localeCompare(b.name));
+    .sort((a, b) => (b.measured?.speed ?? 0) - (a.measured?.speed ?? 0) || a.name.localeCompare(b.name));
 }
 
-const label = (m) => m.name.replaceAll("_", " ") + (m.measured ? ` (${m.measured.speedup.toFixed(2)}×)` : "");
+const label = (m) => m.name.replaceAll("_", " ") + (m.measured ? ` (${m.measured.speed.toFixed(2)}×)` : "");
 
 function offer(select, options) {
   for (const [value, text] of options) select.append(new Option(text, value));
@@ -33,14 +33,14 @@ function offer(select, options) {
 function use(spec) {
   if (![...$("method").options].some((option) => option.value === spec)) offer($("method"), [[spec, spec]]);
   $("method").value = spec;
-  location.hash = "watch";
+  location.hash = "/watch";
   $("prompt").focus();
 }
 
 // ---- the two parts of the page
 
 function turnTo() {
-  const methods = location.hash === "#catalogue";
+  const methods = location.hash === "#/methods";
   $("watch").hidden = methods;
   $("catalogue").hidden = !methods;
   for (const [id, on] of [["to-watch", !methods], ["to-catalogue", methods]])
@@ -52,7 +52,7 @@ addEventListener("keydown", (event) => {
   if (event.key === "Escape" && leave) leave.abort();
   if (event.key === "/" && !/INPUT|TEXTAREA|SELECT/.test(document.activeElement.tagName)) {
     event.preventDefault();
-    location.hash = "catalogue";
+    location.hash = "/methods";
     $("catalogue").hidden = false;
     $("search").focus();
   }
