@@ -58,7 +58,7 @@ def tiny():
 def live() -> Live:
     """One server for all tests of a process."""
     made = Live(Engine(tiny(), sequences=16, queue=64))
-    atexit.register(made.close)
+    atexit.register(made.service.engine.close)  # the loop's own threads have ended by then
     return made
 
 

@@ -24,6 +24,7 @@ def small(case) -> None:
                 case.body[name] = min(case.body.get(name, most), most)
 
 
+@pytest.mark.slow
 @OURS.exclude(path_regex="completions$").parametrize()  # whose schemas take long to draw from
 @settings(max_examples=6, deadline=None, suppress_health_check=QUIET)
 def test_what_the_schema_says(case):

@@ -130,7 +130,7 @@ def test_a_full_queue_and_the_way_down():
         server.url + "/v1/completions", data=BODY.encode(), headers={"Content-Type": "application/json"}
     )
     with pytest.raises(urllib.error.HTTPError) as full:
-        urllib.request.urlopen(request, timeout=10)
+        urllib.request.urlopen(request, timeout=120)
     assert full.value.code == 429 and int(full.value.headers["Retry-After"]) >= 1
     assert json.load(full.value)["error"]["code"] == "queue_full"
     server.server.handle_exit(15, None)  # what SIGTERM does
