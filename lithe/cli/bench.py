@@ -16,7 +16,6 @@ from lithe.cli._serving import PART, served
 from lithe.cli._tuning import PLAN, RUNS, SHIFT, matrix
 
 if TYPE_CHECKING:
-    from lithe.bench.ledger import Ledger
     from lithe.bench.rows import Row
 
 GROUP = "prove"

@@ -49,7 +49,7 @@ def command(
     if log not in ("json", "off"):
         raise UsageError(f"--log is json or off, not {log!r}")
     try:
-        from lithe.serve import http, page
+        from lithe.serve import http
     except ImportError as problem:
         raise UnsupportedError(f"serving needs {problem.name}: pip install 'lithe[serve]'") from None
     from lithe.serve.engine import Engine

@@ -11,12 +11,12 @@ from lithe.contracts.small import small_model
 from lithe.decode.generate import request as sequence_of
 from lithe.decode.loop import run
 from lithe.decode.plan import plan
-from lithe.errors import TooLargeError
+from lithe.errors import TooLargeError, UnsupportedError, UsageError
 from lithe.model.fast import fuse
 from lithe.model.paged import Pages
 from lithe.sampling.law import Law
 from lithe.serve.engine import Engine
-from lithe.serve.request import Request
+from lithe.serve.request import QueueFullError, Request
 from tests.kernels.variants import compiled
 
 KINDS = [("fp32", 0, torch.float32), ("bf16", 0, torch.bfloat16), ("int8", 32, torch.bfloat16), ("int4", 32, torch.float32)]
