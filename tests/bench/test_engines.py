@@ -80,7 +80,8 @@ def test_llamas_own_drafts_change_passes_and_not_the_text(tmp_path):
     own, other = tmp_path / "own.gguf", tmp_path / "other.gguf"
     for seed, file in ((3, own), (9, other)):
         _gguf.write(Decoder(SMALL.replace(tied=False)).init(seed), file, "fp32")
-    make = lambda draft: Engine(folder="", precision="fp32", threads=1, capacity=320, file=str(own), flash=False, draft=str(draft))
+    make = lambda draft: Engine(folder="", precision="fp32", threads=1, capacity=320, file=str(own), flash=False,
+                                draft=str(draft))
     plain = make(own).text(IDS, 12, {})
     assert plain["passes"] == 12 and len(plain["tokens"]) == 12
     sure = make(own).text(IDS, 12, {"draft": True, "tokens": 3, "sure": 0.0})
