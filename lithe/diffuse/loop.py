@@ -38,7 +38,8 @@ def fill(kit: Kit, canvas: Canvas) -> Filling:
             if kit.revise is not None:
                 ahead = yield from kit.revise.advance(canvas, guess, block, kit)
             else:
-                ahead = commit(kit, canvas, guess, block)
+                ahead = None
+                commit(kit, canvas, guess, block)
             if (end := kit.stop.cut(canvas) if kit.stop else None) is not None and end < canvas.end:
                 canvas.cut(end)
                 ahead, block = None, (block[0], min(block[1], end))

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
@@ -180,7 +180,8 @@ def _weights(folder: Path, module: nn.Module) -> dict[str, Tensor]:
         raise FormatError(f"{path} does not hold the tensors of this method and these knobs: {some(unlike)}")
     for name, entry in entries.items():
         shape = scales[name] if name in scales else tuple(wanted[name].shape)
-        legal, kind = checkpoint.DTYPES, "floats"
+        legal: Collection[str] = checkpoint.DTYPES
+        kind = "floats"
         if name in packed and wanted[name].is_floating_point() and len(shape) == 2:
             legal, kind = ("I8",), "whole numbers of eight bits"
         elif name not in scales and not wanted[name].is_floating_point():

@@ -23,10 +23,11 @@ class Knobs:
 class Method:
     def __init__(self, knobs, model):
         self.knobs, self.lead = knobs, model.config.shifted
-        self.steps, self.seen, self.lately = 0, None, None
+        none = torch.zeros(0, dtype=torch.long)
+        self.steps, self.seen, self.lately = 0, none, none  # nothing is seen before the first pass
 
     def query(self, canvas, block):
-        if self.seen is None or self.steps == self.knobs.every or int(self.seen[-1]) >= canvas.end:
+        if not len(self.seen) or self.steps == self.knobs.every or int(self.seen[-1]) >= canvas.end:
             return self._anew(canvas)
         self.steps += 1
         rows = self.active(canvas, block)

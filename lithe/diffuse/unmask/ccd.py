@@ -32,7 +32,7 @@ class Method:
         self.knobs = knobs
         self.step, self.width = 0, 1
         self.before = {}  # place -> the token foretold a step ago, of the next best places then
-        self.laws = deque(maxlen=knobs.history)
+        self.laws: deque = deque(maxlen=knobs.history)
 
     def select(self, canvas, guess, block):
         self.step += 1
