@@ -190,10 +190,11 @@ class Engine:
             job.usage.seconds["prefill"] += done.seconds
             if not job.whole:
                 self.room.remember(job)
-            if job.length >= job.sequence.prompt - 1:
-                self._fork(job)
             if not job.left:
                 job.read_states()
+        for job in done.jobs:  # one whose prompt was there, or is one token, forks when it decodes
+            if job.followers and job.length >= job.sequence.prompt - 1:
+                self._fork(job)
         for job, why in done.failed:
             self.running.remove(job)
             self._leave(job, "error", why)
@@ -258,9 +259,9 @@ class Engine:
     def _leave(self, job: Job, why: str, error: str | None = None) -> None:
         """A job that will not finish by itself."""
         self.room.release(job)
-        job.desk.left(idle=not any(other.desk is job.desk for other in self.running))
         self._count(why)
         job.end(why, error)
+        job.desk.left(idle=not any(other.desk is job.desk for other in self.running))
 
     def _count(self, why: str) -> None:
         self.ended[why] = self.ended.get(why, 0) + 1

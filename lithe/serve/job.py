@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable, Sequence as Seq
 from time import perf_counter
 
@@ -54,7 +55,11 @@ class Desk:
         self.gone += 1
         method = self.plan.search or self.plan.draft
         if (idle or self.gone >= STALE) and hasattr(method, "start"):
-            method.start([])
+            try:
+                method.start([])
+            except Exception as problem:  # those who wait must hear of their ends all the same; the next who leaves tries again
+                print(f"lithe: {self.plan.name} could not start anew: {problem}", file=sys.stderr)
+                return
             self.gone = 0
 
 

@@ -165,6 +165,21 @@ def test_choices_fork_behind_one_prompt():
     assert engine.counts["rows"] <= 30 + 4 * 8
 
 
+@pytest.mark.parametrize("method", [None, "prompt_lookup:tokens=4"])
+def test_choices_fork_where_nothing_of_the_prompt_is_left_to_read(method):
+    """A prompt of one token is never read, nor one whose pages are all but its last token."""
+    model = target()
+    engine = engine_with(model, page=4)
+    for prompt in (ids(1, 1, model.config.vocab), ids(9, 2, model.config.vocab), ids(9, 2, model.config.vocab)):
+        for tokens in (1, 5):
+            request = Request(prompt=tuple(prompt), max_tokens=tokens, choices=3, seed=1, law=Law.of(temperature=0.9),
+                              ignore_eos=True, method=method)
+            ticket = engine.submit(request)
+            finish(engine)
+            assert ticket.finished, "somebody is still waited for"
+            assert told(ticket)[0] == {choice: alone(model, request, choice) for choice in range(3)}
+
+
 def test_what_was_read_is_not_read_again_and_goes_when_pages_are_wanted():
     model = target()
     engine = engine_with(model, memory=20 * Pages.bytes(model.config, 4, model.dtype))
