@@ -100,6 +100,11 @@ class Engine:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
     def desk(self, method: str | None) -> Desk:
         """The place of a method. Raises LitheError where the spec is not legal for this model."""
         return self.desks.get(method, lambda: {job.desk for job in self.everyone()})
@@ -150,8 +155,7 @@ class Engine:
                 limit = job.request.deadline
                 if job.ticket.cancelled or (limit is not None and now - job.arrived > limit):
                     jobs.remove(job)
-                    for one in (job, *job.followers):
-                        self._leave(one, "cancelled" if job.ticket.cancelled else "deadline")
+                    self._leave(job, "cancelled" if job.ticket.cancelled else "deadline")
         self.waiting.sort(key=lambda job: job.order)
         self.running.sort(key=lambda job: job.order)
         for job in [job for job in self.waiting if not job.desk.joins]:
@@ -218,11 +222,9 @@ class Engine:
 
     def _apart(self) -> bool:
         """Rounds of methods that want the target's lanes, or replace the loop."""
-        groups: dict[Desk, list[Job]] = {}
-        for job in self.apart:
-            groups.setdefault(job.desk, []).append(job)
-        for desk, jobs in groups.items():
-            begun = perf_counter()
+        desks = list(dict.fromkeys(job.desk for job in self.apart))
+        for desk in desks:
+            jobs, begun = [job for job in self.apart if job.desk is desk], perf_counter()
             try:
                 steps = step(desk.plan, [job.sequence for job in jobs])
             except Exception as problem:
@@ -232,7 +234,7 @@ class Engine:
                 job.usage.seconds["decode"] += perf_counter() - begun
                 self._publish(job, done, None)
             self.counts["busy"] += perf_counter() - begun
-        return bool(groups)
+        return bool(desks)
 
     # ---- a job's way ----
 
@@ -257,10 +259,11 @@ class Engine:
         job.publish(done.text, done.tokens, done.sources, told)
 
     def _leave(self, job: Job, why: str, error: str | None = None) -> None:
-        """A job that will not finish by itself."""
+        """A job that will not finish by itself, with those that wait for its prompt."""
         self.room.release(job)
-        self._count(why)
-        job.end(why, error)
+        for one in (job, *job.followers):
+            self._count(why)
+            one.end(why, error)
         job.desk.left(idle=not any(other.desk is job.desk for other in self.running))
 
     def _count(self, why: str) -> None:
@@ -293,5 +296,4 @@ class Engine:
             self.apart = [job for job in self.apart if job not in gone]
             for job in gone:
                 job.table.length = 0  # nothing of it is remembered
-                for one in (job, *job.followers):
-                    self._leave(one, "error", said)
+                self._leave(job, "error", said)

@@ -84,6 +84,7 @@ def same_whatever_happens(data, model):
         assert turns < 2000, "it does not come to an end"
     assert max(rows, default=0) <= engine.budget
     for ticket, request, _, after in tickets:
+        assert ticket.finished, "nothing is to be done, but somebody waits"
         tokens, ends = told(ticket)
         for choice in range(request.choices):
             right, got = alone(model, request, choice), tokens.get(choice, [])
@@ -302,7 +303,11 @@ def test_a_failing_text_fails_alone(monkeypatch):
     broken = engine.submit(Request(prompt=(5, 6), max_tokens=5, method="prompt_lookup"))
     *_, last = broken.events()
     assert last.finished == "error"
+    monkeypatch.setattr(desk.plan.draft, "start", lambda sequences: 1 / 0, raising=False)
+    hopeless = [engine.submit(Request(prompt=(5, 6), max_tokens=5, method="prompt_lookup", choices=2)) for _ in range(2)]
+    assert all(told(ticket)[1] == {0: "error", 1: "error"} for ticket in hopeless)
     fine = engine.submit(Request(prompt=(5, 6), max_tokens=5, ignore_eos=True))
-    assert told(fine)[1] == {0: "length"}
+    assert told(fine)[1] == {0: "length"} and engine.alive
     engine.close()
+    assert not engine.alive
     assert not any(engine.room.store.holders[page] for page in engine.room.store.free)
