@@ -158,8 +158,11 @@ class Engine:
                     self._leave(job, "cancelled" if job.ticket.cancelled else "deadline")
         self.waiting.sort(key=lambda job: job.order)
         self.running.sort(key=lambda job: job.order)
-        for job in [job for job in self.waiting if not job.desk.joins]:
-            if len(self.running) + len(self.apart) < self.sequences:
+        seats = self.sequences - len(self.apart) - sum(job.seats for job in self.running)
+        for job in list(self.waiting):
+            if (seats := seats - job.seats) < 0:
+                break  # who waits for seats is not overtaken: it might wait for ever
+            if not job.desk.joins:
                 self.waiting.remove(job)
                 self.apart.append(job)
                 self._begin(job)
@@ -245,18 +248,12 @@ class Engine:
             self.counts["prompt"] += job.sequence.prompt
 
     def _publish(self, job: Job, done: Step, told: list | None) -> None:
-        usage = job.usage
-        usage.passes, usage.rows = usage.passes + 1, usage.rows + done.nodes
-        usage.generated += len(done.tokens)
-        usage.drafted, usage.accepted = usage.drafted + done.nodes - 1, usage.accepted + len(done.tokens) - 1
-        if job.request.prediction is not None:
-            usage.accepted_prediction, usage.rejected_prediction = usage.accepted, usage.drafted - usage.accepted
         self.counts["generated"] += len(done.tokens)
         if job.sequence.finished:
             (self.running if job.desk.joins else self.apart).remove(job)
             self.room.release(job)
             self._count(job.sequence.finished)
-        job.publish(done.text, done.tokens, done.sources, told)
+        job.publish(done, told)
 
     def _leave(self, job: Job, why: str, error: str | None = None) -> None:
         """A job that will not finish by itself, with those that wait for its prompt."""

@@ -9,7 +9,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from lithe.decode.loop import propose
+from lithe.decode.loop import Step, propose
 from lithe.decode.plan import DecodePlan
 from lithe.errors import LitheError
 from lithe.model.paged import Table
@@ -133,11 +133,16 @@ class Job:
             self.desk.reads([self.sequence], [0], [sum(len(next(iter(part.values()))) for _, part in self.states)], taps)
         self.states = []
 
-    def publish(self, text: str, tokens: list[int], sources: list[str], logprobs: list[TokenLogprob] | None) -> None:
-        """Tell the ticket of a round."""
-        finished = self.sequence.finished
-        self.ticket.publish(Event(self.choice, text, tokens, sources, logprobs, finished, self.usage if finished else None,
-                                  self.prompt_logprobs))
+    def publish(self, done: Step, logprobs: list[TokenLogprob] | None) -> None:
+        """Count a round, and tell the ticket of it."""
+        usage, finished = self.usage, self.sequence.finished
+        usage.passes, usage.rows = usage.passes + 1, usage.rows + done.nodes
+        usage.generated += len(done.tokens)
+        usage.drafted, usage.accepted = usage.drafted + done.nodes - 1, usage.accepted + len(done.tokens) - 1
+        if self.request.prediction is not None:
+            usage.accepted_prediction, usage.rejected_prediction = usage.accepted, usage.drafted - usage.accepted
+        self.ticket.publish(Event(self.choice, done.text, done.tokens, done.sources, logprobs, finished,
+                                  usage if finished else None, self.prompt_logprobs))
         self.prompt_logprobs = None
 
     def end(self, why: str, error: str | None = None) -> None:
