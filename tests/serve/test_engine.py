@@ -228,7 +228,8 @@ def test_methods_with_rounds_of_their_own_run_beside_the_others():
 def test_nobody_overtakes_a_request_that_waits_for_seats():
     engine = engine_with(target(), sequences=2)
     ask = lambda **more: engine.submit(Request(prompt=(5, 6), max_tokens=4, ignore_eos=True, **more))
-    first, both, later = ask(method="jacobi"), ask(choices=2), ask(method="jacobi")
+    first, both, later = ask(method="swift"), ask(choices=2), ask(method="swift")
+    assert not engine.desk("swift").joins
     while not both.finished:
         assert engine.step() and engine.stats()["running"] <= 2 and not later.finished
     finish(engine)
