@@ -156,8 +156,8 @@ class Engine:
                 if job.ticket.cancelled or (limit is not None and now - job.arrived > limit):
                     jobs.remove(job)
                     self._leave(job, "cancelled" if job.ticket.cancelled else "deadline")
-        self.waiting.sort(key=lambda job: job.order)
-        self.running.sort(key=lambda job: job.order)
+        self.waiting = sorted(self.waiting, key=lambda job: job.order)  # in place, others would see it empty meanwhile
+        self.running = sorted(self.running, key=lambda job: job.order)
         seats = self.sequences - len(self.apart) - sum(job.seats for job in self.running)
         for job in list(self.waiting):
             if (seats := seats - job.seats) < 0:
