@@ -21,7 +21,8 @@ class Desks:
         self.model, self.default = model, default
         self.held: dict[str | None, Desk] = {}
         self.lock = threading.RLock()  # held for the length of a turn
-        self.guests = 0  # who wait for its end
+        self.guests = 0  # who wait for its end; several may come at once
+        self._door = threading.Lock()
 
     def get(self, method: str | None, used: Callable[[], set[Desk]]) -> Desk:
         """The desk of a spec, made where it is new in the place of one that nobody uses.
@@ -45,9 +46,13 @@ class Desks:
     @contextmanager
     def between(self) -> Iterator[None]:
         """Between two turns."""
-        self.guests += 1
+        self._came(1)
         try:
             with self.lock:
                 yield
         finally:
-            self.guests -= 1
+            self._came(-1)
+
+    def _came(self, many: int) -> None:
+        with self._door:
+            self.guests += many

@@ -100,6 +100,11 @@ class Engine:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
     def desk(self, method: str | None) -> Desk:
         """The place of a method. Raises LitheError where the spec is not legal for this model."""
         return self.desks.get(method, lambda: {job.desk for job in self.everyone()})
@@ -150,12 +155,14 @@ class Engine:
                 limit = job.request.deadline
                 if job.ticket.cancelled or (limit is not None and now - job.arrived > limit):
                     jobs.remove(job)
-                    for one in (job, *job.followers):
-                        self._leave(one, "cancelled" if job.ticket.cancelled else "deadline")
-        self.waiting.sort(key=lambda job: job.order)
-        self.running.sort(key=lambda job: job.order)
-        for job in [job for job in self.waiting if not job.desk.joins]:
-            if len(self.running) + len(self.apart) < self.sequences:
+                    self._leave(job, "cancelled" if job.ticket.cancelled else "deadline")
+        self.waiting = sorted(self.waiting, key=lambda job: job.order)  # in place, others would see it empty meanwhile
+        self.running = sorted(self.running, key=lambda job: job.order)
+        seats = self.sequences - len(self.apart) - sum(job.seats for job in self.running)
+        for job in list(self.waiting):
+            if (seats := seats - job.seats) < 0:
+                break  # who waits for seats is not overtaken: it might wait for ever
+            if not job.desk.joins:
                 self.waiting.remove(job)
                 self.apart.append(job)
                 self._begin(job)
@@ -190,10 +197,11 @@ class Engine:
             job.usage.seconds["prefill"] += done.seconds
             if not job.whole:
                 self.room.remember(job)
-            if job.length >= job.sequence.prompt - 1:
-                self._fork(job)
             if not job.left:
                 job.read_states()
+        for job in done.jobs:  # one whose prompt was there, or is one token, forks when it decodes
+            if job.followers and job.length >= job.sequence.prompt - 1:
+                self._fork(job)
         for job, why in done.failed:
             self.running.remove(job)
             self._leave(job, "error", why)
@@ -217,11 +225,9 @@ class Engine:
 
     def _apart(self) -> bool:
         """Rounds of methods that want the target's lanes, or replace the loop."""
-        groups: dict[Desk, list[Job]] = {}
-        for job in self.apart:
-            groups.setdefault(job.desk, []).append(job)
-        for desk, jobs in groups.items():
-            begun = perf_counter()
+        desks = list(dict.fromkeys(job.desk for job in self.apart))
+        for desk in desks:
+            jobs, begun = [job for job in self.apart if job.desk is desk], perf_counter()
             try:
                 steps = step(desk.plan, [job.sequence for job in jobs])
             except Exception as problem:
@@ -231,7 +237,7 @@ class Engine:
                 job.usage.seconds["decode"] += perf_counter() - begun
                 self._publish(job, done, None)
             self.counts["busy"] += perf_counter() - begun
-        return bool(groups)
+        return bool(desks)
 
     # ---- a job's way ----
 
@@ -242,25 +248,20 @@ class Engine:
             self.counts["prompt"] += job.sequence.prompt
 
     def _publish(self, job: Job, done: Step, told: list | None) -> None:
-        usage = job.usage
-        usage.passes, usage.rows = usage.passes + 1, usage.rows + done.nodes
-        usage.generated += len(done.tokens)
-        usage.drafted, usage.accepted = usage.drafted + done.nodes - 1, usage.accepted + len(done.tokens) - 1
-        if job.request.prediction is not None:
-            usage.accepted_prediction, usage.rejected_prediction = usage.accepted, usage.drafted - usage.accepted
         self.counts["generated"] += len(done.tokens)
         if job.sequence.finished:
             (self.running if job.desk.joins else self.apart).remove(job)
             self.room.release(job)
             self._count(job.sequence.finished)
-        job.publish(done.text, done.tokens, done.sources, told)
+        job.publish(done, told)
 
     def _leave(self, job: Job, why: str, error: str | None = None) -> None:
-        """A job that will not finish by itself."""
+        """A job that will not finish by itself, with those that wait for its prompt."""
         self.room.release(job)
+        for one in (job, *job.followers):
+            self._count(why)
+            one.end(why, error)
         job.desk.left(idle=not any(other.desk is job.desk for other in self.running))
-        self._count(why)
-        job.end(why, error)
 
     def _count(self, why: str) -> None:
         self.ended[why] = self.ended.get(why, 0) + 1
@@ -292,5 +293,4 @@ class Engine:
             self.apart = [job for job in self.apart if job not in gone]
             for job in gone:
                 job.table.length = 0  # nothing of it is remembered
-                for one in (job, *job.followers):
-                    self._leave(one, "error", said)
+                self._leave(job, "error", said)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable, Sequence as Seq
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from lithe.decode.loop import propose
+from lithe.decode.loop import Step, propose
 from lithe.decode.plan import DecodePlan
 from lithe.errors import LitheError
 from lithe.model.paged import Table
@@ -54,7 +55,11 @@ class Desk:
         self.gone += 1
         method = self.plan.search or self.plan.draft
         if (idle or self.gone >= STALE) and hasattr(method, "start"):
-            method.start([])
+            try:
+                method.start([])
+            except Exception as problem:  # those who wait must hear of their ends all the same; the next who leaves tries again
+                print(f"lithe: {self.plan.name} could not start anew: {problem}", file=sys.stderr)
+                return
             self.gone = 0
 
 
@@ -128,11 +133,16 @@ class Job:
             self.desk.reads([self.sequence], [0], [sum(len(next(iter(part.values()))) for _, part in self.states)], taps)
         self.states = []
 
-    def publish(self, text: str, tokens: list[int], sources: list[str], logprobs: list[TokenLogprob] | None) -> None:
-        """Tell the ticket of a round."""
-        finished = self.sequence.finished
-        self.ticket.publish(Event(self.choice, text, tokens, sources, logprobs, finished, self.usage if finished else None,
-                                  self.prompt_logprobs))
+    def publish(self, done: Step, logprobs: list[TokenLogprob] | None) -> None:
+        """Count a round, and tell the ticket of it."""
+        usage, finished = self.usage, self.sequence.finished
+        usage.passes, usage.rows = usage.passes + 1, usage.rows + done.nodes
+        usage.generated += len(done.tokens)
+        usage.drafted, usage.accepted = usage.drafted + done.nodes - 1, usage.accepted + len(done.tokens) - 1
+        if self.request.prediction is not None:
+            usage.accepted_prediction, usage.rejected_prediction = usage.accepted, usage.drafted - usage.accepted
+        self.ticket.publish(Event(self.choice, done.text, done.tokens, done.sources, logprobs, finished,
+                                  usage if finished else None, self.prompt_logprobs))
         self.prompt_logprobs = None
 
     def end(self, why: str, error: str | None = None) -> None:

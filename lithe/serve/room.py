@@ -30,7 +30,7 @@ class PagedRoom:
     def admit(self, job: Job) -> bool:
         """Whether all that it must read fits beside what those who read will want; pages are taken when they are written."""
         self._adopt(job)
-        self.reading = [one for one in self.reading if one.left]
+        self.reading = [one for one in self.reading if one.left and one is not job]  # itself, where a turn failed
         promised = sum(self.store.wanted(one.table, one.left + 1) for one in self.reading)
         wanted, mark = self.store.wanted(job.table, job.left + 1), int(WATERMARK * self.store.count)
         first = self.store.count - self.spare == len(job.table.pages)  # it has all for itself

@@ -48,6 +48,7 @@ class Turn:
 
     rows: int = 0
     seconds: float = 0.0
+    jobs: list[Job] = field(default_factory=list)  # all that took part
     steps: list[tuple[Job, Step, Round]] = field(default_factory=list)
     read: list[Job] = field(default_factory=list)  # that read a piece of their prompt
     failed: list[tuple[Job, str]] = field(default_factory=list)  # and why
@@ -60,7 +61,8 @@ def take(model: Decoder, store: Pages, share: Share | None, taken: list[tuple[An
     parts = [Part.of(job, rows) for job, rows in taken]
     cache = PagedCache(store, [part.job.table for part in parts], share)
     out = _pass(model, cache, parts)
-    done = Turn(rows=sum(len(part.ids) for part in parts), read=[part.job for part in parts if part.reads])
+    jobs, read = [part.job for part in parts], [part.job for part in parts if part.reads]
+    done = Turn(rows=sum(len(part.ids) for part in parts), jobs=jobs, read=read)
     for part in parts:
         _read(part, out)
     kept: dict[int, int | list[int]] = {id(part): len(part.ids) for part in parts}

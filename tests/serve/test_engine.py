@@ -84,6 +84,7 @@ def same_whatever_happens(data, model):
         assert turns < 2000, "it does not come to an end"
     assert max(rows, default=0) <= engine.budget
     for ticket, request, _, after in tickets:
+        assert ticket.finished, "nothing is to be done, but somebody waits"
         tokens, ends = told(ticket)
         for choice in range(request.choices):
             right, got = alone(model, request, choice), tokens.get(choice, [])
@@ -165,6 +166,21 @@ def test_choices_fork_behind_one_prompt():
     assert engine.counts["rows"] <= 30 + 4 * 8
 
 
+@pytest.mark.parametrize("method", [None, "prompt_lookup:tokens=4"])
+def test_choices_fork_where_nothing_of_the_prompt_is_left_to_read(method):
+    """A prompt of one token is never read, nor one whose pages are all but its last token."""
+    model = target()
+    engine = engine_with(model, page=4)
+    for prompt in (ids(1, 1, model.config.vocab), ids(9, 2, model.config.vocab), ids(9, 2, model.config.vocab)):
+        for tokens in (1, 5):
+            request = Request(prompt=tuple(prompt), max_tokens=tokens, choices=3, seed=1, law=Law.of(temperature=0.9),
+                              ignore_eos=True, method=method)
+            ticket = engine.submit(request)
+            finish(engine)
+            assert ticket.finished, "somebody is still waited for"
+            assert told(ticket)[0] == {choice: alone(model, request, choice) for choice in range(3)}
+
+
 def test_what_was_read_is_not_read_again_and_goes_when_pages_are_wanted():
     model = target()
     engine = engine_with(model, memory=20 * Pages.bytes(model.config, 4, model.dtype))
@@ -207,6 +223,17 @@ def test_methods_with_rounds_of_their_own_run_beside_the_others():
     finish(engine)
     for ticket, request in zip(tickets, requests, strict=True):
         assert told(ticket)[0][0] == alone(model, request)
+
+
+def test_nobody_overtakes_a_request_that_waits_for_seats():
+    engine = engine_with(target(), sequences=2)
+    ask = lambda **more: engine.submit(Request(prompt=(5, 6), max_tokens=4, ignore_eos=True, **more))
+    first, both, later = ask(method="swift"), ask(choices=2), ask(method="swift")
+    assert not engine.desk("swift").joins
+    while not both.finished:
+        assert engine.step() and engine.stats()["running"] <= 2 and not later.finished
+    finish(engine)
+    assert first.finished and later.finished
 
 
 def test_log_probabilities_are_those_of_the_model():
@@ -287,7 +314,11 @@ def test_a_failing_text_fails_alone(monkeypatch):
     broken = engine.submit(Request(prompt=(5, 6), max_tokens=5, method="prompt_lookup"))
     *_, last = broken.events()
     assert last.finished == "error"
+    monkeypatch.setattr(desk.plan.draft, "start", lambda sequences: 1 / 0, raising=False)
+    hopeless = [engine.submit(Request(prompt=(5, 6), max_tokens=5, method="prompt_lookup", choices=2)) for _ in range(2)]
+    assert all(told(ticket)[1] == {0: "error", 1: "error"} for ticket in hopeless)
     fine = engine.submit(Request(prompt=(5, 6), max_tokens=5, ignore_eos=True))
-    assert told(fine)[1] == {0: "length"}
+    assert told(fine)[1] == {0: "length"} and engine.alive
     engine.close()
+    assert not engine.alive
     assert not any(engine.room.store.holders[page] for page in engine.room.store.free)

@@ -1,9 +1,12 @@
 """What cannot be is told: by status, code and the parameter's name, and never as a 500."""
 
+import copy
 import json
 
 import pytest
 
+from lithe.serve import http, page
+from lithe.serve.engine import Engine
 from lithe.serve.http import _bodies, _params
 from tests.serve.http_live import bare, call, tiny
 
@@ -214,3 +217,23 @@ def _needed(kind):
         if kind is _bodies.Detokenize
         else {"prompt": "a"}
     )
+
+
+def test_a_model_without_a_tokenizer_takes_ids_and_says_what_it_cannot():
+    model = copy.copy(tiny())
+    model.tokenizer = None
+    engine = Engine(model, sequences=2, budget=32)
+    service = http.Service(engine, http.Settings(name="tiny", log=None))
+    app = http.App(service, page.routes(service))
+    engine.start()
+    ask = lambda **body: call(app, "POST", PLAIN, {"model": "tiny", "prompt": [1, 2], "max_tokens": 2} | body)
+    assert ask()[0] == 200
+    for name, value in {"echo": True, "logprobs": 1, "stop": "x", "lithe": {"report": True}, "prompt": "a"}.items():
+        status, _, data = ask(**{name: value})
+        error = json.loads(data)["error"]
+        assert status == 400 and "no tokenizer" in error["message"], data
+        assert error["param"] == {"lithe": "lithe.report", "prompt": None}.get(name, name)
+    status, _, data = call(app, "GET", "/catalogue.json")
+    assert status == 200 and json.loads(data)["server"]["chat"] is False
+    assert engine.stats()["running"] == engine.stats()["waiting"] == 0
+    engine.close()

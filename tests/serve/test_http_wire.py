@@ -141,7 +141,7 @@ def test_a_full_queue_and_the_way_down():
     )
     assert b": keep-alive" in rest[1]
     server.thread.join(30)
-    assert not server.thread.is_alive() and not server.service.alive
+    assert not server.thread.is_alive() and not server.service.engine.alive
     with pytest.raises(OSError):
         socket.create_connection(server.address, timeout=1)
     lines = [json.loads(line) for line in log.getvalue().splitlines()]

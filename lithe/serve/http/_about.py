@@ -62,13 +62,13 @@ async def detokenize(service: Service, request: HttpRequest) -> Response:
 
 async def health(service: Service, request: HttpRequest) -> Response:
     """Whether the process works: the engine's thread lives."""
-    alive = service.alive
+    alive = service.engine.alive
     return answer({"status": "ok" if alive else "the engine has stopped"}, 200 if alive else 503)
 
 
 async def ready(service: Service, request: HttpRequest) -> Response:
     """Whether new requests are taken."""
-    if service.draining or not service.alive:
+    if service.draining or not service.engine.alive:
         return answer({"status": "going down" if service.draining else "the engine has stopped"}, 503)
     return answer({"status": "ready"})
 

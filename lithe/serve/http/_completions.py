@@ -30,6 +30,10 @@ async def completions(service: Service, request: HttpRequest) -> Response:
 
 def _requests(service: Service, body: Completion, seed: int, each: int) -> list[Request]:
     found = []
+    wants = {"stop": body.stops, "echo": body.echo, "logprobs": body.logprobs is not None,
+             "lithe.report": body.lithe and body.lithe.report}
+    if service.tokens is None and (named := [name for name, asked in wants.items() if asked]):
+        raise bad(f"this model has no tokenizer, which {named[0]} needs", named[0], "unsupported")
     ranked = each > body.n
     for i, prompt in enumerate(body.prompts):
         param = "prompt" if len(body.prompts) == 1 else f"prompt[{i}]"

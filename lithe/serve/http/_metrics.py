@@ -42,7 +42,7 @@ GAUGES = {
     "budget": ("token_budget", "rows of a pass at most"),
     "prefix_hits": ("prefix_cache_hits_total", "tokens of prompts found in the cache"),
     "prefix_queries": ("prefix_cache_queries_total", "tokens of prompts looked for in the cache"),
-    "turns": ("engine_turns_total", "turns of the engine"),
+    "rounds": ("engine_turns_total", "turns of the engine"),
     "rows": ("engine_rows_total", "rows of its passes"),
 }
 

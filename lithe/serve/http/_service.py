@@ -104,12 +104,6 @@ class Service:
         """On a thread of its own, since plans and constraints take time; kept there, so that a cancelled wait loses none."""
         tickets.append(self.engine.submit(request))
 
-    @property
-    def alive(self) -> bool:
-        """Whether the engine's thread runs."""
-        thread = self.engine._thread
-        return thread is not None and thread.is_alive()
-
     def say(self, event: str, **values: Any) -> None:
         """One line of the log, as JSON."""
         if self.settings.log is not None:

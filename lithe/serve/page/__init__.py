@@ -38,8 +38,9 @@ def page(path: str) -> tuple[bytes, str] | None:
 
 def routes(service: Any) -> list[Route]:
     """The page's routes, for a server's `App`."""
+    tokenizer = service.model.tokenizer
     server = {"model": service.settings.name, "context": service.facts.context, "lithe": __version__,
-              "chat": service.bench.tokenizer.template is not None, "method": service.engine.method}
+              "chat": tokenizer is not None and tokenizer.template is not None, "method": service.engine.method}
 
     async def answer(request: Request) -> Response:
         found = page(request.url.path)
