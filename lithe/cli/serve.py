@@ -40,10 +40,9 @@ def command(
     body_limit: Annotated[int, typer.Option(help="most bytes of a request", min=1024)] = 4 << 20,
     log: Annotated[str, typer.Option(help="json lines on stderr, or off")] = "json",
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="write prompts and texts to the log")] = False,
-    dtype: DTYPE = "auto",
-    device: DEVICE = "cpu",
-    threads: THREADS = None,
-    offline: OFFLINE = False,
+    schedule: Annotated[str | None, typer.Option(help="who gets a round's rows: a spec of its shelf")] = None,
+    share: Annotated[str | None, typer.Option(help="whose common beginnings are read together: a spec of its shelf")] = None,
+    dtype: DTYPE = "auto", device: DEVICE = "cpu", threads: THREADS = None, offline: OFFLINE = False,
 ) -> None:
     """Serve a model: /v1/chat/completions, /v1/completions, /v1/models and more, until SIGTERM or Ctrl-C."""
     if log not in ("json", "off"):
@@ -58,7 +57,8 @@ def command(
     sock = http.listen(host, port)  # before the model is loaded: what cannot be is told at once
     target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline)
     _attach(target, folders)
-    engine = Engine(target, method=method, budget=budget, sequences=sequences, queue=queue, memory=cache and cache << 20)
+    engine = Engine(target, method=method, schedule=schedule, share=share, budget=budget, sequences=sequences, queue=queue,
+                    memory=cache and cache << 20)
     keys = (*(api_key or ()), *filter(None, [os.environ.get(KEY)]))
     settings = http.Settings(
         name=name or http.name_of(model), adapters=tuple(folders), methods=(*(allow_method or ()), *filter(None, [method])),

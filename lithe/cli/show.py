@@ -19,6 +19,8 @@ from lithe.registry import Entry, entries, find, near
 
 GROUP = "look up"
 MODEL, PROMPT = "zoo:tiny", '"Once upon a time"'
+MASKED = "GSAI-ML/LLaDA-8B-Instruct"  # no diffusion model is shipped yet
+SERVED = (("serve", "schedule"), ("attention", "share"))  # shelves that `lithe serve` has an option for
 
 
 def command(
@@ -76,9 +78,26 @@ def use(entry: Entry) -> str | None:
         draft = next((e.name for e in entries(entry.room) if e.card.emits and set(e.card.emits) <= set(entry.card.takes)), None)
         chosen = "" if "same_tokens" in entry.card.promises else f" --temperature 0.8 --method {spec}"  # greedy: the plan's own
         return draft and f"lithe generate {MODEL} {PROMPT} --method {draft}{chosen}"
-    if entry.room in ("decode", "sampling"):
-        return f"lithe generate {MODEL} {PROMPT} --method {spec}"
+    if entry.room == "compress":
+        return _compress(entry)
+    if (entry.room, entry.shelf) in SERVED:
+        return f"lithe serve {MODEL} --{entry.shelf} {spec}"
+    if entry.shelf == "constrain":
+        return f"lithe generate {MODEL} {PROMPT} --constrain '{spec} @FILE'"
+    if entry.room in ("decode", "sampling", "diffuse"):
+        return f"lithe generate {MASKED if entry.room == 'diffuse' else MODEL} {PROMPT} --method {spec}"
     return f"lithe {entry.room} {MODEL} --method {spec}" if entry.room in cli.verbs() else None
+
+
+def _compress(entry: Entry) -> str:
+    """A step that the method takes part in: its name alone stands for all parts of a paper."""
+    step = f"{entry.name}:{'bits=4' if entry.shelf == 'quantize' else 'ratio=0.3'}"
+    if entry.shelf == "recover":
+        step = f"recover={entry.name}"
+    elif entry.shelf == "allocate" and [e.name for e in entries("compress")].count(entry.name) == 1:
+        scored = next((e.name for e in entries("compress", "importance") if e.card.row is None), "IMPORTANCE")
+        step = f"'{scored}:ratio=0.3 + {entry.name}'"
+    return f"lithe compress {MODEL} --method {step} --calibration text.txt -o small"
 
 
 def _print_method(known: dict[str, Any]) -> None:

@@ -13,11 +13,12 @@ from lithe import cli, papers, registry
 from lithe.card import PROMISES
 from lithe.cli import run
 from lithe.cli._common import table
+from lithe.cli.show import use
 from tests.cli.own import SOURCE
 
 ENTRIES = registry.entries()
 NAMES = [e.name for e in ENTRIES]
-NUMBERED = next(e for e in ENTRIES if e.card.row is not None and NAMES.count(e.name) == 1)
+NUMBERED = next(e for e in ENTRIES if e.room == "decode" and e.card.row is not None and NAMES.count(e.name) == 1)
 PLANNED = next(p for p in papers.papers().values() if p.status == "planned" and not any(e.card.row == p.row for e in ENTRIES))
 FIELDS = {"name", "room", "shelf", "row", "promises", "needs", "trains", "summary", "status", "lossless"}
 
@@ -98,6 +99,13 @@ def test_show_finds_a_method_by_every_name(capsys, name):
     for promise in NUMBERED.card.promises:
         assert PROMISES[promise] in out
     assert papers.papers()[NUMBERED.card.row].paper_figure in out
+
+
+@pytest.mark.parametrize("room", sorted({e.room for e in ENTRIES}))
+def test_every_method_says_how_it_is_run(room):
+    for entry in (e for e in ENTRIES if e.room == room):
+        said = use(entry)
+        assert said and (entry.name in said or entry.card.takes), entry.address  # the greedy rule is a plan's own
 
 
 def test_show_json_holds_knobs_with_ranges(capsys, tmp_path):

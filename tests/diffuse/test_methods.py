@@ -107,16 +107,19 @@ def test_a_policy_that_reaches_nowhere_ahead_is_the_threshold():
     assert texts(made) == texts(plain) and [r.spent.rounds for r in made.runs] == [r.spent.rounds for r in plain.runs]
 
 
-def test_end_of_text_shortens_the_canvas_and_keeps_the_text():
-    model = small_model(*FULL_MODEL)
-    whole = texts(plan(model), 24)
-    ends = {whole[0][5]}
-    for spec, plain in (("end_of_text", ()), ("end_of_text + equal_blocks:size=4", ("equal_blocks:size=4",))):
-        cut, kept = plan(model, spec), plan(model, *plain)
-        for made in (cut, kept):
-            list(run(made, [Sequence(PROMPTS[0], limit=24, context=64, eos=ends)]))
-        assert cut.runs[0].spent.rows < kept.runs[0].spent.rows
-    assert cut.runs[0].canvas.ids_T[-1] in ends and cut.runs[0].canvas.end < 27
+def test_end_of_text_shortens_the_canvas():
+    where, stop = canvas(eos=[7]), plan(small_model(*FULL_MODEL), "end_of_text").kit().stop
+    assert stop.cut(where) is None
+    where.commit(torch.tensor([9, 6]), torch.tensor([7, 7]))
+    assert stop.cut(where) == 7
+    rows, passes = 0, 0
+    for seed in range(4):
+        model = small_model(*FULL_MODEL, seed=seed)
+        made = plan(model, "end_of_text")
+        list(run(made, [Sequence(PROMPTS[0], limit=24, context=64, eos={texts(plan(model), 24)[0][5]})]))
+        rows, passes = rows + made.runs[0].spent.rows, passes + made.runs[0].spent.passes
+        assert made.runs[0].canvas.ids_T[-1] in made.runs[0].canvas.sequence.eos or made.runs[0].canvas.end == 27
+    assert rows < 27 * passes  # later passes are shorter
 
 
 @pytest.mark.parametrize("drafts", [2, 4, 8])

@@ -121,6 +121,11 @@ def test_settings_of_other_families(name, change, message):
 @pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"])
 def test_sizes_are_never_guessed(name, key):
     raw = {k: v for k, v in {**GOOD, "model_type": name}.items() if k != key}
+    own = {"vocab_size": "embedding_size", "hidden_size": "d_model", "num_hidden_layers": "n_layers",
+           "num_attention_heads": "n_heads", "intermediate_size": "mlp_hidden_size"}
+    if families.FAMILIES[name].keys is families.LLADA:  # its own names for the same
+        raw = {own.get(k, k): v for k, v in raw.items() if k in own or k == "model_type"} | {"mask_token_id": 1}
+        key = own[key]
     with pytest.raises(FormatError, match=key):
         families.parse(raw)
 
