@@ -9,7 +9,7 @@ import typer
 from lithe.card import PROMISES
 from lithe.cli._common import JSON, emit, table
 from lithe.errors import UsageError
-from lithe.papers import papers
+from lithe.papers import statuses
 from lithe.registry import Entry, entries, near
 
 GROUP = "look up"
@@ -55,7 +55,7 @@ def status(entry: Entry) -> str:
     """Its paper's status; a baseline has no row and so no claim to measure."""
     if entry.card.row is None:
         return "baseline"
-    return papers()[entry.card.row].status if entry.card.row in papers() else "no such row"
+    return statuses().get(entry.card.row, "no such row")
 
 
 def lossless(entry: Entry) -> str:
