@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from functools import cache
 
-import torch
-
+from lithe.contracts.small import decided
 from lithe.diffuse.loop import run
 from lithe.diffuse.plan import DiffusePlan, plan
 from lithe.errors import UnsupportedError
@@ -25,15 +24,7 @@ def small_model(attends: str, block: int, seed: int = 0, sharp: float = 6.0) -> 
     """Random float64 weights with decided opinions."""
     config = Config(vocab=32, width=32, layers=2, heads=4, kv_heads=2, ffn=64, context=64, attends=attends, block=block,
                     mask_token=31)
-    model = Decoder(config).double()
-    dice = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.dim() > 1:
-                weight.copy_(torch.randn(weight.shape, generator=dice, dtype=torch.float64) * weight.shape[-1] ** -0.5)
-            if name.startswith("lm_head"):
-                weight.mul_(sharp)
-    return model.eval()
+    return decided(config, seed, sharp)
 
 
 def texts(made: DiffusePlan, limit: int = 14, law: Law | None = None, prompts: Seq[list[int]] = PROMPTS) -> list[list[int]]:

@@ -17,7 +17,11 @@ from lithe.model.decoder import Decoder
 @cache
 def small_model(vocab: int = 32, context: int = 64, seed: int = 0, layers: int = 2, scale: float = 3.0) -> Decoder:
     """Random weights; `scale` sharpens the logits so that greedy text varies."""
-    config = Config(vocab=vocab, width=32, layers=layers, heads=4, kv_heads=2, ffn=64, context=context)
+    return decided(Config(vocab=vocab, width=32, layers=layers, heads=4, kv_heads=2, ffn=64, context=context), seed, scale)
+
+
+def decided(config: Config, seed: int, scale: float) -> Decoder:
+    """Any shape with random float64 weights whose logits are sharp."""
     model = Decoder(config).double()
     dice = torch.Generator().manual_seed(seed)
     with torch.no_grad():

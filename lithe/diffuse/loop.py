@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 import torch
-from torch import Tensor
 
 from lithe.diffuse.canvas import Canvas, Guess, most
 from lithe.diffuse.passes import Query, Spent
@@ -135,8 +134,3 @@ def _advance(plan: DiffusePlan, each: Run, guesses: list[Guess]) -> Step:
         each.query = None
         plan.reader.forget(canvas)
     return step
-
-
-def certain(canvas: Canvas) -> Tensor:
-    """What has been decided from the left, prompt included."""
-    return canvas.ids_T[: canvas.begun()]
