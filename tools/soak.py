@@ -4,8 +4,8 @@
 
 Starts `lithe serve zoo:tiny` with fresh adapters, and sends what users send: whole and streamed texts of many lengths, chats,
 several texts at once, other methods, log probabilities, formats, other adapters, requests that are wrong, clients that leave.
-Every answer must be the one that its kind of request deserves. The server's resident memory is read every few seconds and told by
-the minute. With a pause it is a patient soak that leaves the machine to others; what it costs is told, too.
+Every answer must be the one that its kind of request deserves. The server's resident memory is read every few seconds, and
+told by the minute. With a pause it is a patient soak that leaves the machine to others; what it costs is told, too.
 """
 
 from __future__ import annotations
