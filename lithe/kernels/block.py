@@ -184,10 +184,10 @@ class Rows:
             setattr(self.struct, name, made.ctypes.data)
 
     def _page(self, paging: Paging, lengths: Sequence[int], counts: Sequence[int]) -> None:
-        pages_BP, size = paging.pages_BP, 1 << paging.shift
-        for row_P, length, count in zip(pages_BP, lengths, counts, strict=True):
-            used = row_P[: -(-(length + count) // size)]
-            assert len(used) * size >= length + count and (not len(used) or 0 <= used.min() <= used.max() < paging.pages)
+        pages_BP = paging.pages_BP
+        assert pages_BP.dtype == np.int32 and len(pages_BP) == len(lengths) == len(counts)
+        assert pages_BP.shape[1] << paging.shift >= max(map(add, lengths, counts))
+        assert not pages_BP.size or pages_BP.view(np.uint32).max() < paging.pages  # nor is any below 0
         self._put(tables=pages_BP)
         self.struct.table_stride, self.struct.shift = pages_BP.shape[1], paging.shift
         if paging.order is not None and paging.spans is not None:

@@ -62,7 +62,7 @@ class Engine:
         self.inbox: deque[Job] = deque()
         names = ("rounds", "rows", "generated", "prompt", "preempted", "finished", "busy")  # the last in seconds
         self.counts: dict[str, float] = dict.fromkeys(names, 0)
-        self.ended: dict[str, int] = {}
+        self.ended, self._mode = dict[str, int](), torch.inference_mode()
         self.desks, self._news = Desks(model, method), threading.Event()
         self._busy, self._door, self._stop = self.desks.lock, threading.Lock(), False
         self._thread: threading.Thread | None = None
@@ -139,7 +139,7 @@ class Engine:
 
     def step(self) -> bool:
         """One turn; False when nothing is to be done."""
-        with self._busy, torch.inference_mode():
+        with self._busy, self._mode:
             self._take_in()
             line = self._scheduled()
             if line.taken:
