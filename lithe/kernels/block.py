@@ -26,6 +26,7 @@ from lithe.kernels.pack import Packed
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 VECTORS = ("attn_norm", "mlp_norm", "q_norm", "k_norm", "q_bias", "k_bias", "v_bias", "o_bias", "attn_out_norm",
            "mlp_out_norm")
+FEW = 512  # pages that are looked through one by one
 
 
 class LayerStruct(ctypes.Structure):
@@ -187,7 +188,8 @@ class Rows:
         pages_BP = paging.pages_BP
         assert pages_BP.dtype == np.int32 and len(pages_BP) == len(lengths) == len(counts)
         assert pages_BP.shape[1] << paging.shift >= max(map(add, lengths, counts))
-        assert not pages_BP.size or pages_BP.view(np.uint32).max() < paging.pages  # nor is any below 0
+        held = pages_BP.view(np.uint32)  # so that none is below 0; numpy's own `max` takes many times as long for few
+        assert max(held.ravel().tolist(), default=0) < paging.pages if held.size < FEW else held.max() < paging.pages
         self._put(tables=pages_BP)
         self.struct.table_stride, self.struct.shift = pages_BP.shape[1], paging.shift
         if paging.order is not None and paging.spans is not None:

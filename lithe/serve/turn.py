@@ -119,7 +119,7 @@ def _pass(model: Decoder, cache: PagedCache, parts: list[Part]) -> Output:
 def _logits(part: Part, out: Output, last: int) -> Tensor:
     """Of the last of those rows of a part that were asked for, [N, V]."""
     end = part.answer + len(part.answers)
-    return out.scores[end - last : end, 0]
+    return out.scores.select(1, 0).narrow(0, end - last, last)
 
 
 def _read(part: Part, out: Output) -> None:

@@ -92,9 +92,12 @@ def test_the_schema_is_openapi_and_says_what_is_served():
     assert {"minimum": 0, "maximum": 2, "type": "number"} in chat["properties"]["temperature"]["anyOf"]
 
 
-def test_the_docs_show_the_parameters_that_are_checked():
+def test_the_docs_show_the_parameters_that_are_checked_and_what_was_measured():
     from tools import serving
 
     page = serving.PAGE.read_text(encoding="utf-8")
     assert serving.written(page) == page, "run python tools/serving.py"
     assert "| `temperature` | number, from 0 to 2 |" in page and "`suffix`" in page
+    figures = serving.ENGINE.read_text(encoding="utf-8")
+    assert serving.figures(figures) == figures, "run python tools/serving.py"
+    assert "| between tokens while" in figures
