@@ -61,7 +61,8 @@ def main() -> int:
 
 def methods() -> Iterator[str]:
     """Specs of all that promise it: as the decoding table has them, else at their defaults with a small tree."""
-    listed = [each["spec"] for each in tomllib.loads((HERE / "methods.toml").read_text(encoding="utf-8"))["method"]]
+    listed = [each["spec"].replace("nodes=cost", "nodes=8")
+              for each in tomllib.loads((HERE / "methods.toml").read_text(encoding="utf-8"))["method"]]
     named = {part.partition(":")[0].split("=")[-1].strip() for spec in listed for part in spec.split(" + ")}
     yield from (spec for spec in listed if PROMISE in card(spec).promises)
     for entry in registry.entries("decode"):
