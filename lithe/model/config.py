@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from lithe.errors import FormatError
 
+LATER = ("attends", "block", "mask_token", "shifted", "ranks", "inputs")  # settings that not every model's name says
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
@@ -161,8 +163,11 @@ class Config:
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> dict:
-        """All settings as plain JSON values; `from_json` undoes it."""
-        return dataclasses.asdict(self)
+        """Settings as plain JSON values; `from_json` undoes it. A model's name is a hash of these, so settings that came LATER
+        than the first models are left out at their defaults: a new one renames no model."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {name: value for name, value in dataclasses.asdict(self).items()
+                if name not in LATER or value != defaults[name]}
 
     @classmethod
     def from_json(cls, raw: dict) -> Config:

@@ -13,6 +13,7 @@ from lithe.model import checkpoint
 from lithe.model.checkpoint import fingerprint, load, read_config, save
 from lithe.model.config import Config, Rope
 from lithe.model.decoder import ALL, Decoder
+from lithe.model.load import resolve
 from tests.model import families_zoo as zoo
 
 torch.set_num_threads(1)
@@ -225,3 +226,10 @@ def test_companions_come_along(folder, tmp_path):
     save(load(folder), tmp_path / "m", tokenizer_from=folder)
     assert (tmp_path / "m/tokenizer_config.json").exists() and (tmp_path / "m/generation_config.json").exists()
     assert read_config(tmp_path / "m") == read_config(folder)
+
+
+@pytest.mark.parametrize("heads, model", [("medusa", "zoo:tiny"), ("ppd-draft", "zoo:tiny-draft")])
+def test_a_model_keeps_its_name(heads, model):
+    """What was fitted to a model names it by its hash: a setting that came since (Config's LATER) must not rename it."""
+    fitted = json.loads((resolve("zoo:tiny").parent / "heads" / heads / "fitted.json").read_text())
+    assert fingerprint(resolve(model)) == fitted["target"]
