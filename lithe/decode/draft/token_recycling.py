@@ -17,7 +17,7 @@ import numpy as np
 
 from lithe.card import Card, knob
 from lithe.decode.budget import costs, pays
-from lithe.ops.rank import top
+from lithe.kernels.draft import top
 from lithe.ops.tree import Tree
 
 CARD = Card(
