@@ -1,11 +1,11 @@
 """The orders that papers report, in tokens a pass, each with its interval: docs/log/decode/orders.md.
 
-    tools/orders.py [--limit N] [--max-tokens N] [--only ROW ...] [--heads DIR] [--page]
+    tools/orders.py [--limit N] [--max-tokens N] [--only ROW ...] [--heads DIR] [--missing] [--page]
 
 Every method of tools/orders.toml runs on the same shipped prompts, several side by side; only tokens and passes are counted,
 no time. What was counted once with this code is kept in .lithe/orders and not counted again. Each order appends a record to
-docs/ledger-orders.jsonl; --page only writes the page from the ledger's latest. HEADS in a spec is the folder of --heads; an
-order whose weights are not there is left out and said.
+docs/ledger-orders.jsonl; --missing leaves out those that are there, of whatever code; --page only writes the page from the
+ledger's latest. HEADS in a spec is the folder of --heads; an order whose weights are not there is left out and said.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def main() -> None:
     asked.add_argument("--max-tokens", type=int, default=64)
     asked.add_argument("--only", type=int, nargs="+", help="rows of papers.toml")
     asked.add_argument("--heads", type=Path, default=Path(".lithe") / "heads")
+    asked.add_argument("--missing", action="store_true")
     asked.add_argument("--page", action="store_true")
     given = asked.parse_args()
     if not given.page:
@@ -64,8 +65,9 @@ def count(given: argparse.Namespace) -> None:
     """Count both sides of every order and append what came out."""
     model, ledger = lithe.load(MODEL), Ledger(LEDGER)
     prompts = read_prompts(ZOO / "prompts" / "mixed.jsonl")[: given.limit]
+    known = {(r.measured["claim"], r.measured["temperature"]) for r in ledger.read()} if given.missing else set()
     for order in tomllib.loads((HERE / "orders.toml").read_text(encoding="utf-8"))["order"]:
-        if given.only and order["row"] not in given.only:
+        if (given.only and order["row"] not in given.only) or (order["claim"], order["temperature"]) in known:
             continue
         sides = [order[side].replace("HEADS", str(given.heads)) for side in ("more", "less")]
         try:
