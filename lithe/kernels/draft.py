@@ -1,6 +1,6 @@
 """What drafts do each round beside passes, compiled; without kernels `ops.rank` and `ops.merge` do the same, slower.
 
-Axes: N rows, V vocabulary, K how many are kept.
+Axes: N rows, V vocabulary, K how many scores of a row are kept.
 """
 
 from __future__ import annotations
@@ -26,14 +26,19 @@ COUNTS = 2 * (merge.DEEPEST + 1) * (merge.FARTHEST + 1) * (merge.LAST_RANK + 1) 
 INT = array("i").itemsize
 
 
-def top(scores_NV: Tensor, k: int) -> np.ndarray:
-    """Ids [N, K] of the k largest scores of every row, falling."""
-    lib = _functions()
-    if lib is None or k > MOST or not scores_NV.is_cpu or scores_NV.dtype != torch.float32 or scores_NV.stride(1) != 1:
-        return rank.top(scores_NV, k)
-    ids_NK = torch.empty((len(scores_NV), k), dtype=torch.int32)
-    lib.lithe_top(scores_NV.data_ptr(), scores_NV.stride(0), *scores_NV.shape, k, ids_NK.data_ptr())
-    return ids_NK.numpy()
+def note_top(table_VK: np.ndarray, places: Sequence[int], scores_NV: Tensor, rows: Sequence[int]) -> None:
+    """Note the ids of the K largest scores of rows, falling, in places of a table of int32; of two rows for one the later."""
+    lib, k = _functions(), table_VK.shape[1]
+    plain = scores_NV.is_cpu and scores_NV.dtype == torch.float32 and scores_NV.stride(1) == 1
+    if lib is None or not plain or INT != 4 or k > MOST:
+        top_NK = rank.top(scores_NV, k)
+        for place, row in zip(places, rows, strict=True):
+            table_VK[place] = top_NK[row]
+        return
+    given = array("i", [*rows, *places])
+    at = given.buffer_info()[0]
+    lib.lithe_top(scores_NV.data_ptr(), scores_NV.stride(0), at, at + INT * len(rows), len(rows), scores_NV.shape[1], k,
+                  table_VK.ctypes.data)
 
 
 def merger(costs: Sequence[float]) -> merge.Merger:
@@ -80,7 +85,7 @@ def _functions() -> ctypes.CDLL | None:
     if found is None:
         return None
     lib = found.lib
-    lib.lithe_top.argtypes = (c_void_p, c_int64, c_int32, c_int32, c_int32, c_void_p)
+    lib.lithe_top.argtypes = (c_void_p, c_int64, c_void_p, c_void_p, c_int32, c_int32, c_int32, c_void_p)
     lib.lithe_merge.argtypes = (c_int32, c_int32, c_int32, *[c_void_p] * 6, c_int32, *[c_void_p] * 3)
     lib.lithe_learn.argtypes = (c_void_p, c_int32, c_void_p, c_int32, c_void_p)
     lib.lithe_top.restype = lib.lithe_learn.restype = None

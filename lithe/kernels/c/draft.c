@@ -14,10 +14,12 @@ typedef struct {
     double right, asked;
 } Count;
 
-// ids: the k <= 64 largest scores of every row, falling; among equals the lower id first.
-void lithe_top(const float *scores, int64_t stride, int32_t rows, int32_t width, int32_t k, int32_t *ids) {
-    for (int32_t r = 0; r < rows; r++, ids += k) {
-        const float *x = scores + r * stride;
+// The k <= 64 largest scores of each of some rows, falling, row of[r]'s into row places[r] of the table, in turn; among equals the lower id first.
+void lithe_top(const float *scores, int64_t stride, const int32_t *of, const int32_t *places, int32_t rows, int32_t width,
+               int32_t k, int32_t *table) {
+    for (int32_t r = 0; r < rows; r++) {
+        const float *x = scores + of[r] * stride;
+        int32_t *ids = table + (int64_t)places[r] * k;
         float best[MOST_RANKED];
         int32_t n = 0;
         for (int32_t at = 0; at < width; at += BLOCK) {
