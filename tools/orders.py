@@ -39,11 +39,12 @@ MODEL, SIDE = "zoo:tiny", 10  # prompts decoded side by side
 LONG = 700  # of the shipped models' 1,024
 HEAD = """# Orders that papers report
 
-Written by `python tools/orders.py` from `docs/ledger-orders.jsonl`: `{model}` where no other model is named, the
-first shipped prompts (how many, and tokens of each, in the second column), tokens a pass (1.00 is plain decoding), the difference
-and its 95 % bootstrap interval over prompts, paired. No time was measured, so this says nothing of speed. *True*: the interval lies above 0; *contradicted*: below;
-*open*: it holds 0. Beside it stands the difference over prompts whose texts do not loop, and their number: a loop is easy to
-draft. More, counted earlier by hand: [trees](tree_policies.md), [EAGLE and its kin](eagle.md), [blending](blend.md).
+Written by `python tools/orders.py` from `docs/ledger-orders.jsonl`: `{model}` where no other model is named, the first shipped
+prompts (how many, and tokens of each, in the second column), tokens a pass (1.00 is plain decoding), the difference and its
+95 % bootstrap interval over prompts, paired. No time was measured, so this says nothing of speed. *True*: the interval lies
+above 0; *contradicted*: below; *open*: it holds 0. Beside it stands the difference over prompts whose texts do not loop, and
+their number: a loop is easy to draft. More, counted earlier by hand: [trees](tree_policies.md), [EAGLE and its kin](eagle.md),
+[blending](blend.md).
 
 """
 
