@@ -200,14 +200,15 @@ def _batches(calibration: Calibration | None) -> list[Batch]:
 
 
 @torch.no_grad()
-def block_scores(model: Decoder, calibration: Calibration, metric: str) -> list[float]:
-    """The mean over tokens of how far each block moves the residual stream, by METRICS."""
+def block_scores(model: Decoder, calibration: Calibration, metric: str, layers: Sequence[int] | None = None) -> list[float]:
+    """The mean over tokens of how far each block moves the residual stream, by METRICS. layers: where only these run."""
     if metric not in METRICS:
         raise UsageError(f"there is no metric {metric!r}; known: {', '.join(METRICS)}")
-    sums, tokens = [0.0] * len(model.layers), 0
+    order = list(range(len(model.layers)) if layers is None else layers)
+    sums, tokens = [0.0] * len(order), 0
     for batch in calibration.batches:
-        taps = model(batch["ids_BT"], taps=["embed", *range(len(model.layers))], logits=NONE).taps
-        stream = [taps["embed"], *(taps[i] for i in range(len(model.layers)))]
+        taps = model(batch["ids_BT"], layers=order, taps=["embed", *order], logits=NONE).taps
+        stream = [taps["embed"], *(taps[i] for i in order)]
         for i, (x, y) in enumerate(pairwise(stream)):
             sums[i] += float(METRICS[metric](x.flatten(0, 1), y.flatten(0, 1)).sum())
         tokens += batch["ids_BT"].numel()
