@@ -211,8 +211,8 @@ def _options(step: Step, model: Decoder, group: Group, item: int) -> list[Option
         if target.pattern:
             n, m = masking.parts(target.pattern)
             return [Option(level=1 - n / m, cost=full * n / m)]
-        ratio = float(target.ratio or 0)
-        steps = [] if step.allocate is None else [round(ratio + i / 20, 6) for i in range(-20, 20)]  # so that steps cost alike
+        ratio, grain = float(target.ratio or 0), getattr(step.allocate, "grain", 20)
+        steps = [] if step.allocate is None else [round(ratio + i / grain, 6) for i in range(-grain, grain)]  # they cost alike
         shares = target.levels or [share for share in steps if 0 <= share < 1]
         return [Option(level=s, cost=full * (1 - s)) for s in {0.0, ratio, *shares}]
     if group.unit in ("channel", "head"):
