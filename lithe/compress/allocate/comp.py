@@ -55,16 +55,13 @@ class Method:
                 for layer in sorted({group.layer for group in problem.groups})}
         whole = {group.unit for group in problem.groups} == set(WIDTHS) and all(
             options[0].level == 0 for options in problem.options.values())
-        over, order = problem.full - problem.budget, iter(_order(problem, list(cost)))
-        gone, waiting = [], None  # type: list[int], int | None
+        order = _order(problem, list(cost)) if whole and any(self.knobs.phi) else []
         for phi in sorted(set(self.knobs.phi)):
-            room = phi * over * (1 + solve.SLACK)
-            if waiting is not None and sum(cost[layer] for layer in [*gone, waiting]) <= room:
-                gone, waiting = [*gone, waiting], None
-            while whole and waiting is None and len(gone) + 1 < len(cost):
-                waiting = next(order)
-                if sum(cost[layer] for layer in [*gone, waiting]) <= room:
-                    gone, waiting = [*gone, waiting], None
+            room, gone = phi * (problem.full - problem.budget) * (1 + solve.SLACK), []  # type: float, list[int]
+            for layer in order[:-1]:
+                if sum(cost[other] for other in [*gone, layer]) > room:
+                    break
+                gone.append(layer)
             rest = [group for group in problem.groups if group.layer not in gone]
             part = replace(problem, groups=rest, options={group.name: problem.options[group.name] for group in rest},
                            notes=problem.notes)
@@ -80,12 +77,13 @@ class Method:
         return solve.at_shares(problem, {name: problem.share * found / mean for name, found in weight.items()})
 
 
-def _order(problem: Problem, layers: list[int]) -> Iterator[int]:
+def _order(problem: Problem, layers: list[int]) -> list[int]:
     """Blocks by how little they turn the stream, scored again without those before."""
-    left = list(layers)
+    left, order = list(layers), []  # type: list[int], list[int]
     while left:
         scores = problem.block_scores("cosine", left)
-        yield left.pop(scores.index(min(scores)))
+        order.append(left.pop(scores.index(min(scores))))
+    return order
 
 
 def _gone(problem: Problem, plan: Plan) -> set[int]:
