@@ -1,10 +1,13 @@
 """Weights of which only those that are not zero are held, and products with them. Axes: M rows, N outputs, K inputs, P panels.
 
-The outputs are cut into panels of 32 columns. Of each panel and input a word of 32 bits says which columns have a weight there
-(bit c is column c's); the values lie one after another, panel by panel, in it by input, then by column, as fp32 or bf16. Bytes of
-words come first, then those of values, then 64 zeros, so that vectors may be read whole.
+Stored (`Sparse`): outputs are cut into panels of 32 columns. Of each panel and input a word of 32 bits says which columns have a
+weight there (bit c is column c's); the values lie one after another, panel by panel, in it by input, then by column, as fp32 or
+bf16. Bytes of words come first, then those of values, then 64 zeros, so that vectors may be read whole.
 
-A product takes activations as they are, in float32, and is bit for bit what the dense kernel gives for the same floats.
+Multiplied with (`Ready`): as stored, or, where few are left, as strips: groups of eight outputs, step by step the next value of each
+and its input's number in 16 bits; outputs with fewer than others of their group end with zeros at input 0.
+
+A product takes activations as they are, in float32. In either form it gives, bit for bit, what the dense kernel does.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from lithe.kernels import library
 from lithe.kernels.pack import PANEL
 
 KINDS = {"sparse_fp32": torch.float32, "sparse_bf16": torch.bfloat16}
-WAYS = ("auto", "spread", "dense", "walk")  # of computing a product; none changes a bit
+FEW = 0.35  # share of weights left below which strips are faster at any number of rows (docs/log/compress/sparse.md)
+GROUP, INPUTS = 8, 2**16  # of strips: outputs, and inputs at most
 BEHIND = 64  # bytes
 _ONES = torch.tensor([i.bit_count() for i in range(256)], dtype=torch.int64)
 
@@ -31,8 +35,8 @@ _ONES = torch.tensor([i.bit_count() for i in range(256)], dtype=torch.int64)
 class _Struct(ctypes.Structure):
     """Sparse of sparse.c."""
 
-    _fields_ = (("bitmap", c_void_p), ("values", c_void_p), ("starts", c_void_p), ("kind", c_int32), ("n", c_int32),
-                ("k", c_int32))  # fmt: skip
+    _fields_ = (*((name, c_void_p) for name in ("places", "values", "starts")),
+                *((name, c_int32) for name in ("kind", "n", "k", "strips")))
 
 
 @dataclass(frozen=True)
@@ -69,19 +73,10 @@ class Sparse:
         """The number of each panel's first value, then that of all [P + 1]."""
         return F.pad(_ONES[self.bitmap.int()].sum(1).cumsum(0), (1, 0))
 
-    @cached_property
-    def struct(self) -> _Struct:
-        start = self.data.data_ptr()
-        return _Struct(start, start + _words(self.n, self.k) * 4, self.starts.data_ptr(), list(KINDS).index(self.kind), self.n,
-                       self.k)
-
     @property
     def density(self) -> float:
         """The share of weights that are there."""
         return self.count / (self.n * self.k)
-
-    def __reduce__(self):  # a copy must not inherit an address
-        return Sparse, (self.data, self.kind, self.n, self.k, self.count)
 
 
 def size(kind: str, n: int, k: int, count: int) -> int:
@@ -111,31 +106,102 @@ def unpack(sparse: Sparse) -> Tensor:
     return out_PKC.transpose(1, 2).flatten(0, 1)[: sparse.n]
 
 
-def twin(sparse: Sparse, x_MK: Tensor, bias_N: Tensor | None = None) -> Tensor:
+@dataclass(frozen=True)
+class Ready:
+    """A matrix as the kernel multiplies with it. places: words of bits or inputs' numbers; values: with zeros behind them;
+    starts: of each panel or group; strips: which of the two."""
+
+    places: Tensor
+    values: Tensor
+    starts: Tensor
+    n: int
+    k: int
+    strips: bool
+
+    @property
+    def kind(self) -> str:
+        return next(kind for kind, dtype in KINDS.items() if dtype == self.values.dtype)
+
+    @cached_property
+    def struct(self) -> _Struct:
+        return _Struct(self.places.data_ptr(), self.values.data_ptr(), self.starts.data_ptr(), list(KINDS).index(self.kind), self.n,
+                       self.k, self.strips)
+
+    def __reduce__(self):  # a copy must not inherit an address
+        return Ready, (self.places, self.values, self.starts, self.n, self.k, self.strips)
+
+
+def ready(sparse: Sparse, strips: bool | None = None) -> Ready:
+    """The form that is fastest for so many weights, or the one asked for. As stored, it shares the bytes."""
+    if strips is None:
+        strips = sparse.density < FEW and sparse.k <= INPUTS
+    if strips:
+        return _strips(sparse)
+    start = _words(sparse.n, sparse.k) * 4
+    return Ready(sparse.data[:start], sparse.data[start:].view(KINDS[sparse.kind]), sparse.starts, sparse.n, sparse.k, False)
+
+
+def _strips(sparse: Sparse) -> Ready:
+    if sparse.k > INPUTS:
+        raise UsageError(f"strips count inputs in 16 bits: {sparse.k} are too many")
+    weight_NK = unpack(sparse)
+    row_S, column_S = weight_NK.nonzero(as_tuple=True)
+    count_N = F.pad(row_S.bincount(minlength=sparse.n), (0, -sparse.n % GROUP))
+    starts = F.pad(count_N.view(-1, GROUP).amax(1).cumsum(0), (1, 0))
+    nth_S = torch.arange(len(row_S)) - (count_N.cumsum(0) - count_N)[row_S]  # of its row
+    place_S = (starts[row_S // GROUP] + nth_S) * GROUP + row_S % GROUP
+    room = int(starts[-1]) * GROUP + BEHIND
+    values = torch.zeros(room, dtype=weight_NK.dtype).index_copy_(0, place_S, weight_NK[row_S, column_S])
+    places = torch.zeros(room, dtype=torch.int32).index_copy_(0, place_S, column_S.int())
+    return Ready(places.to(torch.uint16), values, starts, sparse.n, sparse.k, True)
+
+
+def plain(held: Ready) -> Tensor:
+    """The matrix [N, K] of either form, bit for bit."""
+    if not held.strips:
+        return unpack(stored(held))
+    steps = held.starts.diff()
+    group_S = torch.repeat_interleave(torch.arange(len(steps)), steps * GROUP)
+    row_S = group_S * GROUP + torch.arange(len(group_S)) % GROUP
+    out = torch.zeros(len(steps) * GROUP, held.k, dtype=held.values.dtype)
+    out.index_put_((row_S, held.places[: len(row_S)].long()), held.values[: len(row_S)], accumulate=True)
+    return out[: held.n]
+
+
+def stored(held: Ready) -> Sparse:
+    """What `ready` made this of."""
+    if held.strips:
+        return pack(plain(held), held.kind)
+    data, values = held.places, held.values.view(torch.uint8)
+    count = (len(values) - BEHIND) // held.values.element_size()
+    return Sparse(torch.cat((data, values)), held.kind, held.n, held.k, count)
+
+
+def twin(held: Ready, x_MK: Tensor, bias_N: Tensor | None = None) -> Tensor:
     """The product in plain PyTorch, in float64: slow, and the measure of the kernel."""
-    y_MN = x_MK.double() @ unpack(sparse).double().T
+    y_MN = x_MK.double() @ plain(held).double().T
     return (y_MN if bias_N is None else y_MN + bias_N).float()
 
 
-def linear(sparse: Sparse, x_MK: Tensor, bias_N: Tensor | None = None, *, threads: int | None = None, way: str = "auto",
+def linear(held: Ready, x_MK: Tensor, bias_N: Tensor | None = None, *, threads: int | None = None,
            kernels: library.Library | None = None) -> Tensor:
-    """x W^T + bias in float32 [M, N]. Row i is bitwise the same whatever rows it comes with, on any number of threads, any way.
+    """x W^T + bias in float32 [M, N]. Row i is bitwise the same whatever rows it comes with, on any number of threads.
 
     Without compiled kernels PyTorch multiplies, slowly.
     """
-    if x_MK.dim() != 2 or x_MK.shape[1] != sparse.k or x_MK.device.type != "cpu" or sparse.data.device.type != "cpu":
-        raise UsageError(f"{sparse.kind} weights of {sparse.n} x {sparse.k} cannot take {tuple(x_MK.shape)} on {x_MK.device}")
+    if x_MK.dim() != 2 or x_MK.shape[1] != held.k or x_MK.device.type != "cpu" or held.values.device.type != "cpu":
+        raise UsageError(f"{held.kind} weights of {held.n} x {held.k} cannot take {tuple(x_MK.shape)} on {x_MK.device}")
     found = kernels or library.load()
     if found is None:
-        return twin(sparse, x_MK, bias_N)
+        return twin(held, x_MK, bias_N)
     x = x_MK.detach().float()
     x = x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
     bias = None if bias_N is None else bias_N.detach().float().contiguous()
-    y = torch.empty(len(x), sparse.n)
+    y = torch.empty(len(x), held.n)
     call = found.lib.lithe_sparse
-    call.restype, call.argtypes = None, (POINTER(_Struct), c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int32, c_int32, c_int32)
-    call(ctypes.byref(sparse.struct), x.data_ptr(), x.stride(0), None if bias is None else bias.data_ptr(), y.data_ptr(),
-         sparse.n, len(x), threads or library.threads(), WAYS.index(way))
+    call.restype, call.argtypes = None, (POINTER(_Struct), c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int32, c_int32)
+    call(ctypes.byref(held.struct), x.data_ptr(), x.stride(0), None if bias is None else bias.data_ptr(), y.data_ptr(), held.n,
+         len(x), threads or library.threads())
     return y
 
 

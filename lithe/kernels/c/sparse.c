@@ -1,38 +1,38 @@
-/* y = x W^T where most of W is zero: of each panel of 32 columns and each input a bitmap says which weights there are, and their
- * values lie one after another.
+/* y = x W^T where most of W is zero.
  *
  * Every output is one sum that takes its inputs in order, one fused product each; an input whose weight is not there leaves it as it
- * is. So a row is bitwise the same whatever rows it comes with, whichever of the three ways below is taken, and the same as a dense
- * product of the same floats gives (for finite inputs; a row with others goes one way always).
+ * is. So a row is bitwise the same whatever rows it comes with, in either form of the weights, and the same as a dense product of
+ * the same floats gives (for finite inputs).
  *
- * - spread: the values of eight columns are expanded to their lanes by a table of permutations (AVX-512: by its own instruction),
- *   and multiplied for up to three rows. Work follows the size of the matrix; bytes read follow the weights there are.
- * - dense: a piece of a panel is spread into the innermost cache once, for any number of rows.
- * - walk: each weight there is multiplies a strip of rows, which lie side by side: work follows the weights there are.
+ * As a bitmap, work follows the size of the matrix and bytes read follow the weights there are: the values of eight columns are
+ * expanded to their lanes by a table of permutations (AVX-512: by its own instruction) and multiplied for up to three rows; for
+ * more, a piece is spread into the innermost cache once.
+ * As strips, work follows the weights there are: each has its input's number, and multiplies a strip of rows that lie side by side
+ * (Elsen et al. 2020), or, of eight outputs, what it reads of a single row.
  */
 #include "lithe.h"
 #include "simd.h"
 
-enum { AUTO, SPREAD, DENSE, WALK };
-enum { WIDE = 64, SPREAD_ROWS = 3, DENSE_ROWS = LANES == 16 ? 8 : LANES == 8 ? 6 : 4 };
 #define AHEAD 2048 /* bytes that values are asked for before they are needed */
+enum { GROUP = 8, SPREAD_ROWS = 3, DENSE_ROWS = LANES == 16 ? 8 : LANES == 8 ? 6 : 4 };
 
-/* bitmap: [panels][k] words, bit c of a word is column c's. values: fp32 or bf16, of each panel by input, then by column;
- * 64 bytes more may be read behind them. starts: of each panel the number of its first value, and the number of all. */
+/* Values are fp32 or bf16; 64 bytes more may be read behind them and behind places.
+ * bitmap: places are [panels][k] words, bit c of a word is column c's; values of each panel by input, then by column; starts: of
+ * each panel the number of its first value.
+ * strips: outputs in groups of eight, each [steps][8] values and inputs' numbers in 16 bits; shorter outputs end with zeros at input
+ * 0; starts: of each group the number of its first step, and that of all. */
 typedef struct {
-    const uint32_t *bitmap;
-    const void *values;
+    const void *places, *values;
     const int64_t *starts;
-    int32_t kind, n, k;
+    int32_t kind, n, k, strips;
 } Sparse;
 
 typedef struct {
     const Sparse *w;
     const float *x, *bias;
-    float *y, *side;    /* side: the rows of x side by side [k][wide], of each strip of them */
+    float *y, *side; /* side: the rows of x side by side [k][some vectors], of each strip of them */
     int64_t x_stride, y_stride;
-    int32_t rows, way;
-    _Atomic int odd;    /* whether an input is infinite or no number */
+    int32_t rows;
 } Job;
 
 INLINE float one_fma(float a, float b, float c) {
@@ -93,7 +93,7 @@ INLINE vf spread(const int kind, const void *values, uint32_t mask) {
 
 INLINE void spread_panel(const int kind, const int rows, const Sparse *w, int panel, const float *x, int64_t stride, float *out) {
     enum { V = PANEL / LANES };
-    const uint32_t *word = w->bitmap + (int64_t)panel * w->k;
+    const uint32_t *word = (const uint32_t *)w->places + (int64_t)panel * w->k;
     const char *at = moved(kind, w->values, w->starts[panel]);
     const int size = kind == FP32 ? 4 : 2;
     vf sum[SPREAD_ROWS][V];
@@ -117,7 +117,7 @@ INLINE void spread_panel(const int kind, const int rows, const Sparse *w, int pa
 
 /* Inputs [from, to) of a panel as plain floats [to - from][PANEL]. Returns where the values of the next input lie. */
 INLINE const void *spread_piece(const int kind, const Sparse *w, int panel, int64_t from, int64_t to, const void *at, float *into) {
-    const uint32_t *word = w->bitmap + (int64_t)panel * w->k;
+    const uint32_t *word = (const uint32_t *)w->places + (int64_t)panel * w->k;
     const int size = kind == FP32 ? 4 : 2;
     for (int64_t i = from; i < to; i++, into += PANEL) {
         const uint32_t mask = word[i];
@@ -146,35 +146,58 @@ INLINE void dense_piece(const int rows, const float *piece, int64_t count, const
     }
 }
 
-/* ---- walk: a strip of rows side by side ------------------------------------------------------------------------------ */
+/* ---- strips: every weight there is, with its input's number ------------------------------------------------------------ */
 
-/* out [PANEL][wide] += each weight there is times its input's strip; `wide` is 1, or a multiple of LANES. */
-INLINE void walk_panel(const int kind, const int wide, const Sparse *w, int panel, const float *side, float *out) {
-    const uint32_t *word = w->bitmap + (int64_t)panel * w->k;
-    const char *at = moved(kind, w->values, w->starts[panel]);
-    for (int64_t i = 0; i < w->k; i++, side += wide) {
-        vf by[WIDE / LANES];
-        __builtin_prefetch(at + AHEAD, 0, 2);
-        if (wide > 1) UNROLL for (int v = 0; v < wide / LANES; v++) by[v] = vf_load(side + v * LANES);
-        for (uint32_t mask = word[i]; mask; mask &= mask - 1, at += kind == FP32 ? 4 : 2) {
-            float *sum = out + __builtin_ctz(mask) * wide;
-            const float value = value_at(kind, at, 0);
-            if (wide == 1) *sum = one_fma(*side, value, *sum);
-            else UNROLL for (int v = 0; v < wide / LANES; v++)
-                vf_store(sum + v * LANES, vf_fma(by[v], vf_set1(value), vf_load(sum + v * LANES)));
+#if defined(__AVX2__) && LANES >= 8
+INLINE __m256 eight(const int kind, const void *values) {
+    if (kind == FP32) return _mm256_loadu_ps(values);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(values)), 16));
+}
+#endif
+
+/* The sums of a group's eight outputs for one row. */
+INLINE void strip_of_one(const int kind, const uint16_t *index, const char *at, int64_t steps, const float *x, float *out) {
+    const int size = kind == FP32 ? 4 : 2;
+#if defined(__AVX2__) && LANES >= 8
+    __m256 sum = _mm256_setzero_ps();
+    for (int64_t j = 0; j < steps; j++, index += GROUP, at += GROUP * size) {
+        __builtin_prefetch(at + AHEAD, 0, 2), __builtin_prefetch((const char *)index + AHEAD / 2, 0, 2);
+        __m256 by = _mm256_i32gather_ps(x, _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)index)), 4);
+        sum = _mm256_fmadd_ps(by, eight(kind, at), sum);
+    }
+    _mm256_storeu_ps(out, sum);
+#else
+    memset(out, 0, sizeof(float) * GROUP);
+    for (int64_t j = 0; j < steps; j++, index += GROUP, at += GROUP * size)
+        for (int c = 0; c < GROUP; c++) out[c] = one_fma(x[index[c]], value_at(kind, at, c), out[c]);
+#endif
+}
+
+/* The same for `wide` vectors of rows, which lie side by side: out [GROUP][wide * LANES]. Eight sums are under way at once. */
+INLINE void strip_of_many(const int kind, const int wide, const uint16_t *index, const char *at, int64_t steps, const float *side,
+                          float *out) {
+    const int size = kind == FP32 ? 4 : 2, together = GROUP / wide;
+    for (int first = 0; first < GROUP; first += together) {
+        vf sum[GROUP];
+        UNROLL for (int i = 0; i < GROUP; i++) sum[i] = vf_set1(0);
+        const uint16_t *from = index + first;
+        const char *value = at + first * size;
+        for (int64_t j = 0; j < steps; j++, from += GROUP, value += GROUP * size) {
+            __builtin_prefetch(value + AHEAD, 0, 2), __builtin_prefetch((const char *)from + AHEAD / 2, 0, 2);
+            UNROLL for (int c = 0; c < together; c++) {
+                const float *x = side + (size_t)from[c] * (wide * LANES);
+                const vf weight = vf_set1(value_at(kind, value, c));
+                UNROLL for (int v = 0; v < wide; v++) sum[c * wide + v] = vf_fma(weight, vf_load(x + v * LANES), sum[c * wide + v]);
+            }
         }
+        UNROLL for (int i = 0; i < GROUP; i++) vf_store(out + first * wide * LANES + i * LANES, sum[i]);
     }
 }
 
 /* ---- all of it --------------------------------------------------------------------------------------------------------- */
 
-/* Floats of a strip that so many rows are in: one row is alone, others fill vectors. */
-static int strip_of(int rows) {
-    return rows == 1 ? 1 : rows <= LANES ? LANES : rows <= 2 * LANES || LANES == 16 ? 2 * LANES : 4 * LANES;
-}
-
-static void finish(const Job *job, int panel, int first, int rows, const float *tile, int row_step, int column_step) {
-    const int column = panel * PANEL, wide = job->w->n - column < PANEL ? job->w->n - column : PANEL;
+static void finish(const Job *job, int column, int columns, int first, int rows, const float *tile, int row_step, int column_step) {
+    const int wide = job->w->n - column < columns ? job->w->n - column : columns;
     for (int m = 0; m < rows; m++) {
         float *y = job->y + (first + m) * job->y_stride + column;
         for (int c = 0; c < wide; c++) y[c] = tile[m * row_step + c * column_step] + (job->bias ? job->bias[column + c] : 0.0f);
@@ -193,7 +216,7 @@ static void by_spread(const Job *job, int panel) {
         if (rows == 1) EACH_KIND(spread_panel(FP32, 1, w, panel, x, s, tile), spread_panel(BF16, 1, w, panel, x, s, tile));
         if (rows == 2) EACH_KIND(spread_panel(FP32, 2, w, panel, x, s, tile), spread_panel(BF16, 2, w, panel, x, s, tile));
         if (rows == 3) EACH_KIND(spread_panel(FP32, 3, w, panel, x, s, tile), spread_panel(BF16, 3, w, panel, x, s, tile));
-        finish(job, panel, first, rows, tile, PANEL, 1);
+        finish(job, panel * PANEL, PANEL, first, rows, tile, PANEL, 1);
     }
 }
 
@@ -228,77 +251,66 @@ static void by_dense(const Job *job, int panel) {
                 dense_of[rows - 1](piece, to - from, job->x + (first + m) * job->x_stride + from, job->x_stride, tile + m * PANEL);
             }
         }
-        finish(job, panel, first, turn, tile, PANEL, 1);
+        finish(job, panel * PANEL, PANEL, first, turn, tile, PANEL, 1);
     }
 }
 
-static void by_walk(const Job *job, int panel) {
-    const Sparse *w = job->w;
-    const int wide = strip_of(job->rows);
-    float tile[WIDE * PANEL] __attribute__((aligned(64)));
-    for (int first = 0; first < job->rows; first += wide) {
-        const float *side = job->side + first * (int64_t)w->k;
-        const int rows = job->rows - first < wide ? job->rows - first : wide;
-        memset(tile, 0, sizeof(float) * wide * PANEL);
-        if (wide == 1) EACH_KIND(walk_panel(FP32, 1, w, panel, side, tile), walk_panel(BF16, 1, w, panel, side, tile));
-        else if (wide == LANES)
-            EACH_KIND(walk_panel(FP32, LANES, w, panel, side, tile), walk_panel(BF16, LANES, w, panel, side, tile));
-        else if (wide == 2 * LANES)
-            EACH_KIND(walk_panel(FP32, 2 * LANES, w, panel, side, tile), walk_panel(BF16, 2 * LANES, w, panel, side, tile));
-        else EACH_KIND(walk_panel(FP32, 4 * LANES, w, panel, side, tile), walk_panel(BF16, 4 * LANES, w, panel, side, tile));
-        finish(job, panel, first, rows, tile, 1, wide);
-    }
+static void bitmap_job(void *with, int thread, int threads) {
+    const Job *job = with;
+    int from, to;
+    share((job->w->n + PANEL - 1) / PANEL, thread, threads, &from, &to);
+    for (int panel = from; panel < to; panel++) job->rows <= SPREAD_ROWS ? by_spread(job, panel) : by_dense(job, panel);
 }
 
-/* Some inputs of all rows side by side, zeros behind the last row; whether one of them is odd. */
-static int lay(const Job *job, int64_t from, int64_t to) {
-    const int wide = strip_of(job->rows);
-    int odd = 0;
+/* Vectors of rows that are side by side: rows fill them, one alone needs none. */
+static int strip_width(int rows) { return rows == 1 ? 0 : rows <= LANES ? 1 : rows <= 2 * LANES ? 2 : 4; }
+
+/* Some inputs of all rows side by side, zeros behind the last row. */
+static void lay(const Job *job, int64_t from, int64_t to) {
+    const int wide = strip_width(job->rows) * LANES;
     for (int first = 0; first < job->rows; first += wide)
         for (int m = 0; m < wide; m++) {
             const float *x = job->x + (first + m) * job->x_stride;
             float *out = job->side + first * (int64_t)job->w->k + m;
-            for (int64_t i = from; i < to; i++) {
-                const float value = first + m < job->rows ? x[i] : 0.0f;
-                odd |= value - value != 0.0f;
-                out[i * wide] = value;
-            }
+            for (int64_t i = from; i < to; i++) out[i * wide] = first + m < job->rows ? x[i] : 0.0f;
         }
-    return odd;
 }
 
-/* Which way is the quickest: measured on Zen 3 at 576 to 1536 inputs and outputs. */
-static int quickest(const Sparse *w, int rows) {
-    const double there = (double)w->starts[(w->n + PANEL - 1) / PANEL] / ((double)w->n * w->k);
-    if (rows <= SPREAD_ROWS) return there > 0.12 ? SPREAD : WALK;
-    return there > 0.5 ? DENSE : WALK;
-}
-
-static void sparse_job(void *with, int thread, int threads) {
-    Job *job = with;
-    int from, to, way = job->way;
-    if (way == WALK) {
-        share(job->w->k, thread, threads, &from, &to);
-        if (lay(job, from, to)) job->odd = 1;
+static void strips_job(void *with, int thread, int threads) {
+    const Job *job = with;
+    const Sparse *w = job->w;
+    const int width = strip_width(job->rows), floats = width ? width * LANES : 1;
+    float tile[GROUP * 4 * LANES] __attribute__((aligned(64)));
+    int from, to;
+    if (width) {
+        share(w->k, thread, threads, &from, &to);
+        lay(job, from, to);
         pool_barrier(thread, threads);
-        if (job->odd) way = DENSE; /* what is not finite makes zeros no zeros: always the same way with it */
     }
-    share((job->w->n + PANEL - 1) / PANEL, thread, threads, &from, &to);
-    for (int panel = from; panel < to; panel++) {
-        if (way == SPREAD) by_spread(job, panel);
-        else if (way == DENSE) by_dense(job, panel);
-        else by_walk(job, panel);
-    }
+    share((w->n + GROUP - 1) / GROUP, thread, threads, &from, &to);
+    for (int group = from; group < to; group++)
+        for (int first = 0; first < job->rows; first += floats) {
+            const int64_t start = w->starts[group], steps = w->starts[group + 1] - start;
+            const uint16_t *index = (const uint16_t *)w->places + start * GROUP;
+            const char *at = moved(w->kind, w->values, start * GROUP);
+            const float *side = width ? job->side + first * (int64_t)w->k : job->x + first * job->x_stride;
+            const int rows = job->rows - first < floats ? job->rows - first : floats;
+            if (!width) EACH_KIND(strip_of_one(FP32, index, at, steps, side, tile), strip_of_one(BF16, index, at, steps, side, tile));
+            if (width == 1) EACH_KIND(strip_of_many(FP32, 1, index, at, steps, side, tile), strip_of_many(BF16, 1, index, at, steps, side, tile));
+            if (width == 2) EACH_KIND(strip_of_many(FP32, 2, index, at, steps, side, tile), strip_of_many(BF16, 2, index, at, steps, side, tile));
+            if (width == 4) EACH_KIND(strip_of_many(FP32, 4, index, at, steps, side, tile), strip_of_many(BF16, 4, index, at, steps, side, tile));
+            finish(job, group * GROUP, GROUP, first, rows, tile, 1, floats);
+        }
 }
 
-/* y [rows, n] = x [rows, k] W^T + bias. bias may be NULL; strides count floats. way: AUTO, or how; no bit depends on it. */
+/* y [rows, n] = x [rows, k] W^T + bias. bias may be NULL; strides count floats. */
 void lithe_sparse(const Sparse *w, const float *x, int64_t x_stride, const float *bias, float *y, int64_t y_stride, int32_t rows,
-                  int32_t threads, int32_t way) {
+                  int32_t threads) {
     if (rows < 1 || w->n < 1) return;
-    const int wide = strip_of(rows);
+    const int64_t floats = strip_width(rows) * LANES, strips = floats ? (rows + floats - 1) / floats : 0;
     pool_lock();
-    Job job = {w, x, bias, y, NULL, x_stride, y_stride, rows, way == AUTO ? quickest(w, rows) : way, 0};
-    if (job.way == WALK) job.side = pool_scratch(sizeof(float) * (size_t)w->k * (size_t)((rows + wide - 1) / wide * wide));
-    pool_run(sparse_job, &job, threads);
+    Job job = {w, x, bias, y, NULL, x_stride, y_stride, rows};
+    if (w->strips && strips) job.side = pool_scratch(sizeof(float) * (size_t)(w->k * strips * floats));
+    pool_run(w->strips ? strips_job : bitmap_job, &job, threads);
     pool_unlock();
 }
