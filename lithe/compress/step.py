@@ -91,6 +91,9 @@ class Step:
 
     def change(self, group: Group, level: Level, source: Any) -> Any:
         """What becomes of a group."""
+        if self.act is not None and not hasattr(self.act, "change"):
+            raise UnsupportedError(f"{self.text!r} fits whole blocks, so what one group loses alone cannot be measured: take an "
+                                   "allocation that does not ask")
         return masking.plain(group, level, source) if self.act is None else self.act.change(group, level, source)
 
     def solve(self, problem: Problem) -> Plan:
