@@ -14,7 +14,7 @@ STRETCH = (-0.1, 1.1)  # of the sigmoid, so that offsets reach 0 and 1
 
 
 class Rounding(nn.Module):
-    """W_q = s * clip(floor(W / s) + h(V), least, greatest), h a sigmoid stretched and cut to 0..1 (AdaRound, Nagel et al. 2020).
+    """W_q = s * clip(floor(W / s) + h(V), least, greatest), h a sigmoid stretched and cut to 0..1 (AdaRound, Nagel 2020).
 
     V is what gives the weights as they are, plus a product of rank R; a matrix for rank 0. Trained too: steps s and, for
     input_bits, the range of what it reads, both as shares of what they were. x_MK: some of that; None: found at the first pass.

@@ -1,5 +1,5 @@
-"""Rescaling before rounding: what a norm or a matrix gives is divided, the columns that read it multiplied, by factors that a method
-finds from the plain model's inputs. Axes: N outputs, K inputs, G groups, I inputs of a group.
+"""Rescaling before rounding: what a norm or a matrix gives is divided, the columns that read it multiplied, by factors that a
+method finds from the plain model's inputs. Axes: N outputs, K inputs, G groups, I inputs of a group.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def group_errors(lost_NK: Tensor, moment_KK: Tensor, group: int) -> Tensor:
     lost_NGI = by_group(lost_NK, group)
     each = lost_NGI.shape[-1]
     blocks = [moment_KK[at : at + each, at : at + each].to(lost_NK) for at in range(0, len(moment_KK), each)]
-    return torch.stack([((piece := lost_NGI[:, g, : len(block)]) @ block * piece).sum(1) for g, block in enumerate(blocks)], dim=1)
+    pieces = [lost_NGI[:, g, : len(block)] for g, block in enumerate(blocks)]
+    return torch.stack([(piece @ block * piece).sum(1) for piece, block in zip(pieces, blocks, strict=True)], dim=1)
 
 
 def fixed(inputs: Inputs, site: str, bits: int) -> dict[str, Tensor]:

@@ -92,8 +92,8 @@ class Step:
     def change(self, group: Group, level: Level, source: Any) -> Any:
         """What becomes of a group."""
         if self.act is not None and not hasattr(self.act, "change"):
-            raise UnsupportedError(f"{self.text!r} fits whole blocks, so what one group loses alone cannot be measured: take an "
-                                   "allocation that does not ask")
+            raise UnsupportedError(f"{self.text!r} fits whole blocks, so what one group loses alone cannot be measured: take "
+                                   "an allocation that does not ask")
         return masking.plain(group, level, source) if self.act is None else self.act.change(group, level, source)
 
     def solve(self, problem: Problem) -> Plan:
@@ -244,8 +244,8 @@ def _bit_options(step: Step, model: Decoder, group: Group, item: int) -> list[Op
 
 
 def packed_bytes(model: Decoder, group: Group, bits: int, target: Target, own: Any = None) -> float:
-    """Bytes that a site takes in the narrowest packed kind of at least so many bits, scales included, or in a method's own kind;
-    nominal: as if there were a kind of just so many bits."""
+    """Bytes that a site takes in the narrowest packed kind of at least so many bits, scales included, or in a method's own
+    kind; nominal: as if there were a kind of just so many bits."""
     module: Any = model.get_submodule(group.sites[0])
     n, k = module.out_features, module.in_features
     width = -(-k // 32) * 32 if target.group == -1 else target.group

@@ -120,8 +120,9 @@ def made(kind: str, k: int, group: int, **found: Tensor) -> Narrow:
     """A matrix of these fields. Raises UsageError for fields that do not fit its kind."""
     n = len(found["codes"])
     wanted = fields(kind, n, k, group)
-    if wanted.keys() != found.keys() or any(tuple(found[name].shape) != shape for name, (shape, _) in wanted.items()):
-        raise UsageError(f"{kind} weights of {n} x {k} have {wanted}, not { {name: tuple(t.shape) for name, t in found.items()} }")
+    given = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    if given != {name: shape for name, (shape, _) in wanted.items()}:
+        raise UsageError(f"{kind} weights of {n} x {k} have fields of other shapes than {given}")
     if not all(tensor.isfinite().all() for tensor in found.values()):
         raise UsageError("these weights are too large for scales in half precision, or are no numbers")
     return Narrow(torch.cat([_write(found[name], bits) for name, (_, bits) in wanted.items()]), kind, n, k, group)

@@ -24,13 +24,13 @@ from lithe.model.site import Site
 
 CARD = Card(paper="CBQ: Cross-Block Quantization for Large Language Models", row=46, needs=("inputs",),
             promises=("meets_budget", "level_zero_is_identity", "masked_equals_cut"))
-QUICK = {"epochs": 1, "rank": 2}
+QUICK = {"epochs": 1, "thin": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
     window: int = knob(2, "blocks that are fitted together, the first of which is then settled", low=1)
-    rank: int = knob(5, "of the matrices that say which way weights round; 0: a value for each weight, as in AdaRound", low=0)
+    thin: int = knob(5, "rank of the matrices that say which way weights round; 0: a value for each, as AdaRound", low=0)
     epochs: int = knob(3, "over the calibration text, for each window", low=0)
     rounding_rate: float = knob(1e-3, "learning rate of the rounding matrices", low=0)
     step_rate: float = knob(1e-4, "of weight steps and input ranges, as shares of them", low=0)
@@ -90,7 +90,7 @@ class Method:
                     limit = threshold(weight_NK.abs().flatten(), self.knobs.spread)
                     weight_NK = weight_NK.clamp(-limit, limit)
                 x_MK = source.rows(site, 512) if layer == source.layer and self.knobs.input_bits else None
-                put[name] = Rounding(weight_NK, module.bias, bits, source.target.group, self.knobs.rank, self.knobs.input_bits,
+                put[name] = Rounding(weight_NK, module.bias, bits, source.target.group, self.knobs.thin, self.knobs.input_bits,
                                      x_MK, dice)
                 Site(name, work).swap(put[name])
         return put

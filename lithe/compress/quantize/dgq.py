@@ -35,8 +35,8 @@ class Knobs:
 
 
 class Method:
-    """Zhang et al. 2023: W = s8 * (sI * (q - z)), s8 a row's, sI and z whole numbers of a group; both found by grid search, each
-    group's error that of what it adds to the outputs. The kernels run what is in brackets as 8-bit levels, one scale a row."""
+    """Zhang et al. 2023: W = s8 * (sI * (q - z)), s8 a row's, sI and z whole numbers of a group; both found by grid search,
+    each group's error that of what it adds to the outputs. Kernels run what is in brackets as 8-bit levels, one scale a row."""
 
     units = ("bits",)
     widths = (4,)
@@ -50,7 +50,8 @@ class Method:
 
     def smooth(self, model: Decoder, calibration: Calibration | None, levels: Plan, target: Target) -> None:
         if self.knobs.percentile < 100:
-            smooth(model, calibration, levels, lambda weights, inputs, even: clipped(even(inputs.most_K), self.knobs.percentile))
+            find = lambda weights, inputs, even: clipped(even(inputs.most_K), self.knobs.percentile)
+            smooth(model, calibration, levels, find)
 
     def change(self, group: Group, level: Level, source: Source) -> Change:
         if level is None:

@@ -55,9 +55,10 @@ class Method:
         dice = torch.Generator().manual_seed(source.seed)
         book_CI = fitted(weight_NK / scale_N[:, None], moment_KK.diagonal().to(weight_NK), each, self.knobs, dice)
         book_CI = book_CI.half().to(weight_NK)  # as it is stored
-        root_KK = inverse_root(moment_KK, self.knobs.damping).to(weight_NK) if self.knobs.feedback else torch.eye(len(moment_KK))
+        root_KK = inverse_root(moment_KK, self.knobs.damping) if self.knobs.feedback else torch.eye(len(moment_KK))
         codes_NG = assigned(weight_NK, scale_N, book_CI, root_KK.to(weight_NK))
-        return Change(packed={site: made(kind, weight_NK.shape[1], each, scale=scale_N.half(), book=book_CI.half(), codes=codes_NG)})
+        found = made(kind, weight_NK.shape[1], each, scale=scale_N.half(), book=book_CI.half(), codes=codes_NG)
+        return Change(packed={site: found})
 
 
 def vectors(x_NK: Tensor, each: int) -> Tensor:

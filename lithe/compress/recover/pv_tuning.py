@@ -1,4 +1,4 @@
-"""Packed weights are tuned to the dense model's predictions: their scales and books by gradients, and in each step a few codes."""
+"""Packed weights are tuned to the dense model's predictions: scales and books by gradients, and in each step a few codes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Knobs:
     steps: int = knob(100, "of training on the calibration text", low=0)
     rate: float = knob(3e-4, "peak learning rate of scales, books and norm gains", low=0)
     code_rate: float = knob(0.15, "of the weights that codes are to come near to, as a share of their root mean square", low=0)
-    most: float = knob(0.01, "share of a layer's codes that may change in a step; 0: none, scales and books alone", low=0, high=1)
+    most: float = knob(0.01, "share of a layer's codes that may change in a step; 0: scales and books alone", low=0, high=1)
     trust: float = knob(0.01, "most that a layer's weights may move in a step, as a share of their norm; 0: any", low=0)
     decay: float = knob(1.0, "share of a wish for other codes that is forgotten in a step; 0, with most=1,trust=0: "
                         "straight-through estimation", low=0, high=1)
@@ -37,8 +37,9 @@ class Method:
     """Malinovskii et al. 2024, algorithm 1: P steps (Adam on all that is continuous) and V steps (codes) in turn.
 
     V step: with the gradient at the weights as they are multiplied with, u = g / sqrt(v) (Adam without momentum, beta2 0.95)
-    and W' = W - code_rate * u. The codes whose weights are furthest from W' are chosen anew, as near to W' as they can be, up to
-    `most` of them and as long as the layer stays in `trust`; one at least. All others stay. Layers of floats keep their weights.
+    and W' = W - code_rate * u. The codes whose weights are furthest from W' are chosen anew, as near to W' as they can be, up
+    to `most` of them and as long as the layer stays in `trust`; one at least. All others stay. Layers of floats keep their
+    weights.
     """
 
     after_packing = True
