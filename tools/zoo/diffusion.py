@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from lithe.bench.parallel._tasks import END, OPEN, TASKS, VOCABULARY, draw
+from lithe.bench.parallel._tasks import END, OPEN, VOCABULARY, draw
 from lithe.model.checkpoint import save
 from lithe.model.config import Config, Rope
 from lithe.model.decoder import Decoder
@@ -28,16 +28,16 @@ PACKAGE = Path(__file__).resolve().parents[2] / "lithe" / "zoo"
 ID = {word: i for i, word in enumerate(VOCABULARY)}
 GROUPS = {  # tasks of one shape: their shares, places of the longest prompt and of an answer with an end, rows of a step
     "lists": (dict(copy=1, reverse=2, sort=2, replace_index=2, insert_index=2, remove_index=2, shuffle=1, replace_random=1,
-                   insert_random=1, remove_random=1), 15, 10, 40),
-    "numbers": (dict(add=3, addr=2), 12, 6, 16),
-    "squares": (dict(square=1), 19, 17, 12),
+                   insert_random=1, remove_random=1), 13, 8, 24),
+    "numbers": (dict(add=3, addr=2), 10, 5, 10),
+    "squares": (dict(square=1), 19, 17, 8),
 }
 ROOMS = (18, 40, 80, 160, 480)  # of the longer canvases, which hold ends of text for the most part
-EVERY = 6  # steps between them
-BASE = dict(vocab=len(VOCABULARY), width=128, layers=4, heads=4, kv_heads=4, ffn=320, context=512, tied=True,
+EVERY = 12  # steps between them
+BASE = dict(vocab=len(VOCABULARY), width=96, layers=4, heads=3, kv_heads=3, ffn=256, context=512, tied=True,
             mask_token=ID[OPEN], rope=Rope(theta=100.0))  # rows are short: slower turns would tell places apart too little
 KINDS = {"tiny-diffusion": dict(attends="full"), "tiny-block": dict(attends="blocks", block=4),
-         "tiny-diffusion-moe": dict(attends="full", experts=16, experts_per_token=4, expert_ffn=96)}
+         "tiny-diffusion-moe": dict(attends="full", experts=16, experts_per_token=4, expert_ffn=64)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def main() -> None:
     options = parser.parse_args()
     settings = BASE | KINDS[options.model]
     model = Decoder(Config(**settings)).init(0)
-    plan = Plan(schedule=Wsd(warmup=100), optimizer=Optimizer(name="adamw", lr=3e-3), seconds=options.seconds, log_every=25)
+    plan = Plan(schedule=Wsd(warmup=100), optimizer=Optimizer(name="adamw", lr=3e-3), seconds=options.seconds, log_every=50)
     fit(model, Batches(block=settings.get("block", 0)), denoising, plan, folder=options.zoo / options.model)
     folder = save(model.eval(), options.to / options.model, dtype=torch.bfloat16,
                   tokenizer_from=companions(options.zoo / "words"), overwrite=True)

@@ -1,7 +1,8 @@
 """Tasks in miniature after ParallelBench: lists, sums and squares, drawn from a seed and judged by rule.
 
-A prompt is a form, `operation arguments : items =`, whose list has room for 8 words and whose numbers for 4 digits: what is
-not filled holds `_`, so that an answer stands at the same place for lists of any length. Random operations have many right answers.
+A prompt is a form, `operation arguments : items =`, whose list has room for 6 words and whose numbers for 3 digits: what is
+not filled holds `_`, so that an answer stands at the same place for lists of any length. Random operations have many right
+answers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ RANDOM = ("shuffle", "replace_random", "insert_random", "remove_random")
 NUMBERS = ("add", "addr")
 TASKS = (*CHOSEN, *RANDOM, *NUMBERS, "square")
 MARKS = [":", "=", "+", "_", "with", "at"]
-LONGEST, WIDTH = 8, 4  # words of a list and digits of a number that a form has room for
+LONGEST, WIDTH = 6, 3  # words of a list and digits of a number that a form has room for
+ROOM = {"square": 17} | dict.fromkeys(NUMBERS, WIDTH + 2)  # places of the longest answer and an end, where not a list's
 END, OPEN = "<end>", "<mask>"
 VOCABULARY = [END, OPEN, *TASKS, *MARKS, *DIGITS, *WORDS]
 
@@ -35,13 +37,18 @@ class Problem:
     right: Callable[[Sequence[str]], bool]
 
 
+def room(task: str) -> int:
+    """How many places hold every answer of a task and an end of text."""
+    return ROOM.get(task, LONGEST + 2)
+
+
 def draw(task: str, dice: np.random.Generator, items: int | None = None) -> Problem:
-    """A problem of a task; items: length of the list (4 to 8 where not said) or of the numbers (2 to 4)."""
+    """A problem of a task; items: length of the list (3 to 6 where not said) or of the numbers (2 or 3)."""
     if task == "square":
         return _square(dice)
     if task in NUMBERS:
         return _sum(task, dice, items or int(dice.integers(2, WIDTH + 1)))
-    return _list(task, dice, items or int(dice.integers(4, LONGEST + 1)))
+    return _list(task, dice, items or int(dice.integers(3, LONGEST + 1)))
 
 
 def _exactly(answer: Words) -> Callable[[Sequence[str]], bool]:
