@@ -79,10 +79,10 @@ class Method:
     def begin(self, parts: dict[str, Thinned], steps: int) -> None:
         self.parts, self.steps = parts, steps
 
-    def penalty(self, parts: dict[str, Thinned]) -> Tensor:
+    def penalty(self, parts: dict[str, Thinned]) -> Tensor | None:
         """The gates' sizes, until heads are pruned."""
         if not self.gated or self.shut:
-            return torch.zeros(())
+            return None
         return self.knobs.slim * torch.cat([self._gates(site) for site in self.gated]).abs().sum()
 
     @torch.no_grad()
