@@ -46,7 +46,11 @@ SERVER = {  # what its documentation offers for speed on a processor
     "2 threads, flash": ["-t", "2", "-fa", "on"],
     "1 thread": ["-t", "1", "-fa", "off"],
 }
-BOUND = {"no server, 2 threads": ["2", "0"], "no server, 2 threads, flash": ["2", "1"]}  # threads, flash attention
+BOUND = {  # threads, flash attention, one cache for all sequences
+    "no server, 2 threads": ["2", "0", "0"],
+    "no server, 2 threads, flash": ["2", "1", "0"],
+    "no server, 2 threads, flash, one cache": ["2", "1", "1"],
+}
 
 
 def words(folder: Path, vocab: int) -> Path:
@@ -102,7 +106,7 @@ def under_load(url: str, prompts: Path, seconds: float, whole: bool) -> dict:
     return json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
 
 
-def bound(gguf: str, prompts: str, threads: str, flash: str, seconds: str) -> dict:
+def bound(gguf: str, prompts: str, threads: str, flash: str, unified: str, seconds: str) -> dict:
     """llama.cpp's batched decoding alone: each sequence's next token in one batch, a prompt in the place of who has ended."""
     import ctypes
     import itertools
@@ -116,7 +120,7 @@ def bound(gguf: str, prompts: str, threads: str, flash: str, seconds: str) -> di
     model = api.llama_model_load_from_file(gguf.encode(), weights)
     options.n_ctx, options.n_batch, options.n_ubatch, options.n_seq_max = ROOM, 2048, 512, CLIENTS
     options.n_threads = options.n_threads_batch = int(threads)
-    options.flash_attn_type, options.kv_unified = int(flash), True
+    options.flash_attn_type, options.kv_unified = int(flash), unified == "1"
     context = api.llama_init_from_model(model, options)
     memory, vocab = api.llama_get_memory(context), api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
     batch = api.llama_batch_init(2048, 0, 1)
