@@ -40,17 +40,18 @@ LOAD, LEDGER = ROOT / "tools" / "load.py", ROOT / "docs" / "ledger-serving.jsonl
 PROMPTS = ROOT / "lithe" / "zoo" / "prompts" / "mixed.jsonl"
 CLIENTS, TOKENS, ROOM, RANDOM = 16, 64, 8192, 64  # at once, of a text, of all contexts together, of a prompt without words
 OURS, THEIRS = "lithe", "llama.cpp"
-LITHE = {"2 threads": ["--threads", "2"], "1 thread": ["--threads", "1"]}
-SERVER = {  # what its documentation offers for speed on a processor
-    "2 threads": ["-t", "2", "-fa", "off"],
-    "2 threads, flash": ["-t", "2", "-fa", "on"],
-    "1 thread": ["-t", "1", "-fa", "off"],
-}
-BOUND = {  # threads, flash attention, one cache for all sequences
-    "no server, 2 threads": ["2", "0", "0"],
-    "no server, 2 threads, flash": ["2", "1", "0"],
-    "no server, 2 threads, flash, one cache": ["2", "1", "1"],
-}
+
+
+def ways(server: bool, threads: int) -> dict[tuple[str, str], list[str]]:
+    """How each is run; of llama.cpp what its documentation offers for speed on a processor."""
+    many = f"{threads} thread{'s' * (threads > 1)}"
+    made = {(OURS, f"{n} thread{'s' * (n > 1)}"): ["--threads", str(n)] for n in sorted({threads, 1}, reverse=True)}
+    for flash in ("off", "on"):
+        how = f"{many}{', flash' * (flash == 'on')}"
+        made |= {(THEIRS, how): ["-t", str(threads), "-fa", flash]} if server else {
+            (THEIRS, f"no server, {how}"): [str(threads), flash, ""],
+            (THEIRS, f"no server, {how}, one cache"): [str(threads), flash, "one"]}
+    return made
 
 
 def words(folder: Path, vocab: int) -> Path:
@@ -107,7 +108,10 @@ def under_load(url: str, prompts: Path, seconds: float, whole: bool) -> dict:
 
 
 def bound(gguf: str, prompts: str, threads: str, flash: str, unified: str, seconds: str) -> dict:
-    """llama.cpp's batched decoding alone: each sequence's next token in one batch, a prompt in the place of who has ended."""
+    """llama.cpp's batched decoding alone: each sequence's next token in one batch, a prompt in the place of who has ended.
+
+    As under load no text begins after so many seconds, and all are brought to their end.
+    """
     import ctypes
     import itertools
 
@@ -120,16 +124,16 @@ def bound(gguf: str, prompts: str, threads: str, flash: str, unified: str, secon
     model = api.llama_model_load_from_file(gguf.encode(), weights)
     options.n_ctx, options.n_batch, options.n_ubatch, options.n_seq_max = ROOM, 2048, 512, CLIENTS
     options.n_threads = options.n_threads_batch = int(threads)
-    options.flash_attn_type, options.kv_unified = int(flash), unified == "1"
+    options.flash_attn_type, options.kv_unified = int(flash == "on"), bool(unified)
     context = api.llama_init_from_model(model, options)
     memory, vocab = api.llama_get_memory(context), api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
     batch = api.llama_batch_init(2048, 0, 1)
     asked = itertools.cycle([json.loads(line)["prompt"] for line in Path(prompts).read_text().splitlines()])
     wait, at, left, tokens = [next(asked) for _ in range(CLIENTS)], [0] * CLIENTS, [TOKENS] * CLIENTS, 0
     begun = time.perf_counter()
-    while time.perf_counter() - begun < float(seconds):
+    while running := [s for s in range(CLIENTS) if left[s]]:
         rows, last = 0, list[int]()
-        for s in range(CLIENTS):
+        for s in running:
             for token in wait[s]:
                 batch.token[rows], batch.pos[rows], batch.logits[rows] = token, at[s], 0
                 batch.n_seq_id[rows], batch.seq_id[rows][0] = 1, s
@@ -139,10 +143,10 @@ def bound(gguf: str, prompts: str, threads: str, flash: str, unified: str, secon
         batch.n_tokens = rows
         if problem := api.llama_decode(context, batch):
             raise SystemExit(f"llama_decode gave {problem}")
-        for s, row in enumerate(last):
+        for s, row in zip(running, last, strict=True):
             given = ctypes.cast(api.llama_get_logits_ith(context, row), ctypes.POINTER(ctypes.c_float))
             wait[s], tokens, left[s] = [int(np.ctypeslib.as_array(given, (vocab,)).argmax())], tokens + 1, left[s] - 1
-            if not left[s]:
+            if not left[s] and time.perf_counter() - begun < float(seconds):
                 api.llama_memory_seq_rm(memory, s, -1, -1)
                 wait[s], at[s], left[s] = next(asked), 0, TOKENS
     return {"tokens_per_s": round(tokens / (time.perf_counter() - begun), 1), "errors": 0}
@@ -156,7 +160,7 @@ def race(args: argparse.Namespace, home: Path) -> dict:
     model = lithe.load(str(target.folder), dtype=args.precision)
     model.source = args.model
     asks(model, prompts)
-    asked = [(OURS, way) for way in LITHE] + [(THEIRS, way) for way in (SERVER if args.server else BOUND)]
+    asked = ways(bool(args.server), args.threads)
     servers: dict[tuple[str, str], tuple[subprocess.Popen, str]] = {}
     found: dict[tuple[str, str], list[dict]] = {}
     heard = quiet.listen()
@@ -164,14 +168,13 @@ def race(args: argparse.Namespace, home: Path) -> dict:
     def turn(key: tuple[str, str], seconds: float) -> dict:
         if key in servers:
             return under_load(servers[key][1], prompts, seconds, args.whole)
-        line = [sys.executable, __file__, "--bound", str(gguf), str(prompts), *BOUND[key[1]], str(seconds)]
+        line = [sys.executable, __file__, "--bound", str(gguf), str(prompts), *asked[key], str(seconds)]
         return json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
 
     try:
         for name, way in asked:
-            if way not in BOUND:
-                more = (LITHE if name == OURS else SERVER)[way]
-                servers[name, way] = start(name, more, target.folder, gguf, args.server, args.precision)
+            if name == OURS or args.server:
+                servers[name, way] = start(name, asked[name, way], target.folder, gguf, args.server, args.precision)
         for number in range(args.rounds + 1):  # the first warms up
             for key in asked:
                 told = turn(key, args.seconds if number else 1.0)
@@ -197,7 +200,7 @@ def race(args: argparse.Namespace, home: Path) -> dict:
         "disturbed": heard.disturbed or quiet.listen().disturbed,
     }
     part = "rival" if args.server else "bound"
-    settings = {"part": part, "clients": CLIENTS, "tokens": TOKENS, "streamed": not args.whole, "seconds": args.seconds}
+    settings = {"part": part, "threads": args.threads, "clients": CLIENTS, "tokens": TOKENS, "streamed": not args.whole, "seconds": args.seconds}
     Ledger(args.ledger).append(
         record("serving", model, measured=measured, inputs=part, settings=settings, seed=0, method=part)
     )
@@ -222,7 +225,8 @@ def main() -> None:
     parser.add_argument("--model", default="zoo:tiny")
     parser.add_argument("--precision", default="int8")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--seconds", type=float, default=8, help="after which no text begins")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--whole", action="store_true", help="answers at once, not streamed")
     parser.add_argument("--ledger", type=Path, default=LEDGER)
     with tempfile.TemporaryDirectory() as home:
