@@ -44,8 +44,8 @@ def main() -> None:
             made.draft.propose = clocked(spent, "propose", made.draft.propose)
             made.draft.observe = clocked(spent, "observe", made.draft.observe)
         measured = rounds(made, prompts, spent) | {"disturbed": quiet.worse(before, quiet.listen()).disturbed}
-        ledger.append(record("rounds", model, measured=measured, inputs=prompts, settings={"max_tokens": TOKENS}, method=made.name,
-                             knobs=made.knobs, parts=[made.draft, *made.parts]))
+        ledger.append(record("rounds", model, measured=measured, inputs=prompts, settings={"max_tokens": TOKENS},
+                             method=made.name, knobs=made.knobs, parts=[made.draft, *made.parts]))
         print(f"{made.name}: {measured}", flush=True)
 
 
