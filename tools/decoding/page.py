@@ -120,8 +120,8 @@ def table(part: Part) -> str:
              f"{m['draft_share']:.0%}", f"{m['held_mb']:.1f}" if "held_mb" in m else "", learned(part[m["method"]]),
              "" if m["same"] is None else f"{m['same']} of {m['of']}"] for m in ranked(part)]
     said = grid(HEADS, rows)
-    if any(m["disturbed"] for m in ranked(part)):
-        said += "\nSomething else ran on the machine meanwhile: believe counts, and times less.\n"
+    if disturbed := [f"`{m['method']}`" for m in ranked(part) if m["disturbed"]]:
+        said += f"\nSomething else ran on the machine beside {', '.join(disturbed)}: believe counts, and times less.\n"
     failed = [f"`{r.method}`: {r.measured['error']}" for r in part.values() if r.measured["error"]]
     return said + "".join(f"\nNot measured: {each}\n" for each in failed)
 
