@@ -53,10 +53,12 @@ def main() -> None:
                                 loops=plain["looping"], of=plain["of"], most=first.settings["max_tokens"])]
     text += ["## Greedy\n", table(parts["greedy"])]
     if newer := since("greedy"):
-        text += ["### Measured since, on prompts of their own choice\n", count(newer) + SINCE, table(newer)]
+        text += ["### Measured since, on prompts of their own choice\n", count(newer), table(newer)]
     text += ["## Two trees\n", BOTH, families(newer or parts["greedy"]), "## By task\n", TASKS, tasks(parts["greedy"])]
     if parts["sampled"]:
         text += ["## Temperature 1\n", count(parts["sampled"]) + SAMPLED, table(parts["sampled"])]
+        if again := since("sampled"):
+            text += ["Measured since, on prompts of their own choice. " + count(again), table(again)]
     if parts["editing"]:
         text += ["## Editing\n", count(parts["editing"]) + EDITING, table(parts["editing"])]
     if said := rivals():
@@ -67,7 +69,6 @@ def main() -> None:
     draw(parts["greedy"])
 
 
-SINCE = "Heads that were fitted anew, beside plain decoding in a run of their own.\n"
 TASKS = "Speed over prompts that do not loop, tokens per pass in brackets; - where all texts of a task loop.\n"
 SAMPLED = "Every lossless method samples from the model's own law, as the contract tests prove.\n"
 EDITING = ("tiny with the adapter `tiny-editor` corrects seeded\nmistakes in sentences of public-domain books; the source, "
