@@ -82,8 +82,9 @@ AGAINST = """The same weights and precision, greedy, turn by turn in one run, ea
 do not loop, and editing. llama.cpp runs plain, with its bindings' prompt lookup and with `zoo:tiny-draft` as its draft model,
 several settings of each; of each kind the fastest counts. Times leave the prompt's own pass out.
 """
-SAME = """64 shipped prompts, or as many as a cell says, 128 tokens, greedy: texts that are plain decoding's to the last token, in
-ragged batches of 4 and, after a slash, alone; - where it was not run. From `docs/ledger-identity.jsonl`; `make identity` runs what is missing.
+SAME = """64 shipped prompts, or as many as a cell says, 128 tokens, greedy: texts that are plain decoding's to the last token,
+in ragged batches of 4 and, after a slash, alone; - where it was not run. From `docs/ledger-identity.jsonl`; `make identity`
+runs what is missing.
 """
 
 
