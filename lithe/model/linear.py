@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lithe.kernels.linear import linear, rows
 from lithe.kernels.pack import PANEL, Packed, pack, size, unpack
+from lithe.kernels.room import room
 
 PIECE = 1 << 18  # weights packed at a time: some twenty times as many bytes are held for a moment
 
@@ -18,9 +19,7 @@ def pack_pieces(weight_NK: Tensor, kind: str, group: int = 0) -> Packed:
     n, k = weight_NK.shape
     taken = max(PIECE // k // PANEL, 1) * PANEL
     first = pack(weight_NK[:taken], kind, group)
-    if n <= taken:
-        return first
-    data, at = first.data.new_empty(size(kind, n, k, first.group)), 0
+    data, at = room(size(kind, n, k, first.group)), 0
     for start in range(0, n, taken):
         piece = (first if start == 0 else pack(weight_NK[start : start + taken], kind, group)).data
         data[at : at + len(piece)] = piece
