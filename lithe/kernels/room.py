@@ -31,10 +31,10 @@ class _Chunk:
 _open: list[_Chunk] = []
 
 
-def room(size: int) -> Tensor:
+def room(size: int, device: torch.device) -> Tensor:
     """Bytes [size] for a packed matrix. A chunk is given back when the last matrix on it is gone."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(size, dtype=torch.uint8)
+    if device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(size, dtype=torch.uint8, device=device)
     with _lock:
         for chunk in _open:
             memory = chunk.memory()
