@@ -5,6 +5,7 @@ Reading weights takes fewer look-ups of addresses then, and what is read to be p
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from contextlib import suppress
 from dataclasses import dataclass
@@ -52,6 +53,12 @@ def apart(size: int) -> Tensor:
     if size < SMALL or not hasattr(mmap, "MAP_PRIVATE"):
         return torch.empty(size, dtype=torch.uint8)
     return torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
+
+
+def tidy() -> None:
+    """Give back what lies free in the heap, where the C library can: temporaries of unlike sizes leave holes all over it."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _new(size: int) -> tuple[mmap.mmap, _Chunk]:

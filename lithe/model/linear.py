@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lithe.kernels.linear import linear, rows
 from lithe.kernels.pack import LEVELS, PANEL, Packed, lay_out, pack, size, unpack
-from lithe.kernels.room import room
+from lithe.kernels.room import room, tidy
 
 PIECE = 1 << 18  # weights packed at a time: some twenty times as many bytes are held for a moment
 
@@ -26,6 +26,7 @@ def pack_pieces(weight_NK: Tensor, kind: str, group: int = 0) -> Packed:
         piece = (first if start == 0 else pack(weight_NK[start : start + taken], kind, group)).data
         data[at : at + len(piece)] = piece
         at += len(piece)
+    tidy()
     return Packed(data, kind, n, k, first.group)
 
 
