@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lithe.errors import FormatError, TooLargeError, UnsupportedError, UsageError
 from lithe.kernels.pack import Packed
+from lithe.kernels.room import apart
 from lithe.model import families, names, packing
 from lithe.model.config import Config
 from lithe.model.decoder import Decoder
@@ -202,7 +203,7 @@ def _read(found: dict[str, Entry], wanted: Iterable[str]) -> Iterator[tuple[str,
         try:
             with open(path, "rb") as file:
                 for name, entry in ((name, found[name]) for name in wanted if found[name].file == path):
-                    data = torch.empty(entry.stop - entry.start, dtype=torch.uint8)
+                    data = apart(entry.stop - entry.start)
                     file.seek(entry.start)
                     if file.readinto(data.numpy().data) < len(data):
                         raise FormatError(f"{path} ends within {name}; was the download cut short?")
