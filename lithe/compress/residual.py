@@ -20,8 +20,8 @@ def check(model: Decoder) -> None:
     config = model.config
     if config.norm_out or not config.norm_in:
         raise UnsupportedError("this model norms what its blocks give: without some channels the others' norm would change")
-    if config.experts or config.embed_scale != 1.0:
-        raise UnsupportedError("models with experts or with scaled embeddings keep their residual width yet")
+    if config.experts or config.chosen or config.embed_scale != 1.0:
+        raise UnsupportedError("models with experts, chosen channels or scaled embeddings keep their residual width yet")
     if any(isinstance(module, PackedLinear | Factored | Ranged) for module in model.modules()):
         raise UnsupportedError("some layers are packed or factored already: cut the residual width before that")
 
