@@ -38,8 +38,8 @@ class Knobs:
 
 
 class Method:
-    """Targets: the fewest channels that hold tau of |a_j| |W_down,j|; their cross-entropy beside the text's loss (Elkerdawy et al.
-    2022, section 3)."""
+    """Targets: the fewest channels that hold tau of |a_j| |W_down,j|; their cross-entropy beside the text's loss (Elkerdawy et
+    al. 2022, section 3)."""
 
     def __init__(self, knobs: Knobs):
         self.knobs, self.steps, self.rate = knobs, knobs.steps, knobs.rate
