@@ -17,6 +17,7 @@ from lithe.model.adapted import Below, Part, remade
 from lithe.model.decoder import Decoder
 from lithe.model.site import Site
 from lithe.train.batches import Batch
+from lithe.train.guide import Guide
 from lithe.train.loop import Plan, fit
 from lithe.train.loss import next_token
 from lithe.train.optim import Optimizer
@@ -72,7 +73,7 @@ def recover(work: Decoder, dense: Decoder, step: Step, calibration: Calibration 
         plan = Plan(schedule=Cosine(steps=method.steps, warmup=max(1, method.steps // 20)),
                     optimizer=Optimizer(lr=method.rate, weight_decay=0.0), log_every=max(1, method.steps))
         at = fit(work, _batches(calibration, hasattr(method, "loss"), getattr(method, "steps_each", 1)),
-                 getattr(method, "loss", next_token), plan, quiet=True,
+                 getattr(method, "loss", next_token), plan, quiet=True, guide=Guide(method),
                  folder=None if kept is None else kept.path(f"{number}-fit"))
         note |= {"steps": at.step, "tokens": at.tokens, "loss": at.loss}
     if hasattr(method, "finish"):

@@ -156,6 +156,8 @@ class Stage:
         """Put the changes of all groups in place in the working model."""
         if hasattr(self.step.act, "prepare"):
             self.step.act.prepare(self.work, self.calibration)  # type: ignore[union-attr]
+        if hasattr(self.step.act, "smooth") and any(level is not None for level in levels.values()):
+            self.step.act.smooth(self.work, self.calibration, levels, self.step.target)  # type: ignore[union-attr]
         self.dense, done = surgery.copied(self.work), []  # type: ignore[var-annotated]
         seen = self.work if self.step.target.sequential else self.dense
         for layer, found in calibrate.blocks(seen, self.calibration, sorted(self.step.needs)):

@@ -146,7 +146,8 @@ def check_changes(entry: Entry, budget: str) -> None:
 
 def flat(change: Change) -> dict[str, Tensor]:
     """All tensors of a change, by names that end in their site."""
-    found = {f"{kind}/{site}": t for kind in ("weights", "biases") for site, t in getattr(change, kind).items()}
+    found = {f"{kind}/{site}": t for kind in ("weights", "biases", "ranges") for site, t in getattr(change, kind).items()}
+    found |= {f"packed/{site}": matrix.data for site, matrix in change.packed.items()}
     found |= {f"{kind}{i}/{site}": two[i] for kind in ("levels", "pairs") for site, two in getattr(change, kind).items()
               for i in (0, 1)}
     return found | ({} if change.kept is None else {"kept": change.kept})
