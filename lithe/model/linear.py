@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lithe.kernels import sparse
 from lithe.kernels.linear import linear, rows
 from lithe.kernels.pack import PANEL, Packed, pack, size, unpack
 
@@ -91,6 +92,69 @@ class PackedLinear(nn.Module):
         """Casting a model's precision leaves packed bytes and the bias as they are; moving it moves them."""
         super()._apply(lambda t: fn(t) if t.dtype == torch.uint8 else fn(t).float(), recurse)
         return self
+
+
+class _FewProduct(torch.autograd.Function):
+    """The same with weights of which few are left."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MK: Tensor, held: sparse.Ready, bias_N: Tensor | None) -> Tensor:
+        ctx.held, ctx.dtype = held, x_MK.dtype
+        if x_MK.dtype == torch.float64:
+            y_MN = x_MK @ sparse.plain(held).double().T
+            return y_MN if bias_N is None else y_MN + bias_N
+        return sparse.linear(held, x_MK, bias_N)
+
+    @staticmethod
+    def backward(ctx: Any, grad_MN: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return (grad_MN @ sparse.plain(ctx.held).to(grad_MN.dtype)).to(ctx.dtype), None, None
+
+
+class SparseLinear(nn.Module):
+    """A linear layer that holds only those of its weights that are not zero. They are fixed: only activations get gradients.
+
+    Activations are not rounded, so it gives the bits that the dense layer gives in float32.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, stored: sparse.Sparse, bias_N: Tensor | None = None):
+        super().__init__()
+        self.kind, self.count = stored.kind, stored.count
+        self.in_features, self.out_features = stored.k, stored.n
+        self.held = sparse.ready(stored)
+        self.register_buffer("bias", None if bias_N is None else bias_N.detach().float())
+
+    @classmethod
+    def of(cls, module: nn.Linear, dtype: torch.dtype) -> SparseLinear | None:
+        """The same layer, its weights in this precision; None where that would take as many bytes as all of them or more."""
+        kind = next((kind for kind, own in sparse.KINDS.items() if own == dtype), "")
+        n, k = module.out_features, module.in_features
+        count = int(module.weight.detach().to(dtype).count_nonzero()) if kind else 0
+        if not kind or sparse.size(kind, n, k, count) >= n * k * dtype.itemsize:
+            return None
+        return cls(sparse.pack(module.weight, kind), module.bias)
+
+    @property
+    def stored(self) -> sparse.Sparse:
+        """As folders hold it."""
+        return sparse.stored(self.held)
+
+    @property
+    def weight(self) -> Tensor:
+        """The plain matrix [N, K], new: changing it changes nothing here."""
+        return sparse.plain(self.held)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = _FewProduct.apply(x.reshape(-1, x.shape[-1]), self.held, self.bias)
+        return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.kind}, {self.count} weights, bias={self.bias is not None}"
+
+    def _apply(self, fn, recurse: bool = True):
+        """Casting a model's precision leaves the weights and the bias as they are; they stay on the CPU."""
+        return super()._apply(lambda t: fn(t).float(), recurse)
 
 
 class Factored(nn.Module):
