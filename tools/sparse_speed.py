@@ -1,4 +1,4 @@
-"""Products with weights that are mostly zero beside dense ones and PyTorch's CSR, at the shapes of a model: one JSON line a cell.
+"""Products with weights that are mostly zero, dense ones and PyTorch's CSR at the shapes of a model: one JSON line a cell.
 
     python tools/sparse_speed.py [--rows 1 8] [--shares 0.5 0.7 0.9 2:4] [--layers 30] [--threads 2] [--forms auto]
 

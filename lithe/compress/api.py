@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lithe.compress import calibrate, run
+from lithe.compress import calibrate, run, surgery
 from lithe.compress.calibrate import Calibration
 from lithe.compress.groups import find
 from lithe.compress.kept import Kept
@@ -20,6 +20,7 @@ from lithe.errors import LitheError, UnsupportedError, UsageError
 from lithe.kernels import sparse
 from lithe.model import checkpoint
 from lithe.model.decoder import Decoder
+from lithe.model.linear import SparseLinear
 from lithe.model.load import load, resolve
 from lithe.model.packing import fill_zeros, layers as packed_layers, save_zeros
 from lithe.train.loop import Interrupted
@@ -33,14 +34,14 @@ def compress(model: str | Path | Decoder, methods: Sequence[str] | str, *, calib
     """A smaller model by these methods in order, saved as `out` where given; the model given stays as it is.
 
     model: a decoder of plain weights, or what `lithe.load` takes. calibration: a text file (.txt, .jsonl, either .gz), of which
-    `tokens` tokens are read in rows of `length`. dry_run: only allocations and what they predict. dense_zeros: write zeros like other
-    weights, in a folder that others may read too; else layers are stored sparse where that is smaller. A run that writes a
-    folder and is stopped goes on where it was when it is called again. Raises UsageError, UnsupportedError, FormatError.
+    `tokens` tokens are read in rows of `length`. dry_run: only allocations and what they predict. dense_zeros: write zeros
+    like other weights, for other programs to read; else layers are stored sparse where that is smaller. A run that writes
+    a folder and is stopped goes on where it was when it is called again. Raises UsageError, UnsupportedError, FormatError.
     """
     methods = [methods] if isinstance(methods, str) else list(methods)
     steps = [parse(text) for text in methods]
     target = None if out is None or dry_run else _free(Path(out), overwrite)
-    dense = model if isinstance(model, Decoder) else fill_zeros(load(model, fast=False, offline=offline))
+    dense = _dense(model, offline)
     dtype = _stored_dtype(dense)
     _check_zeros(steps, dtype, dense_zeros)
     text = calibration if isinstance(calibration, Calibration | None) else calibrate.read(
@@ -77,6 +78,14 @@ def _free(out: Path, overwrite: bool) -> Path:
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise UsageError(f"{out} exists and is not empty; pass overwrite")
     return out
+
+
+def _dense(model: str | Path | Decoder, offline: bool) -> Decoder:
+    """The model with plain layers in the place of sparse ones; one that was given stays as it is."""
+    if not isinstance(model, Decoder):
+        return fill_zeros(load(model, fast=False, offline=offline))
+    few = any(isinstance(layer, SparseLinear) for layer in packed_layers(model).values())
+    return fill_zeros(surgery.copied(model)) if few else model
 
 
 def _check_zeros(steps: Sequence[Step], dtype: torch.dtype, dense_zeros: bool) -> None:

@@ -15,8 +15,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lithe.errors import FormatError, TooLargeError, UnsupportedError, UsageError
-from lithe.kernels.pack import Packed
-from lithe.kernels.sparse import Sparse
 from lithe.model import families, names, packing
 from lithe.model.config import Config
 from lithe.model.decoder import Decoder
@@ -150,11 +148,11 @@ def _blank(folder: Path, config: Config) -> Decoder:
 
 
 def _weights(folder: Path, model: Decoder, found: dict[str, Entry], table: dict[str, list[str]], kinds: packing.Kinds,
-             take: Callable[[Tensor], Tensor]) -> tuple[dict[str, Packed | Sparse], dict[str, Tensor]]:
+             take: Callable[[Tensor], Tensor]) -> tuple[dict[str, packing.Matrix], dict[str, Tensor]]:
     """Matrices as packed, and what is not packed as `take` gives it."""
     layer_of = {packing.weight_of(model, name): name for name in kinds} | {f"{name}.data": name for name in kinds}
     size, sizes = packing.linears(model), {name: len(weight) for name, weight in model.named_parameters()}
-    packed: dict[str, Packed | Sparse] = {}
+    packed: dict[str, packing.Matrix] = {}
     state: dict[str, Tensor] = {}
     for name, tensor in _read(found, table):
         members = table[name]

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from lithe.errors import FormatError, UsageError
 from lithe.kernels import sparse
-from lithe.kernels.pack import BLOCK, KINDS, LEVELS, Packed, size
+from lithe.kernels.pack import BLOCK, LEVELS, Packed
 from lithe.kernels.sparse import Sparse
 from lithe.model.decoder import Decoder
 from lithe.model.linear import PackedEmbedding, PackedLinear, SparseLinear
+from lithe.model.narrow import KNOWN, Narrow, bytes_of, layer as layer_of, matrix as narrow_matrix
 from lithe.model.site import Site
 
 Kinds = dict[str, tuple[str, int]]  # kind and group of each packed layer, or kind and count of a sparse one
-Layer = PackedLinear | SparseLinear
+Layer, Matrix = PackedLinear | SparseLinear, Packed | Narrow | Sparse
+ALL_KINDS = (*KNOWN, *sparse.KINDS)
 HEAD, EMBEDDING = "lm_head", "embed_tokens.weight"
 
 
@@ -37,20 +39,20 @@ def layers(model: Decoder) -> dict[str, Layer]:
 
 def is_exact(kinds: Kinds) -> bool:
     """Whether layers of these kinds give what plain ones in float32 would."""
-    return all(kind in sparse.KINDS for kind, _ in kinds.values())
+    return all(kind in (*sparse.KINDS, "fp32") for kind, _ in kinds.values())
 
 
-def matrix(data: Tensor, kind: str, n: int, k: int, number: int) -> Packed | Sparse:
+def matrix(data: Tensor, kind: str, n: int, k: int, number: int) -> Matrix:
     """Stored bytes as a matrix. number: the group, or how many weights are left. Raises FormatError where they are none."""
     try:
-        return (Sparse if kind in sparse.KINDS else Packed)(data, kind, n, k, number)
+        return (Sparse if kind in sparse.KINDS else narrow_matrix)(data, kind, n, k, number)
     except UsageError as problem:
         raise FormatError(str(problem)) from None
 
 
 def data_size(kind: str, n: int, k: int, number: int) -> int:
     """Bytes of such a matrix. Raises UsageError for numbers that cannot be."""
-    return (sparse.size if kind in sparse.KINDS else size)(kind, n, k, number)
+    return (sparse.size if kind in sparse.KINDS else bytes_of)(kind, n, k, number)
 
 
 def save_zeros(model: Decoder, dtype: torch.dtype) -> dict[str, SparseLinear]:
@@ -96,8 +98,8 @@ def stored(raw: object, model: Decoder, where: str) -> Kinds:
             raise FormatError(f"{where}: packed names {name!r:.80}, which is no linear layer of this model")
         kind = entry.get("kind") if isinstance(entry, dict) else None
         word = _word(kind) if isinstance(kind, str) else ""
-        if not isinstance(entry, dict) or kind not in (*KINDS, *sparse.KINDS) or entry.keys() != {"kind", word}:
-            raise FormatError(f"{where}: {name} must have a kind ({', '.join((*KINDS, *sparse.KINDS))}) and a group, or a count "
+        if not isinstance(entry, dict) or kind not in ALL_KINDS or entry.keys() != {"kind", word}:
+            raise FormatError(f"{where}: {name} must have a kind ({', '.join(ALL_KINDS)}) and a group, or a count "
                               f"where it is sparse, not {entry!r:.80}")
         try:
             if type(entry[word]) is not int:
@@ -124,11 +126,11 @@ def shapes(model: Decoder, kinds: Kinds) -> dict[str, tuple[int, ...]]:
     return plain | {f"{name}.data": (data_size(kind, *known[name], group),) for name, (kind, group) in kinds.items()}
 
 
-def adopt(model: Decoder, packed: dict[str, Packed | Sparse], state: dict[str, Tensor]) -> None:
+def adopt(model: Decoder, packed: dict[str, Matrix], state: dict[str, Tensor]) -> None:
     """Swap packed matrices in for a model's linear layers, with the biases found in `state`."""
     for name, found in packed.items():
         bias = state.get(f"{name}.bias")
-        layer = SparseLinear(found, bias) if isinstance(found, Sparse) else PackedLinear(found, bias)
+        layer = SparseLinear(found, bias) if isinstance(found, Sparse) else layer_of(found, bias)
         if name == HEAD and model.lm_head is None:
             if isinstance(layer, SparseLinear):
                 raise FormatError(f"{name}: an output matrix that is the embedding too cannot be sparse")
@@ -143,7 +145,7 @@ def contents(model: Decoder) -> tuple[dict[str, Tensor | PackedLinear], Kinds]:
     which unpack to what they were; then a layer stands for its matrix."""
     state: dict[str, Tensor | PackedLinear] = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     found = layers(model)
-    if any(layer.kind in LEVELS or isinstance(layer, SparseLinear) for layer in found.values()):
+    if any(layer.kind not in ("fp32", "bf16") for layer in found.values()):
         few = {name: layer for name, layer in found.items() if isinstance(layer, SparseLinear)}
         state |= {f"{name}.data": layer.stored.data for name, layer in few.items()}
         return state, {name: (layer.kind, layer.count if isinstance(layer, SparseLinear) else layer.group)
