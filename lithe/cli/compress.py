@@ -26,8 +26,8 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show the plan and what it predicts; write nothing")] = False,
     tokens: Annotated[int, typer.Option(help="of calibration", min=16)] = 65_536,
     length: Annotated[int, typer.Option(help="tokens of a calibration row", min=4)] = 512,
-    dense_zeros: Annotated[bool, typer.Option("--dense-zeros", help="write zeros like other weights, for other programs to read, "
-                                              "even where leaving them out is smaller")] = False,
+    dense_zeros: Annotated[bool, typer.Option("--dense-zeros", help="write zeros like other weights, for other programs to "
+                                              "read, even where leaving them out is smaller")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a model folder of that name")] = False,
     seed: SEED = 0,
     threads: THREADS = None,

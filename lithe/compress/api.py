@@ -93,7 +93,8 @@ def _check_zeros(steps: Sequence[Step], dtype: torch.dtype, dense_zeros: bool) -
     asked = [step.text for step in steps if step.recover is None and step.target.bytes is not None and step.unit == "entry"]
     if asked and (dense_zeros or dtype not in sparse.KINDS.values()):
         why = "with dense_zeros" if dense_zeros else f"in {str(dtype).removeprefix('torch.')}"
-        raise UnsupportedError(f"{asked[0]!r}: {why} zeros are stored like other weights and save no bytes: say ratio or pattern")
+        raise UnsupportedError(f"{asked[0]!r}: {why} zeros are stored like other weights and save no bytes: say ratio or "
+                               "pattern")
 
 
 def _stored_dtype(model: Decoder) -> torch.dtype:

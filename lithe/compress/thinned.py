@@ -1,4 +1,4 @@
-"""Linear layers trained while some of their weights are held back: masks, the gradients that pass them, and how often they change.
+"""Linear layers trained while some weights are held back: masks, the gradients that pass them, and how often they change.
 
 Axes: N outputs, K inputs.
 """
@@ -35,8 +35,8 @@ class Straight(torch.autograd.Function):
 
 
 class Thinned(nn.Module):
-    """A linear layer that reads its weights through a mask. straight: whether what is masked gets gradients; beta: how much of it
-    is read all the same; decay: see `Straight`. changes: entries of the mask that changed since the first, counted each time."""
+    """A linear layer that reads its weights through a mask. straight: whether what is masked gets gradients; beta: how much of
+    it is read all the same; decay: see `Straight`. changes: entries of the mask that changed since the first, each time."""
 
     mask: Tensor
 

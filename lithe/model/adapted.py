@@ -238,8 +238,8 @@ def remade(module: Any, weight_NK: Tensor, bias_N: Tensor | None) -> nn.Module:
                                    "them, or merge into the model before it is packed (load with fast=False)")
         return PackedLinear(pack(weight_NK.float(), module.kind, module.group), bias_N)
     if isinstance(module, SparseLinear):
-        raise UnsupportedError("merging into sparse weights would fill their zeros: keep the adapter beside them, or merge into "
-                               "the model before it is stored (compress with --dense-zeros)")
+        raise UnsupportedError("merging into sparse weights would fill their zeros: keep the adapter beside them, or merge "
+                               "into the model before it is stored (compress with --dense-zeros)")
     if not hasattr(module, "in_features"):
         raise UnsupportedError(f"a {type(module).__name__} is no linear layer, so nothing can be merged into it")
     dtype = module.weight.dtype

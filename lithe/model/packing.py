@@ -1,8 +1,8 @@
 """Packed weights in model folders: which layers hold them, what they are called there, and how they come into a model.
 
 In a folder with packed weights every tensor has the decoder's own name, a packed matrix `<layer>.data` in the bytes that
-kernels/pack.py or kernels/sparse.py lays out, and lithe.json says of each such layer its kind, and its group or how many weights
-are left. A tied model has its one matrix as lm_head.
+kernels/pack.py, kernels/sparse.py or narrow.py lays out, and lithe.json says of each such layer its kind, and its group or how
+many weights are left. A tied model has its one matrix as lm_head.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def data_size(kind: str, n: int, k: int, number: int) -> int:
 
 
 def save_zeros(model: Decoder, dtype: torch.dtype) -> dict[str, SparseLinear]:
-    """Put sparse layers in the place of linear layers of a model's blocks where a folder in this precision gets smaller by it."""
+    """Put sparse layers in the place of linear layers of a model's blocks where folders in this precision are smaller so."""
     found = {name: SparseLinear.of(module, dtype) for name, module in model.named_modules()
              if isinstance(module, nn.Linear) and name.startswith("layers.")}
     made = {name: layer for name, layer in found.items() if layer is not None}

@@ -90,7 +90,8 @@ def test_nothing_is_held_sparse_where_that_is_not_smaller():
     assert not save_zeros(pruned(share=0.9), torch.float64)
 
 
-@pytest.mark.parametrize("spoil", [{"count": 10}, {"count": "x"}, {"count": -1}, {"group": 32}, {"kind": "sparse_int3", "count": 3}])
+@pytest.mark.parametrize("spoil", [{"count": 10}, {"count": "x"}, {"count": -1}, {"group": 32},
+                                   {"kind": "sparse_int3", "count": 3}])
 def test_a_folder_that_lies_is_refused(folder, tmp_path, spoil):
     shutil.copytree(folder, tmp_path / "m")
     own = json.loads((tmp_path / "m" / "lithe.json").read_text())

@@ -34,7 +34,7 @@ class Knobs:
 
 
 class Method:
-    """Elsen et al. 2020, section 3: Zhu and Gupta's gradual magnitude pruning. What is left runs as strips (kernels/sparse.py)."""
+    """Elsen et al. 2020: gradual magnitude pruning as Zhu and Gupta's. What is left runs as strips (kernels/sparse.py)."""
 
     def __init__(self, knobs: Knobs):
         self.knobs, self.steps, self.rate = knobs, knobs.steps, knobs.rate

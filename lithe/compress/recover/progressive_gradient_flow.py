@@ -38,8 +38,8 @@ class Knobs:
 
 
 class Method:
-    """Bambhaniya et al. 2024, section 4: W (M + beta (1 - M)) with a straight gradient; beta falls (mask decay), or stays 0 while the
-    pattern goes from loose to tight (structure decay)."""
+    """Bambhaniya et al. 2024, section 4: W (M + beta (1 - M)) with a straight gradient; beta falls (mask decay), or stays 0
+    while the pattern goes from loose to tight (structure decay)."""
 
     def __init__(self, knobs: Knobs):
         self.knobs, self.steps, self.rate = knobs, knobs.steps, knobs.rate

@@ -21,7 +21,7 @@ CARD = Card(paper="Learning N:M Fine-grained Structured Sparse Neural Networks F
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
     pattern: str = knob("2:4", "entries kept of neighbours among a row's inputs")
-    strength: float = knob(10.0, "of the pull on entries that are out, lambda; 0 is the plain straight-through estimator, below 0 pushes")
+    strength: float = knob(10.0, "lambda, of the pull on entries that are out; 0: plain straight-through; below 0 pushes")
     form: str = knob("decoupled", "the pull: times the rate, after each step, as adaptive optimizers want it; or in the "
                                   "gradient, as the paper has it for SGD with 2e-4", choices=("decoupled", "gradient"))
     steps: int = knob(1000, "of training on the calibration text", low=0)
