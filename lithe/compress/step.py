@@ -235,7 +235,7 @@ def left_bytes(model: Decoder, group: Group, share: float, item: int) -> float:
     """Bytes of a site's matrix as a folder holds it when this share of it is zero."""
     kind = next((kind for kind, dtype in sparse.KINDS.items() if dtype.itemsize == item), "")
     if not kind:
-        raise UnsupportedError(f"zeros among weights of {item} bytes save none of them: say ratio or pattern")
+        raise UnsupportedError(f"zeros among weights of {item} bytes each save no bytes: say ratio or pattern")
     module: Any = model.get_submodule(group.sites[0])
     left = group.weights - math.ceil(share * group.weights)
     return min(group.weights * item, sparse.size(kind, module.out_features, module.in_features, left))

@@ -1,17 +1,19 @@
 """Products with few weights: the bits of the dense kernel in either form, row invariance, and matrices that come back whole."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from lithe.errors import UsageError
-from lithe.kernels import library, sparse
+from lithe.kernels import build, library, sparse
 from lithe.kernels.linear import linear
 from lithe.kernels.pack import pack
+from tests.kernels.test_build import sanitized
 from tests.kernels.test_linear import close
-from tests.kernels.variants import VARIANTS, every_variant
+from tests.kernels.variants import VARIANTS, compiled, every_variant
 
 KIND = pytest.mark.parametrize("kind", sparse.KINDS)
 FORM = pytest.mark.parametrize("strips", [False, True], ids=["bitmap", "strips"])
@@ -80,6 +82,19 @@ def test_bytes_that_lie_are_refused():
             sparse.Sparse(data, "sparse_fp32", 32, 16, count)
     with pytest.raises(UsageError, match="cannot take"):
         sparse.linear(sparse.ready(stored), torch.zeros(2, 17))
+
+
+@compiled
+@pytest.mark.parametrize("name", [*VARIANTS[:1], *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS[1:])])
+def test_sanitizers_find_nothing(name, tmp_path):
+    sanitized(build.VARIANTS[name][1], tmp_path, "selftest_sparse.c")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("avx2" not in VARIANTS, reason="its loops want AVX2")
+def test_the_avx512_code_holds_where_no_processor_runs_it(tmp_path):
+    flags = (*build.VARIANTS["avx2"][1], "-Wno-psabi", "-include", str(Path(__file__).with_name("emulated.h")))
+    sanitized(flags, tmp_path, "selftest_sparse.c")
 
 
 @pytest.mark.skipif(len(VARIANTS) < 2, reason="one variant only")

@@ -82,7 +82,7 @@ INLINE uint64_t part_of(uint64_t mask, const int v) { return (v ? mask >> (8 * v
 INLINE uint64_t part_of(uint64_t mask, const int v) { return mask >> v * LANES & ((1ull << LANES) - 1); }
 #if LANES == 16
 INLINE vf spread(const int kind, const void *values, uint64_t mask) {
-    if (kind == FP32) return (vf)_mm512_maskz_expand_ps((__mmask16)mask, _mm512_loadu_ps(values));
+    if (kind == FP32) return (vf)_mm512_maskz_expand_ps((__mmask16)mask, (__m512)vf_load(values));
     return (vf)_mm512_maskz_expand_ps((__mmask16)mask, (__m512)vf_from_bf16(values));
 }
 #else
