@@ -26,7 +26,7 @@ from lithe.kernels import library
 from lithe.kernels.pack import PANEL
 
 KINDS = {"sparse_fp32": torch.float32, "sparse_bf16": torch.bfloat16}
-FEW = 0.35  # share of weights left below which strips are faster at any number of rows (docs/log/compress/sparse.md)
+FEW = {"sparse_fp32": 0.32, "sparse_bf16": 0.22}  # share of weights left below which strips win (docs/log/compress/sparse.md)
 GROUP, INPUTS = 8, 2**16  # of strips: outputs, and inputs at most
 BEHIND = 64  # bytes
 _ONES = torch.tensor([i.bit_count() for i in range(256)], dtype=torch.int64)
@@ -135,7 +135,7 @@ class Ready:
 def ready(sparse: Sparse, strips: bool | None = None) -> Ready:
     """The form that is fastest for so many weights, or the one asked for. As stored, it shares the bytes."""
     if strips is None:
-        strips = sparse.density < FEW and sparse.k <= INPUTS
+        strips = sparse.density < FEW[sparse.kind] and sparse.k <= INPUTS
     if strips:
         return _strips(sparse)
     start = _words(sparse.n, sparse.k) * 4
