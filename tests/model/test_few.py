@@ -79,8 +79,8 @@ def test_a_layer_gives_the_bits_of_the_dense_kernel(folder):
     few = model.layers[0].mlp.up_proj
     assert torch.equal(few(x), PackedLinear(pack(few.weight.float(), "fp32"))(x))
     fused = load(folder)
-    assert "SparseLinear" in fused.fast.why[0]
     assert (logits(fused) - logits(model)).abs().max() < 1e-4
+    assert "SparseLinear" in fused.fast.why[0]
 
 
 def test_nothing_is_held_sparse_where_that_is_not_smaller():
