@@ -11,6 +11,7 @@ from lithe.kernels import sparse
 from lithe.kernels.linear import linear, rows
 from lithe.kernels.pack import PANEL, Packed, pack, size, unpack
 
+HELD = ("places", "values", "starts")  # of sparse weights
 PIECE = 1 << 18  # weights packed at a time: some twenty times as many bytes are held for a moment
 
 
@@ -116,13 +117,18 @@ class SparseLinear(nn.Module):
     Activations are not rounded, so it gives the bits that the dense layer gives in float32.
     """
 
+    places: Tensor
+    values: Tensor
+    starts: Tensor
     bias: Tensor | None
 
     def __init__(self, stored: sparse.Sparse, bias_N: Tensor | None = None):
         super().__init__()
         self.kind, self.count = stored.kind, stored.count
         self.in_features, self.out_features = stored.k, stored.n
-        self.held = sparse.ready(stored)
+        self._held = sparse.ready(stored)
+        for name in HELD:  # a folder has them in another form
+            self.register_buffer(name, getattr(self._held, name), persistent=False)
         self.register_buffer("bias", None if bias_N is None else bias_N.detach().float())
 
     @classmethod
@@ -134,6 +140,14 @@ class SparseLinear(nn.Module):
         if not kind or sparse.size(kind, n, k, count) >= n * k * dtype.itemsize:
             return None
         return cls(sparse.pack(module.weight, kind), module.bias)
+
+    @property
+    def held(self) -> sparse.Ready:
+        """The weights as the kernel takes them; anew where a buffer was replaced, as copying does."""
+        if self._held.values is not self.values:
+            self._held = sparse.Ready(self.places, self.values, self.starts, self.out_features, self.in_features,
+                                      self._held.strips)
+        return self._held
 
     @property
     def stored(self) -> sparse.Sparse:
@@ -153,8 +167,11 @@ class SparseLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, {self.kind}, {self.count} weights, bias={self.bias is not None}"
 
     def _apply(self, fn, recurse: bool = True):
-        """Casting a model's precision leaves the weights and the bias as they are; they stay on the CPU."""
-        return super()._apply(lambda t: fn(t).float(), recurse)
+        """Casting a model's precision leaves the weights and the bias as they are; the weights stay on the CPU."""
+        kept = {name: self._buffers.pop(name) for name in HELD}
+        super()._apply(lambda t: fn(t).float(), recurse)
+        self._buffers.update(kept)
+        return self
 
 
 class Factored(nn.Module):

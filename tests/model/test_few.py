@@ -70,6 +70,9 @@ def test_a_folder_loads_bit_for_bit_and_is_as_small_as_told(dtype, tmp_path):
     assert torch.equal(logits(again), logits(load(tmp_path / "few", fast=False)))
     gained = sum(layer.in_features * layer.out_features * dtype.itemsize - len(layer.stored.data) for layer in few.values())
     assert abs(sizes["plain"] - sizes["few"] - gained) < 4096  # the header
+    twin = copy.deepcopy(again).to(torch.bfloat16).float()
+    assert all(torch.equal(twin.get_submodule(name).weight, again.get_submodule(name).weight) for name in few)
+    assert twin.layers[0].mlp.up_proj.held.values is twin.layers[0].mlp.up_proj.values
     checkpoint.save(again, tmp_path / "more")  # and again, from what was loaded
     assert torch.equal(logits(load(tmp_path / "more", fast=False)), logits(again))
 
