@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lithe import __version__
 from lithe.compress import calibrate, run
 from lithe.compress.calibrate import Calibration
 from lithe.compress.kept import Kept
@@ -19,6 +20,7 @@ from lithe.errors import LitheError, UsageError
 from lithe.model import checkpoint
 from lithe.model.decoder import Decoder
 from lithe.model.load import load, resolve
+from lithe.model.machine import machine
 from lithe.model.packing import layers as packed_layers
 from lithe.train.loop import Interrupted
 
@@ -60,7 +62,8 @@ def compress(model: str | Path | Decoder, methods: Sequence[str] | str, *, calib
         raise
     found.report |= _predicted(dense, found, dtype) if dry_run else {}
     if target is not None:
-        _write(found, dense, target, dtype, overwrite, parent)
+        _tell_origin(found, dense, parent, calibration)
+        _write(found, dense, target, dtype, overwrite)
         if kept is not None:
             kept.done()
     return found
@@ -89,10 +92,19 @@ def _predicted(model: Decoder, found: Result, dtype: torch.dtype) -> dict[str, A
     return {"bytes": round(whole - saved), "bytes_before": whole}
 
 
-def _write(found: Result, dense: Decoder, out: Path, dtype: torch.dtype, overwrite: bool, parent: str | None) -> None:
+def _tell_origin(found: Result, dense: Decoder, parent: str | None, calibration: str | Path | Calibration | None) -> None:
+    """What it takes to do it again, and what the bits depend on beside that."""
+    made = {"lithe": __version__, "torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": machine()["cpu"],
+            "kernels": dense.kernels}
+    file = "" if isinstance(calibration, Calibration | None) else str(Path(calibration).expanduser().resolve())
+    for receipt in found.model.receipts[len(dense.receipts):]:
+        receipt |= {"parent": parent, "model": dense.source or str(dense.folder or ""), "made": made}
+        if receipt["calibration"] is not None:
+            receipt["calibration"]["file"] = file
+
+
+def _write(found: Result, dense: Decoder, out: Path, dtype: torch.dtype, overwrite: bool) -> None:
     model = found.model
-    for receipt in model.receipts[len(dense.receipts):]:
-        receipt["parent"] = parent
     packed = bool(packed_layers(model))
     if packed:
         model.to(dtype)
