@@ -77,7 +77,7 @@ def _config(old: Config, notes: list[str]) -> Config:
     padded = sum(any(getattr(layer, name) != size for name, size in most.items()) for layer in widths)
     if padded:
         if len({layer.heads // layer.kv_heads for layer in widths if layer.heads}) > 1:
-            raise UnsupportedError("its layers share key-value heads among different numbers of queries: padding cannot mend that")
+            raise UnsupportedError("layers share key-value heads among different numbers of queries, which cannot be padded")
         if old.sub_norm or old.qk_norm == "all":
             raise UnsupportedError("this model norms a layer's heads or channels together: padding would change the norm")
         notes.append(f"{padded} of {old.layers} layers are padded with zeros to {most}: right logits, no speed-up")

@@ -1,9 +1,12 @@
 """PV-Tuning: codes that move a little and well, stored kinds that weigh what they say, and what tuning mends."""
 
+from functools import cache
+
 import pytest
 import torch
 
 from lithe.compress.fitness import Fitness
+from lithe.compress.hessian import inverse_root
 from lithe.compress.quantize.pv_tuning import Knobs as Start, assigned, fitted, vectors
 from lithe.compress.recover.pv_tuning import Knobs, Method
 from lithe.compress.recovery import recover
@@ -12,19 +15,26 @@ from lithe.compress.step import parse
 from lithe.compress.surgery import copied
 from lithe.compress.tuned import Grid, Vectors, of_layer
 from lithe.contracts.compressing import logits, text
-from lithe.contracts.small import small_model
+from lithe.contracts.small import decided
 from lithe.model import checkpoint
+from lithe.model.config import Config
 from lithe.model.narrow import NarrowLinear
 from lithe.model.packing import layers
 
 
+@cache
+def dense():
+    """Wide enough for a book to be smaller than what it explains."""
+    return decided(Config(vocab=32, width=96, layers=1, heads=4, kv_heads=2, ffn=192, context=64), 0, 3.0).float()
+
+
 def begun(step="pv_tuning:bits=1,rounds=5"):
-    return compress(copied(small_model()).float(), [step], text()).model
+    return compress(copied(dense()), [step], text()).model
 
 
 def tuned(model, more):
     knobs = parse(f"recover=pv_tuning:{more}")
-    return recover(copied(model), copied(small_model()).float(), knobs, text(), seed=0, kept=None, number=0)[0]
+    return recover(copied(model), dense(), knobs, text(), seed=0, kept=None, number=0)[0]
 
 
 def test_a_book_finds_the_vectors_that_there_are():
@@ -38,17 +48,15 @@ def test_a_book_finds_the_vectors_that_there_are():
 
 def test_feedback_loses_less_of_the_outputs():
     dice = torch.Generator().manual_seed(1)
-    weight = torch.randn(64, 48, generator=dice, dtype=torch.float64)
+    weight = torch.randn(512, 48, generator=dice, dtype=torch.float64)
     mix = torch.randn(48, 48, generator=dice, dtype=torch.float64) * 0.3 + torch.eye(48)
-    moment, ones = mix @ mix.T, torch.ones(64, dtype=torch.float64)
+    moment, ones = mix @ mix.T, torch.ones(512, dtype=torch.float64)
     book = fitted(weight, moment.diagonal(), 8, Start(), dice)
-    from lithe.compress.hessian import inverse_root
-
     lost = []
     for root in (torch.eye(48, dtype=torch.float64), inverse_root(moment, 0.01)):
         off = book[assigned(weight, ones, book, root)].flatten(1) - weight
         lost.append(float((off @ moment * off).sum()))
-    assert vectors(weight, 8).shape == (64, 6, 8) and lost[1] < 0.9 * lost[0]
+    assert vectors(weight, 8).shape == (512, 6, 8) and lost[1] < 0.9 * lost[0]
 
 
 def test_a_step_moves_few_codes_each_to_its_best_and_stays_in_trust():
@@ -76,7 +84,7 @@ def test_a_step_moves_few_codes_each_to_its_best_and_stays_in_trust():
 @pytest.mark.parametrize("step", ["pv_tuning:bits=1,rounds=5", "gptq:bits=2,group=32"])
 def test_tuning_mends_and_codes_help(step):
     model = begun(step)
-    fitness = Fitness(copied(small_model()).float(), text())
+    fitness = Fitness(dense(), text())
     lost = {name: fitness(tuned(model, f"steps=40,rate=3e-3,{more}")) for name, more in (
         ("pv", "code_rate=0.5,most=0.05,trust=0.05"), ("continuous", "most=0"))}
     assert lost["pv"] < lost["continuous"] < fitness(model)
@@ -103,7 +111,7 @@ def test_a_tuned_grid_is_what_was_packed():
 
 def test_memory_of_a_stopped_run():
     method = Method(Knobs(decay=0.5))
-    method.begin(begun(), small_model(), text(), 0)
+    method.begin(begun(), dense(), text(), 0)
     one = next(iter(method.tuned.values()))
     one.square_NK, one.wish_NK = torch.ones(one.out_features, one.in_features), torch.zeros(one.out_features, one.in_features)
     state = {name: value.clone() for name, value in method.state().items()}
