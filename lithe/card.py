@@ -35,6 +35,7 @@ NEEDS = {
     "tap:final": "the last hidden state of every verified row",
     "full": "a diffusion model in which every place sees every other",
     "blocks": "a diffusion model trained on blocks, which sees those not after its own",
+    "experts": "a model whose layers are mixtures of experts",
     "no unmask": "no other word on what is committed",
     "no refresh": "nothing kept between passes",
     "inputs": "a calibration text, for sums of what the sites of a block read",

@@ -11,6 +11,7 @@ import typer
 from lithe.cli._common import DEVICE, DTYPE, JSON, METHODS, OFFLINE, SEED, THREADS, open_model, table
 from lithe.cli._compression import compressed
 from lithe.cli._engines import ENGINE, PRECISION, ROUNDS, SUITE, checked, compare
+from lithe.cli._filling import PLACES, PROBLEMS, TASK, paralleled
 from lithe.cli._json import SCHEMAS, WRITE, structured
 from lithe.cli._measure import LEDGER, LIMIT, NO_LEDGER, PROMPTS, chosen_kinds, open_ledger, progress
 from lithe.cli._serving import PART, served
@@ -40,6 +41,7 @@ def command(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on to --max-tokens past an end of text")] = False,
     suite: SUITE = "methods", engine: ENGINE = None, precision: PRECISION = None, rounds: ROUNDS = 9,
     plan: PLAN = None, shift: SHIFT = None, runs: RUNS = None, part: PART = None, schemas: SCHEMAS = None, write: WRITE = 10,
+    task: TASK = None, problems: PROBLEMS = 100, places: PLACES = 0,
     as_json: JSON = False, ledger: LEDGER = None, no_ledger: NO_LEDGER = False,
     seed: SEED = 0, dtype: DTYPE = "auto", device: DEVICE = "cpu", threads: THREADS = None, offline: OFFLINE = False,
 ) -> int:
@@ -49,7 +51,8 @@ def command(
     The exit code is 1 where a method failed, 130 where Ctrl-C ended the run; what was finished by then is reported. --suite
     engines: beside transformers and llama.cpp, in every precision. --suite tuning trains the plan's methods on unknown texts;
     --method then names some of the plan, as for --suite compress, which tells what each way of compressing loses. --suite
-    serving measures the engine of `lithe serve`, --suite json what schemas are enforced.
+    serving measures the engine of `lithe serve`, --suite json what schemas are enforced, --suite parallel what a diffusion
+    model loses by filling several places at once.
     """
     from lithe.bench.runner import Stopped, bench
 
@@ -83,6 +86,9 @@ def _suite(suite: str, given: dict[str, Any]) -> int:
         return compressed(model, methods=several("method"), plan=given["plan"], runs=given["runs"], **asked)
     if suite == "serving":
         return served(model, parts=several("part"), dtype=given["dtype"], **asked)
+    if suite == "parallel":
+        own = {name: given[name] for name in ("problems", "places", "temperature", "seed", "dtype")}
+        return paralleled(model, methods=several("method"), tasks=several("task"), **own, **asked)
     if suite == "json":
         own = {name: given[name] for name in ("write", "limit", "max_tokens", "seed", "dtype", "device")}
         return structured(model, schemas=several("schemas"), **own, **asked)

@@ -9,15 +9,18 @@ import typer
 
 from lithe import registry
 from lithe.cli._common import DEVICE, DTYPE, JSON, OFFLINE, SEED, THREADS, emit, open_model
+from lithe.cli._filling import fitted, unfit
 from lithe.errors import UsageError
 
 GROUP = "change"
 
 
 def command(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="a model folder, zoo:NAME or a hub id")],
     method: Annotated[str, typer.Option(help="a method with weights, as name:knob=value,...")],
-    data: Annotated[str, typer.Option(help="what to learn from: a text, .jsonl (objects with a text) or .npy (ids) file")],
+    data: Annotated[str, typer.Option(help="what to learn from: a text, .jsonl (objects with a text) or .npy (ids) file; for a "
+                                           "diffusion model .jsonl (prompt and answer) or tasks:NAME,NAME")],
     output: Annotated[Path, typer.Option("-o", "--output", help="the folder to make; it also holds the run while it lasts")],
     steps: Annotated[int, typer.Option(help="updates", min=1)] = 1000,
     rows: Annotated[int, typer.Option(help="rows of text a step", min=1)] = 8,
@@ -27,6 +30,7 @@ def command(
                                               "of the data; 0: from the data", min=0)] = 0,
     temperature: Annotated[float, typer.Option(help="at which it writes; 0 is greedy", min=0)] = 0.0,
     keep: Annotated[bool, typer.Option("--keep", help="put the model's states on disk, so that it reads a row once")] = False,
+    examples: Annotated[int, typer.Option(help="of tasks: how many problems are drawn", min=1)] = 1000,
     seed: SEED = 0,
     dtype: DTYPE = "auto",
     device: DEVICE = "cpu",
@@ -43,6 +47,11 @@ def command(
         able = ", ".join(e.name for e in registry.entries() if e.card.trains)
         raise UsageError(f"{spec.entry.address} has no weights to fit; these have: {able}")
     target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline, fast=False)
+    if target.config.attends != "causal" or spec.entry.room == "diffuse":
+        unfit(context, ("length", "written", "temperature", "keep"))
+        fitted(spec, target, data, output, steps=steps, rows=rows, warmup=warmup, seed=seed, pool=examples, model=model,
+               as_json=as_json)
+        return
     ids = corpus.load(data, target.tokenizer).ids
     lesson = Lesson(steps=steps, rows=rows, length=length, warmup=warmup, seed=seed, keep=keep)
     if written:

@@ -16,7 +16,7 @@ from lithe import registry
 from lithe.card import check_knobs, knob
 from lithe.compress import masking, solve
 from lithe.compress.allocation import Option, Plan, Problem
-from lithe.compress.groups import CUT_UNITS, UNITS, Group, Level, find
+from lithe.compress.groups import CUT_UNITS, UNITS, Group, Level, find, known as units_of
 from lithe.errors import UnsupportedError, UsageError
 from lithe.model.decoder import Decoder
 from lithe.model.narrow import RANGES, bytes_of
@@ -77,7 +77,7 @@ class Step:
     @property
     def unit(self) -> str:
         """The unit that it works on: of all that its methods know the one asked for, or the first."""
-        known = list(getattr(self.act or self.importance, "units", ()))
+        known = units_of(getattr(self.act or self.importance, "units", ()))
         if self.target.unit and self.target.unit not in known:
             raise UnsupportedError(f"{self.text!r} knows the units {', '.join(known)}, not {self.target.unit!r}")
         chosen = self.target.unit or (known[0] if known else "")
@@ -85,7 +85,7 @@ class Step:
             raise UsageError(f"{self.text!r} names nothing that acts: name an importance, or a method that prunes, quantizes "
                              "or factorizes")
         scored = getattr(self.importance, "units", None)
-        if scored is not None and chosen not in scored:
+        if scored is not None and chosen not in units_of(scored):
             raise UnsupportedError(f"{self.text!r}: its importance scores {', '.join(scored)}, not {chosen}")
         return chosen
 
@@ -214,8 +214,8 @@ def _options(step: Step, model: Decoder, group: Group, item: int) -> list[Option
         if target.pattern:
             n, m = masking.parts(target.pattern)
             return [Option(level=1 - n / m, cost=full * n / m)]
-        ratio = float(target.ratio or 0)
-        steps = [] if step.allocate is None else [round(ratio + i / 20, 6) for i in range(-20, 20)]  # so that steps cost alike
+        ratio, grain = float(target.ratio or 0), getattr(step.allocate, "grain", 20)
+        steps = [] if step.allocate is None else [round(ratio + i / grain, 6) for i in range(-grain, grain)]  # they cost alike
         shares = target.levels or [share for share in steps if 0 <= share < 1]
         return [Option(level=s, cost=full * (1 - s)) for s in {0.0, ratio, *shares}]
     if group.unit in ("channel", "head"):

@@ -128,7 +128,7 @@ def check_changes(entry: Entry, budget: str) -> None:
     levels = made.allocate().levels
     whole = getattr(made.step.act, "block", None)
     for layer, found in calibrate.blocks(made.work, text(), sorted(made.step.needs)):
-        source = made._source(layer, found)
+        source = made.source(layer, found)
         for group in (group for group in made.groups if group.layer == layer):
             before = {name: t.clone() for name, t in made.work.state_dict().items() if isinstance(t, Tensor)}
             dice = torch.get_rng_state()

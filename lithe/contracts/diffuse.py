@@ -17,13 +17,14 @@ from lithe.sampling.sequence import Sequence
 
 PROMPTS = ([1, 2, 3], [4, 5, 6, 7, 8, 9, 1], [2])
 KINDS = (("full", 0), ("blocks", 4))
+MIXED = ("full", 0, 0, 6.0, 8)  # the same with experts, for methods that need them
 
 
 @cache
-def small_model(attends: str, block: int, seed: int = 0, sharp: float = 6.0) -> Decoder:
+def small_model(attends: str, block: int, seed: int = 0, sharp: float = 6.0, experts: int = 0) -> Decoder:
     """Random float64 weights with decided opinions."""
     config = Config(vocab=32, width=32, layers=2, heads=4, kv_heads=2, ffn=64, context=64, attends=attends, block=block,
-                    mask_token=31)
+                    mask_token=31, experts=experts, experts_per_token=2 if experts else 0, expert_ffn=16 if experts else 0)
     return decided(config, seed, sharp)
 
 
@@ -39,7 +40,7 @@ def fitting(entry: Entry, **knobs: object) -> list[DiffusePlan]:
     """Plans of a method over every kind of model that it takes."""
     spec = f"{entry.reference}{':' if knobs else ''}{','.join(f'{key}={value}' for key, value in knobs.items())}"
     made = []
-    for kind in KINDS:
+    for kind in (MIXED,) if "experts" in entry.card.needs else KINDS:
         try:
             made.append(plan(small_model(*kind), spec))
         except UnsupportedError:

@@ -117,6 +117,8 @@ def _advance(plan: DiffusePlan, each: Run, guesses: list[Guess]) -> Step:
     """Go on with a canvas until its next query, and publish what is certain from the left."""
     canvas, sequence, query = each.canvas, each.canvas.sequence, each.query
     before = len(canvas.open())
+    if plan.watch is not None:
+        plan.watch(canvas, guesses[0])
     try:
         each.query = each.filling.send(guesses)
     except StopIteration:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
+from collections.abc import Iterator, Sequence as Seq
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +38,7 @@ class Spent:
     passes: int = 0
     rows: int = 0  # places that ran, variants included
     keys: int = 0  # stored places that were read
+    experts: int = 0  # that ran in each layer, where the model has any, summed over passes
     rounds: list[int] = field(default_factory=list)  # places committed in each
 
 
@@ -45,6 +48,8 @@ class Reader:
     def __init__(self, model: Decoder):
         self.model, self.config = model, model.config
         self.stores: dict[int, Store] = {}  # by sequence
+        self.route: Any = None  # who says which experts run in a pass; None: the router alone
+        self.mixed = [module for module in model.modules() if hasattr(module, "among")]
 
     def store(self, canvas: Canvas) -> Store:
         """The keys and values kept of a canvas."""
@@ -67,11 +72,34 @@ class Reader:
             spent[i].rows += query.variants_RT.numel()
             spent[i].keys += max(keys, 0)
         for members in groups.values():
-            logits = self._pass([canvases[i] for i in members], [queries[i] for i in members])
+            with self._counting() as used_B:
+                logits = self._pass([canvases[i] for i in members], [queries[i] for i in members])
             for i in members:
                 count = len(queries[i].variants_RT)
                 found[i], logits = self._guesses(canvases[i], queries[i], logits[:count]), logits[count:]
+                spent[i].experts += sum(used_B[:count])
+                del used_B[:count]
         return found
+
+    @contextmanager
+    def _counting(self) -> Iterator[list[int]]:
+        """What the pass within uses of experts: how many ran for each of its rows of places, all layers together."""
+        used_B: list[int] = []
+
+        def among(p_BTE: Tensor) -> Tensor:
+            kept_B1E = torch.ones_like(p_BTE[:, :1], dtype=torch.bool) if self.route is None else self.route.among(p_BTE)
+            taken = p_BTE.masked_fill(~kept_B1E, 0.0).topk(self.config.experts_per_token, -1).indices
+            each_B = torch.zeros_like(p_BTE[:, 0]).scatter(1, taken.flatten(1), 1.0).sum(1).int().tolist()
+            used_B[:] = [a + b for a, b in zip(used_B or [0] * len(each_B), each_B, strict=True)]
+            return kept_B1E
+
+        for module in self.mixed:
+            module.among = among
+        try:
+            yield used_B
+        finally:
+            for module in self.mixed:
+                module.among = None
 
     def _pass(self, canvases: Seq[Canvas], queries: Seq[Query]) -> Tensor:
         """Logits [all variants, T, V] of queries of one shape."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from lithe import registry
+from lithe.diffuse.canvas import Canvas, Guess
 from lithe.diffuse.passes import Reader
 from lithe.diffuse.plain import Anew, Surest, Whole
 from lithe.errors import UnsupportedError, UsageError
 from lithe.model.decoder import Decoder
 
 ROOM = "diffuse"
-SLOTS = ("schedule", "refresh", "unmask", "revise", "stop")
+SLOTS = ("schedule", "refresh", "unmask", "revise", "stop", "route")
+PASS = "route"  # the slot that belongs to passes, not to a canvas
 
 
 @dataclass
@@ -38,6 +41,9 @@ class DiffusePlan:
     source: str = ""
     promises: tuple[str, ...] = ()
     knobs: dict[str, Any] = field(default_factory=dict)
+    unmasks: Iterator[Any] | None = None  # parts that stand in that slot instead, one a canvas: for what watches or foresees
+    watch: Callable[[Canvas, Guess], None] | None = None  # is shown each pass's guess before anything is committed
+    loaded: dict[str, Any] = field(default_factory=dict)  # what a method read once for all canvases
     runs: list[Any] = field(default_factory=list)  # canvases of the last run and what was spent on them
 
     @property
@@ -47,9 +53,19 @@ class DiffusePlan:
     def kit(self) -> Kit:
         """Fresh parts for one canvas; plain ones where no method was named."""
         blockwise = self.model.config.attends == "blocks"
-        made = {slot: spec.entry.module.Method(spec.knobs, self.model) for slot, spec in self.specs.items()}
+        made = {slot: self._part(slot, spec) for slot, spec in self.specs.items() if slot != PASS}
         plain = {"schedule": Whole(self.model.config.block), "refresh": Anew(blockwise), "unmask": Surest()}
+        if self.unmasks is not None:
+            made["unmask"] = next(self.unmasks)
         return Kit(**(plain | made))
+
+    def _part(self, slot: str, spec: registry.Spec) -> Any:
+        kind = spec.entry.module.Method
+        if not hasattr(kind, "load"):
+            return kind(spec.knobs, self.model)
+        if slot not in self.loaded:
+            self.loaded[slot] = kind.load(spec.knobs, self.model)
+        return kind(spec.knobs, self.model, self.loaded[slot])
 
 
 def plan(model: Decoder, *methods: str) -> DiffusePlan:
@@ -70,6 +86,9 @@ def plan(model: Decoder, *methods: str) -> DiffusePlan:
         specs[slot] = spec
     made = DiffusePlan(model=model, reader=Reader(model), specs={slot: specs[slot] for slot in SLOTS if slot in specs})
     _check(made)
+    if PASS in specs:
+        made.reader.route = made._part(PASS, specs[PASS])
+    made.kit()  # what a part cannot be made of is told at once
     made.name = " + ".join(map(str, made.specs.values())) or "plain"
     made.source = next((specs[slot].entry.name for slot in ("revise", "unmask") if slot in specs), "")
     made.promises = _promises(made)
@@ -80,7 +99,9 @@ def plan(model: Decoder, *methods: str) -> DiffusePlan:
 
 def _check(made: DiffusePlan) -> None:
     """What methods say they need, against the model and each other."""
-    offered = {made.model.config.attends, *(f"no {slot}" for slot in SLOTS if slot not in made.specs), *made.specs}
+    config = made.model.config
+    offered = {config.attends, *(["experts"] if config.experts else []), *made.specs}
+    offered |= {f"no {slot}" for slot in SLOTS if slot not in made.specs}
     for spec in made.specs.values():
         missing = [need for need in spec.entry.card.needs if need not in offered]
         if missing:

@@ -66,10 +66,14 @@ class Experts(nn.Module):
         self.router = nn.Linear(width, experts, bias=False)
         self.experts = nn.ModuleList(FFN(width, inner, activation=activation, gated=True) for _ in range(experts))
         self.top, self.norm_topk = top, norm_topk
+        self.among: Callable[[Tensor], Tensor] | None = None  # p_BTE -> which experts each sequence may take, boolean [B, 1, E]
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         x_NC = x_BTC.reshape(-1, x_BTC.shape[-1])
         p_NE = torch.softmax(_wide(self.router(x_NC)), dim=-1)
+        if self.among is not None:
+            p_BTE = p_NE.view(*x_BTC.shape[:-1], -1)
+            p_NE = p_BTE.masked_fill(~self.among(p_BTE), 0.0).view_as(p_NE)
         weight_NK, chosen_NK = p_NE.topk(self.top, dim=-1)
         if self.norm_topk:
             weight_NK = weight_NK / weight_NK.sum(-1, keepdim=True)

@@ -21,8 +21,8 @@ def test_own_answers_are_right_and_changed_ones_wrong(task):
 
 def test_random_operations_take_every_right_answer():
     problem = draw("insert_random", np.random.default_rng(3))
-    items = [word for word in problem.prompt[2:-3]]
-    new = problem.prompt[-2]
+    start = problem.prompt.index(":")
+    items, new = [word for word in problem.prompt[start + 1 : -1] if word != "_"], problem.prompt[start - 1]
     assert all(problem.right([*items[:i], new, *items[i:]]) for i in range(len(items) + 1))
     assert not problem.right([*items, items[0]])
     assert len(SQUARES) == 576  # Latin squares of order 4

@@ -3,9 +3,9 @@
 import pytest
 
 from lithe import registry
-from lithe.contracts import diffuse
+from lithe.contracts import diffuse, distill
 
-PARTS = [entry for shelf in ("schedule", "refresh", "unmask", "revise", "stop") for entry in registry.entries("diffuse", shelf)]
+PARTS = [entry for shelf in ("schedule", "refresh", "unmask", "revise", "stop", "route") for entry in registry.entries("diffuse", shelf)]
 CASES = [(entry, promise) for entry in PARTS for promise in entry.card.promises]
 
 
@@ -17,3 +17,8 @@ def test_promise(entry, promise):
 @pytest.mark.parametrize("entry", PARTS, ids=lambda entry: entry.name)
 def test_verbs(entry):
     diffuse.check_verbs(entry)
+
+
+@pytest.mark.parametrize("entry", registry.entries("diffuse", "distill"), ids=lambda entry: entry.name)
+def test_what_trains_a_model_has_batches_and_a_loss(entry):
+    distill.check_verbs(entry)

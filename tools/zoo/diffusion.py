@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from lithe.bench.parallel._tasks import END, OPEN, TASKS, VOCABULARY, draw
+from lithe.bench.parallel._tasks import END, OPEN, VOCABULARY, draw
 from lithe.model.checkpoint import save
-from lithe.model.config import Config
+from lithe.model.config import Config, Rope
 from lithe.model.decoder import Decoder
 from lithe.train.batches import Batch
 from lithe.train.loop import Plan, fit
@@ -26,33 +26,56 @@ from lithe.train.schedule import Wsd
 
 PACKAGE = Path(__file__).resolve().parents[2] / "lithe" / "zoo"
 ID = {word: i for i, word in enumerate(VOCABULARY)}
-PROMPT, ROOM = 19, 20  # places of the longest prompt, and of an answer, ends of text included
-BASE = dict(vocab=len(VOCABULARY), width=128, layers=4, heads=4, kv_heads=4, ffn=320, context=512, tied=True,
-            mask_token=ID[OPEN])
+GROUPS = {  # tasks of one shape: their shares, places of the longest prompt and of an answer with an end, rows of a step
+    "lists": (dict(copy=1, reverse=2, sort=2, replace_index=2, insert_index=2, remove_index=2, shuffle=1, replace_random=1,
+                   insert_random=1, remove_random=1), 13, 8, 24),
+    "numbers": (dict(add=3, addr=2), 10, 5, 10),
+    "squares": (dict(square=1), 19, 17, 8),
+}
+ROOMS = (18, 40, 80, 160, 480)  # of the longer canvases, which hold ends of text for the most part
+EVERY = 12  # steps between them
+BASE = dict(vocab=len(VOCABULARY), width=96, layers=4, heads=3, kv_heads=3, ffn=256, context=512, tied=True,
+            mask_token=ID[OPEN], rope=Rope(theta=100.0))  # rows are short: slower turns would tell places apart too little
 KINDS = {"tiny-diffusion": dict(attends="full"), "tiny-block": dict(attends="blocks", block=4),
-         "tiny-diffusion-moe": dict(attends="full", experts=16, experts_per_token=4, expert_ffn=96)}
-HARD = {"add": 3, "addr": 2, "square": 3, "sort": 2, "reverse": 2, "remove_index": 2, "insert_index": 2, "replace_index": 2}
+         "tiny-diffusion-moe": dict(attends="full", experts=16, experts_per_token=4, expert_ffn=64)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """Rows of fresh problems, each by (seed, step, row): prompt, answer, then ends of text."""
+    """Rows of fresh problems, each by (seed, step, row): prompt, answer, then ends of text up to one length."""
 
-    rows: int = 64
+    group: str
+    rows: int
+    room: int
     seed: int = 0
-    block: int = 0
 
     def __call__(self, step: int) -> Batch:
-        share = np.array([HARD.get(task, 1) for task in TASKS], float)
+        shares, most, _, _ = GROUPS[self.group]
+        share = np.array(list(shares.values()), float)
         ids, learned = [], []
         for row in range(self.rows):
-            dice = np.random.default_rng([self.seed, step, row])
-            problem = draw(TASKS[int(dice.choice(len(TASKS), p=share / share.sum()))], dice)
-            prompt = [ID[word] for word in problem.prompt]
-            answer = [ID[word] for word in problem.answer]
-            ids.append(prompt + answer + [ID[END]] * (PROMPT + ROOM - len(prompt) - len(answer)))
-            learned.append([i >= len(prompt) and i < len(prompt) + ROOM for i in range(PROMPT + ROOM)])
+            dice = np.random.default_rng([self.seed, step, row, most])
+            problem = draw(list(shares)[int(dice.choice(len(shares), p=share / share.sum()))], dice)
+            text = [ID[word] for word in (*problem.prompt, *problem.answer)]
+            ids.append(text + [ID[END]] * (most + self.room - len(text)))
+            learned.append([i >= len(problem.prompt) for i in range(most + self.room)])
         return {"ids_BT": torch.tensor(ids), "learned_BT": torch.tensor(learned)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """The micro-batches of a step: one of each group, now and then one of long canvases."""
+
+    block: int = 0
+
+    def __call__(self, step: int, ending: bool = False) -> list[Batch]:
+        noised = lambda rows: Noised(rows=rows, mask=ID[OPEN], block=self.block, spread=True)(step)
+        made = [noised(Drawn(group=group, rows=rows, room=room)) for group, (_, _, room, rows) in GROUPS.items()]
+        if step % EVERY == 0:
+            turn = step // EVERY
+            room = ROOMS[turn % len(ROOMS)]
+            made.append(noised(Drawn(group=list(GROUPS)[turn % len(GROUPS)], rows=max(2, 320 // room), room=room, seed=1)))
+        return made
 
 
 def companions(folder: Path) -> Path:
@@ -71,15 +94,14 @@ def companions(folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=KINDS)
-    parser.add_argument("--seconds", type=float, default=5400)
+    parser.add_argument("--seconds", type=float, default=3000)
     parser.add_argument("--zoo", type=Path, default=Path(".lithe/zoo"))
     parser.add_argument("--to", type=Path, default=PACKAGE)
     options = parser.parse_args()
     settings = BASE | KINDS[options.model]
     model = Decoder(Config(**settings)).init(0)
-    noised = Noised(rows=Drawn(), mask=ID[OPEN], block=settings.get("block", 0))
-    plan = Plan(schedule=Wsd(warmup=200), optimizer=Optimizer(name="adamw", lr=2e-3), seconds=options.seconds, log_every=50)
-    fit(model, noised, denoising, plan, folder=options.zoo / options.model)
+    plan = Plan(schedule=Wsd(warmup=100), optimizer=Optimizer(name="adamw", lr=3e-3), seconds=options.seconds, log_every=50)
+    fit(model, Batches(block=settings.get("block", 0)), denoising, plan, folder=options.zoo / options.model)
     folder = save(model.eval(), options.to / options.model, dtype=torch.bfloat16,
                   tokenizer_from=companions(options.zoo / "words"), overwrite=True)
     (folder / "model.safetensors").chmod(0o644)

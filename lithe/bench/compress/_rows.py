@@ -24,7 +24,7 @@ SAME = 0.01  # of the bytes: so much more counts as equal
 class Row:
     """A method at a ratio on a model, as means over seeds. more: nats a token above the dense model. bytes: of its files, as a
     share of the dense model's. gains: what the method it is judged against loses more than this one, in nats a token, with a
-    95 % interval over documents and seeds; only seeds that both ran count. None where there is nothing to compare.
+    95 % interval over documents and seeds: those that both ran, or all where the other ran once. None where nothing compares.
     """
 
     method: str
@@ -63,6 +63,7 @@ def rows(known: dict[Cell, Record], plan: Plan) -> list[Row]:
 def _row(key: tuple[str, float | None, str], own: dict[int, Record], dense: Record, other: dict[int, Record], against: str,
          ) -> Row:
     of = lambda name, records: mean(record.measured[name] for record in records)
+    other = dict.fromkeys(own, *other.values()) if len(other) == 1 else other  # what draws nothing ran once
     both = sorted(own.keys() & other.keys())
     gains = low = high = None
     same = None

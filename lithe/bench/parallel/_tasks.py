@@ -1,6 +1,8 @@
 """Tasks in miniature after ParallelBench: lists, sums and squares, drawn from a seed and judged by rule.
 
-A prompt is `operation : arguments =`, an answer the words that follow it. Random operations have many right answers.
+A prompt is a form, `operation arguments : items =`, whose list has room for 6 words and whose numbers for 3 digits: what is
+not filled holds `_`, so that an answer stands at the same place for lists of any length. Random operations have many right
+answers.
 """
 
 from __future__ import annotations
@@ -12,17 +14,15 @@ from itertools import permutations
 import numpy as np
 
 Words = list[str]
-WORDS = [
-    "ant", "bear", "cat", "deer", "elk", "fox", "goat", "hen", "ibex", "jay", "kite", "lion", "mole", "newt", "owl", "pig",
-    "quail", "rat", "seal", "toad", "urchin", "vole", "wolf", "yak", "zebra", "crab", "duck", "frog", "hare", "mouse",
-    "swan", "tiger",
-]  # fmt: skip
+WORDS = ["ant", "bear", "cat", "deer", "elk", "fox", "goat", "hen", "ibex", "jay", "kite", "lion", "mole", "newt", "owl", "pig"]
 DIGITS = list("0123456789")
 CHOSEN = ("copy", "reverse", "sort", "replace_index", "insert_index", "remove_index")
 RANDOM = ("shuffle", "replace_random", "insert_random", "remove_random")
 NUMBERS = ("add", "addr")
 TASKS = (*CHOSEN, *RANDOM, *NUMBERS, "square")
 MARKS = [":", "=", "+", "_", "with", "at"]
+LONGEST, WIDTH = 6, 3  # words of a list and digits of a number that a form has room for
+ROOM = {"square": 17} | dict.fromkeys(NUMBERS, WIDTH + 2)  # places of the longest answer and an end, where not a list's
 END, OPEN = "<end>", "<mask>"
 VOCABULARY = [END, OPEN, *TASKS, *MARKS, *DIGITS, *WORDS]
 
@@ -37,13 +37,18 @@ class Problem:
     right: Callable[[Sequence[str]], bool]
 
 
+def room(task: str) -> int:
+    """How many places hold every answer of a task and an end of text."""
+    return ROOM.get(task, LONGEST + 2)
+
+
 def draw(task: str, dice: np.random.Generator, items: int | None = None) -> Problem:
-    """A problem of a task; items: length of the list or numbers, else 4 to 8 words or 3 to 5 digits."""
+    """A problem of a task; items: length of the list (3 to 6 where not said) or of the numbers (2 or 3)."""
     if task == "square":
         return _square(dice)
     if task in NUMBERS:
-        return _sum(task, dice, items or int(dice.integers(3, 6)))
-    return _list(task, dice, items or int(dice.integers(4, 9)))
+        return _sum(task, dice, items or int(dice.integers(2, WIDTH + 1)))
+    return _list(task, dice, items or int(dice.integers(3, LONGEST + 1)))
 
 
 def _exactly(answer: Words) -> Callable[[Sequence[str]], bool]:
@@ -82,7 +87,7 @@ def _list(task: str, dice: np.random.Generator, n: int) -> Problem:
         case "remove_random":
             del answer[at]
             rule = lambda said: any(list(said) == [*items[:i], *items[i + 1 :]] for i in range(n))
-    return Problem(task, [task, ":", *items, *more, "="], answer, rule or _exactly(answer))
+    return Problem(task, [task, *more, ":", *items, *["_"] * (LONGEST - n), "="], answer, rule or _exactly(answer))
 
 
 def _sum(task: str, dice: np.random.Generator, digits: int) -> Problem:
@@ -90,8 +95,8 @@ def _sum(task: str, dice: np.random.Generator, digits: int) -> Problem:
     a, b = (int(x) for x in dice.integers(0, 10**digits, 2))
     turn = -1 if task == "addr" else 1
     write = lambda number, width: list(str(number).zfill(width))[::turn]
-    answer = write(a + b, digits + 1)
-    return Problem(task, [task, ":", *write(a, digits), "+", *write(b, digits), "="], answer, _exactly(answer))
+    answer = write(a + b, WIDTH + 1)
+    return Problem(task, [task, ":", *write(a, WIDTH), "+", *write(b, WIDTH), "="], answer, _exactly(answer))
 
 
 SQUARES = [rows for rows in permutations(list(permutations("1234")), 4)

@@ -1,0 +1,154 @@
+"""What concerns diffusion models alone: problems to learn from and to measure on, and how a fit of them is told."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence as Seq
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lithe import __version__
+from lithe.cli._common import emit, open_model, table
+from lithe.errors import FormatError, UsageError
+
+if TYPE_CHECKING:
+    from lithe.bench.ledger import Ledger
+    from lithe.bench.parallel._rows import Row
+    from lithe.diffuse.learn import Example
+    from lithe.model.decoder import Decoder
+    from lithe.registry import Spec
+
+TASK = Annotated[list[str] | None, typer.Option("--task", help="of --suite parallel: only this one; repeats")]
+PROBLEMS = Annotated[int, typer.Option("--problems", help="of --suite parallel: how many of each task", min=2)]
+PLACES = Annotated[int, typer.Option("--places", help="of --suite parallel: places of a canvas; 0: what the longest answer "
+                                                      "of the task takes", min=0)]
+DRAWN = "tasks:"  # begins what names drawn problems instead of a file
+HELD = 1 << 20  # seeds of drawn problems to learn from begin here: none of a suite's is among them
+HEADS = ("method", "right", "points lost", "95 %", "passes", "fewer", "95 %", "of all", "tokens/pass", "rows", "faster")
+
+
+def examples(source: str, model: Decoder, count: int) -> list[Example]:
+    """`tasks:NAME,NAME` (or `tasks:` for all) draws problems; else a .jsonl file of objects with a prompt and an answer.
+
+    Raises UsageError for an unknown task, FormatError with file and line for what is no such object.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise UsageError("this model has no tokenizer, which problems in words need")
+    if source.startswith(DRAWN):
+        return _drawn(source[len(DRAWN) :], model, count)
+    return [_read(line, f"{source} line {number}", model) for number, line in enumerate(_lines(source), 1) if line.strip()]
+
+
+def _lines(source: str) -> list[str]:
+    try:
+        return Path(source).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UsageError(f"cannot read {source}: {problem}; give a .jsonl file or {DRAWN}NAME,NAME") from None
+
+
+def _read(line: str, where: str, model: Decoder) -> Example:
+    from lithe.diffuse.learn import Example
+
+    assert model.tokenizer is not None
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    parts = [found.get(name) if isinstance(found, dict) else None for name in ("prompt", "answer")]
+    if not all(isinstance(part, str) and part for part in parts):
+        raise FormatError(f"{where}: not an object with a prompt and an answer, both texts")
+    prompt, answer = (model.tokenizer.encode(str(part), bos=False) for part in parts)
+    return Example(prompt, answer, lambda said: list(said) == list(answer), len(answer) + 1)
+
+
+def _drawn(names: str, model: Decoder, count: int) -> list[Example]:
+    import numpy as np
+
+    from lithe.bench.parallel._tasks import TASKS, Problem, draw, room
+    from lithe.diffuse.learn import Example
+
+    assert model.tokenizer is not None
+    tasks = names.split(",") if names else list(TASKS)
+    if unknown := [task for task in tasks if task not in TASKS]:
+        raise UsageError(f"there is no task {unknown[0]!r}; known: {', '.join(TASKS)}")
+    encode, decode = model.tokenizer.encode, model.tokenizer.decode
+
+    def example(problem: Problem) -> Example:
+        judge = lambda said: problem.right([decode([token]).strip() for token in said])
+        return Example(encode(" ".join(problem.prompt), bos=False), encode(" ".join(problem.answer), bos=False), judge,
+                       room(problem.task))
+
+    return [example(draw(tasks[i % len(tasks)], np.random.default_rng([HELD, i]))) for i in range(count)]
+
+
+def fitted(spec: Spec, target: Decoder, data: str, output: Path, *, steps: int, rows: int, warmup: int, seed: int, pool: int,
+           model: str, as_json: bool) -> None:
+    """Fit a method of a diffusion model and say what came of it: a folder of weights, or a trained model."""
+    from lithe.diffuse.learn import Lesson, learn
+    from lithe.model.checkpoint import save
+    from lithe.train.fitted import identity
+
+    lesson = Lesson(steps=steps, rows=rows, warmup=warmup, seed=seed)
+    made = learn(spec, target, examples(data, target, pool), lesson, folder=output, quiet=as_json)
+    weights = sum(weight.numel() for weight in made.parameters())
+    trained = hasattr(made, "config")
+    if trained:
+        made.receipts = [*target.receipts, {"verb": "fit", "method": spec.entry.name, "knobs": asdict(spec.knobs), "data": data,
+                                            "lesson": asdict(lesson), "parent": identity(target), "lithe": __version__}]
+        save(made, output, tokenizer_from=target.folder, overwrite=True)
+    if as_json:
+        emit({"method": spec.entry.address, "folder": str(output), "weights": weights, "model": trained})
+    elif trained:
+        print(f"{output}: {model}, trained by {spec.entry.name}; use it as a model: lithe generate {output} PROMPT")
+    else:
+        print(f"{output}: {weights:,} weights of {spec.entry.name} for {model}")
+        print(f"use them: lithe generate {model} PROMPT --method {spec.entry.name}:heads={output}")
+
+
+def unfit(context: typer.Context, names: Seq[str]) -> None:
+    """Raises UsageError for options that were given and say nothing to a diffusion model."""
+    given = [name for name in names if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+    if given:
+        raise UsageError(f"--{given[0]} is for models that read from left to right: leave it out")
+
+
+def paralleled(model: str, *, methods: Seq[str], tasks: Seq[str], problems: int, places: int, temperature: float | None,
+               seed: int, dtype: str, threads: int | None, offline: bool, as_json: bool, book: Ledger | None) -> int:
+    """Run what the ledger lacks of the suite and print all of it. 130 where Ctrl-C ended the run."""
+    from lithe.bench.parallel._rows import good, rows
+    from lithe.bench.parallel._suite import Course, best, cells, policies
+    from lithe.bench.parallel._tasks import TASKS
+
+    target = open_model(model, dtype=dtype, threads=threads, offline=offline)
+    course = Course(target, book, tell=lambda line: print(line, file=sys.stderr, flush=True))
+    asked = ["", *methods] if methods else policies()
+    found, code = [], 0
+    for cell in cells(tasks or TASKS, asked, problems, seed, places=places, temperature=temperature or 0.0):
+        try:
+            found += course.run([cell])
+        except KeyboardInterrupt:
+            code = 130
+            break
+    able = good(found)
+    told = rows(found, able, best())
+    if as_json:
+        for row in told:
+            print(json.dumps(row.json(), ensure_ascii=False))
+        return code
+    print(f"tasks on which one token a step is right for 80 % and more: {', '.join(able) or 'none'}")
+    table(HEADS, [_cells(row) for row in told])
+    return code
+
+
+def _cells(row: Row) -> list[Any]:
+    if row.error:
+        return [row.method, "-", row.error, *[""] * (len(HEADS) - 3)]
+    between = lambda pair, form: "-" if pair is None else f"{pair[0]:{form}} - {pair[1]:{form}}"
+    return [row.method, f"{row.accuracy:.1%}", f"{row.lost:+.1f}", between(row.lost_interval, ".1f"), f"{row.passes:.1f}",
+            f"{row.fewer:.2f} x", between(row.fewer_interval, ".2f"), "-" if row.headroom is None else f"{row.headroom:.0%}",
+            f"{row.tokens_per_pass:.2f}", f"{row.rows:.0f}", f"{row.faster:.2f} x"]
