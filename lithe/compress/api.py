@@ -110,7 +110,9 @@ def _write(found: Result, dense: Decoder, out: Path, dtype: torch.dtype, overwri
         model.to(dtype)
     checkpoint.save(model, out, dtype=None if packed else dtype, tokenizer_from=dense.folder, overwrite=overwrite)
     size = lambda folder: sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
-    found.report |= {"out": str(out), "bytes": size(out), "bytes_before": None if dense.folder is None else size(dense.folder)}
+    weights = sum(weight.numel() for weight in dense.parameters())
+    found.report |= {"out": str(out), "bytes": size(out), "bytes_before": None if dense.folder is None else size(dense.folder),
+                     "bits": round(8 * size(out) / weights, 3)}  # of all files, for each weight that there was
     found.model = checkpoint_model(out, dense)
 
 
