@@ -177,7 +177,7 @@ def read(path: Path, root: Path = ROOT) -> Entry:
 
 def near(word: str, known: Any) -> str:
     """A tail for an error message: near names if there are some, else all that is known."""
-    names = sorted(known)
+    names = sorted(set(known))
     close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(close)}?"

@@ -2,7 +2,8 @@
 
     python tools/load.py http://127.0.0.1:8000/v1 --model tiny --clients 16 --seconds 30 --tokens 64
 
-Each client sends its next request when the last one is answered. Works with any server of that API.
+Each client sends its next request when the last one is answered. Works with any server of that API. It reads bytes and counts
+events, and parses no more than it must: what it costs is taken from the server.
 """
 
 from __future__ import annotations
@@ -11,59 +12,63 @@ import argparse
 import asyncio
 import json
 import random
+import re
 from pathlib import Path
-from time import perf_counter
-
-import httpx
+from time import perf_counter, process_time
+from urllib.parse import urlsplit
 
 PROMPTS = Path(__file__).parent.parent / "lithe" / "zoo" / "prompts" / "mixed.jsonl"
+EVENT, KEPT = b"data: {", 4096  # what an event begins with; bytes of an answer's end, where its usage stands
+TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
 
 
-async def client(http: httpx.AsyncClient, args: argparse.Namespace, prompts: list[str], seen: dict, end: float) -> None:
+async def ask(args: argparse.Namespace, body: dict, seen: dict) -> None:
+    """One request and its answer, on a connection of its own."""
+    where, data = urlsplit(args.url), json.dumps(body).encode()
+    begun = last = perf_counter()
+    reader, writer = await asyncio.open_connection(where.hostname, where.port)
+    head = f"POST {where.path}/completions HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {len(data)}\r\nConnection: close\r\n\r\n".encode() + data)
+    first, tail, status = True, b"", b""
+    while part := await reader.read(1 << 16):
+        now, status = perf_counter(), status or part[:15]
+        new = (tail[1 - len(EVENT) :] + part).count(EVENT)
+        for _ in range(new):
+            seen["first" if first else "between"].append(now - (begun if first else last))
+            first, last = False, now
+        tail = (tail + part)[-KEPT:]
+    writer.close()
+    if b" 200 " not in status or not (found := TOKENS.findall(tail)):
+        seen["errors"].append((status + b" ... " + tail[-200:]).decode(errors="replace"))
+        return
+    seen["tokens"] += int(found[-1])
+    seen["whole"].append(perf_counter() - begun)
+
+
+async def client(args: argparse.Namespace, prompts: list, seen: dict, dice: random.Random, end: float) -> None:
     while perf_counter() < end:
-        body = {
-            "model": args.model,
-            "prompt": random.choice(prompts),
-            "max_tokens": args.tokens,
-            "temperature": args.temperature,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        } | json.loads(args.extra)
-        begun = last = perf_counter()
-        first = True
-        async with http.stream("POST", f"{args.url}/completions", json=body) as answer:
-            if answer.status_code != 200:
-                seen["errors"].append(f"{answer.status_code} {(await answer.aread())[:200]!r}")
-                continue
-            async for line in answer.aiter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                chunk, now = json.loads(line[6:]), perf_counter()
-                if chunk.get("usage"):
-                    seen["tokens"] += chunk["usage"]["completion_tokens"]
-                if chunk["choices"] and chunk["choices"][0]["text"]:
-                    seen["first" if first else "between"].append(now - (begun if first else last))
-                    first, last = False, now
-        seen["whole"].append(perf_counter() - begun)
+        body = {"model": args.model, "prompt": dice.choice(prompts), "max_tokens": args.tokens, "temperature": args.temperature}
+        if not args.whole:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        await ask(args, body | json.loads(args.extra), seen)
 
 
 async def measure(args: argparse.Namespace) -> dict:
-    prompts = [json.loads(line)["prompt"] for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
-    prompts = [" ".join([prompt] * args.repeat) for prompt in prompts]
+    prompts = [json.loads(line)["prompt"] for line in args.prompts.read_text(encoding="utf-8").splitlines()]
     seen: dict = {"tokens": 0, "first": [], "between": [], "whole": [], "errors": []}
-    limits = httpx.Limits(max_connections=args.clients)
-    async with httpx.AsyncClient(timeout=600, limits=limits) as http:
-        begun = perf_counter()
-        await asyncio.gather(*[client(http, args, prompts, seen, begun + args.seconds) for _ in range(args.clients)])
-        seconds = perf_counter() - begun
+    begun, busy = perf_counter(), process_time()
+    end = begun + args.seconds
+    await asyncio.gather(*[client(args, prompts, seen, random.Random(seed), end) for seed in range(args.clients)])
+    seconds = perf_counter() - begun
     told = {
         "clients": args.clients,
         "seconds": round(seconds, 2),
         "requests": len(seen["whole"]),
         "errors": len(seen["errors"]),
         "tokens_per_s": round(seen["tokens"] / seconds, 1),
+        "own_processor": round((process_time() - busy) / seconds, 3),
     }
-    for name in ("first", "between", "whole"):
+    for name in ("whole",) if args.whole else ("first", "between", "whole"):
         told |= {f"{name}_p{share}_ms": round(1000 * quantile(seen[name], share / 100), 2) for share in (50, 99)}
     return told | ({"first_error": seen["errors"][0]} if seen["errors"] else {})
 
@@ -73,14 +78,15 @@ def quantile(values: list[float], share: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", help="up to /v1")
     parser.add_argument("--model", required=True)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=30, help="after which no request begins")
     parser.add_argument("--tokens", type=int, default=64, help="of a text")
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--repeat", type=int, default=1, help="each prompt so many times over")
+    parser.add_argument("--prompts", type=Path, default=PROMPTS, help="lines with a prompt each, text or token ids")
+    parser.add_argument("--whole", action="store_true", help="answers at once, not streamed")
     parser.add_argument("--extra", default="{}", help="more of the body, as JSON")
     print(json.dumps(asyncio.run(measure(parser.parse_args()))))
 

@@ -1,11 +1,11 @@
 """The orders that papers report, in tokens a pass, each with its interval: docs/log/decode/orders.md.
 
-    tools/orders.py [--limit N] [--max-tokens N] [--only ROW ...] [--heads DIR] [--page]
+    tools/orders.py [--limit N] [--max-tokens N] [--only ROW ...] [--heads DIR] [--missing] [--page]
 
 Every method of tools/orders.toml runs on the same shipped prompts, several side by side; only tokens and passes are counted,
 no time. What was counted once with this code is kept in .lithe/orders and not counted again. Each order appends a record to
-docs/ledger-orders.jsonl; --page only writes the page from the ledger's latest. HEADS in a spec is the folder of --heads; an
-order whose weights are not there is left out and said.
+docs/ledger-orders.jsonl; --missing leaves out those that are there, of whatever code; --page only writes the page from the
+ledger's latest. HEADS in a spec is the folder of --heads; an order whose weights are not there is left out and said.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ ROOT = HERE.parent
 DOCS, KEPT = ROOT / "docs", Path(".lithe") / "orders"
 LEDGER, PAGE = DOCS / "ledger-orders.jsonl", DOCS / "log" / "decode" / "orders.md"
 MODEL, SIDE = "zoo:tiny", 10  # prompts decoded side by side
+LONG = 700  # of the shipped models' 1,024
 HEAD = """# Orders that papers report
 
-Written by `python tools/orders.py` from `docs/ledger-orders.jsonl`: `{model}`, the first shipped prompts (how many, and tokens
-of each, in the second column), tokens a pass (1.00 is plain decoding), the difference and its 95 % bootstrap interval over
-prompts, paired. No time was measured, so this says nothing of speed. *True*: the interval lies above 0; *contradicted*: below;
-*open*: it holds 0. Beside it stands the difference over prompts whose texts do not loop, and their number: a loop is easy to
-draft. More, counted earlier by hand: [trees](tree_policies.md), [EAGLE and its kin](eagle.md), [blending](blend.md).
+Written by `python tools/orders.py` from `docs/ledger-orders.jsonl`: `{model}` where no other model is named, the first shipped
+prompts (how many, and tokens of each, in the second column), tokens a pass (1.00 is plain decoding), the difference and its
+95 % bootstrap interval over prompts, paired. No time was measured, so this says nothing of speed. *True*: the interval lies
+above 0; *contradicted*: below; *open*: it holds 0. Beside it stands the difference over prompts whose texts do not loop, and
+their number: a loop is easy to draft. More, counted earlier by hand: [trees](tree_policies.md), [EAGLE and its kin](eagle.md),
+[blending](blend.md).
 
 """
 
@@ -53,6 +55,7 @@ def main() -> None:
     asked.add_argument("--max-tokens", type=int, default=64)
     asked.add_argument("--only", type=int, nargs="+", help="rows of papers.toml")
     asked.add_argument("--heads", type=Path, default=Path(".lithe") / "heads")
+    asked.add_argument("--missing", action="store_true")
     asked.add_argument("--page", action="store_true")
     given = asked.parse_args()
     if not given.page:
@@ -62,11 +65,14 @@ def main() -> None:
 
 def count(given: argparse.Namespace) -> None:
     """Count both sides of every order and append what came out."""
-    model, ledger = lithe.load(MODEL), Ledger(LEDGER)
-    prompts = read_prompts(ZOO / "prompts" / "mixed.jsonl")[: given.limit]
+    models, ledger, shipped = {}, Ledger(LEDGER), read_prompts(ZOO / "prompts" / "mixed.jsonl")
+    known = {which(r) for r in ledger.read()} if given.missing else set()
     for order in tomllib.loads((HERE / "orders.toml").read_text(encoding="utf-8"))["order"]:
-        if given.only and order["row"] not in given.only:
+        name = order.get("model", MODEL)
+        if (given.only and order["row"] not in given.only) or (order["claim"], order["temperature"], name) in known:
             continue
+        model = models[name] = models.get(name) or lithe.load(name)
+        prompts = (long(model, shipped) if order.get("long") else shipped)[: given.limit]
         sides = [order[side].replace("HEADS", str(given.heads)) for side in ("more", "less")]
         try:
             more, less = (counted(model, spec, prompts, given.max_tokens, order["temperature"]) for spec in sides)
@@ -81,10 +87,28 @@ def count(given: argparse.Namespace) -> None:
         print(f"{order['claim']}: {measured['difference']:+.2f} {measured['interval']}", flush=True)
 
 
+def which(r: Record) -> tuple:
+    """What tells an order from the others."""
+    return r.measured["claim"], r.measured["temperature"], r.model
+
+
+def long(model: Any, prompts: list[str]) -> list[str]:
+    """Texts of some LONG tokens: every eighth prompt and those behind it, the last one to be gone on with."""
+    texts = []
+    for at in range(0, len(prompts), 8):
+        text = ""
+        for prompt in prompts[at:]:
+            text += prompt + "\n\n"
+            if len(model.tokenizer.encode(text)) >= LONG:
+                texts.append(text.strip())
+                break
+    return texts
+
+
 def counted(model: Any, spec: str, prompts: list, tokens: int, temperature: float) -> list[list[float]]:
     """Of each prompt: tokens, passes, and whether its text loops."""
     made, law = plan(model, draft=spec), Law.of(temperature=temperature)
-    key = [spec, temperature, tokens, prompts, code_hash(made.draft, *made.parts)]
+    key = [model.source, spec, temperature, tokens, prompts, code_hash(made.draft, *made.parts)]
     kept = KEPT / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
     if not kept.is_file():
         found = []
@@ -130,7 +154,7 @@ def _round(value) -> float:
 
 
 def page(records: list[Record]) -> str:
-    latest = {(r.measured["claim"], r.measured["temperature"]): r for r in records if r.suite == "orders"}
+    latest = {which(r): r for r in records if r.suite == "orders"}
     if not latest:
         return HEAD.format(model=MODEL)
     rows = sorted(latest.values(), key=lambda r: (r.measured["row"], r.measured["claim"], r.measured["temperature"]))
@@ -138,9 +162,10 @@ def page(records: list[Record]) -> str:
              "|--:|--:|---|--:|--:|--:|--:|---|"]
     for r in rows:
         m = r.measured
+        on = "" if r.model == MODEL else f" (`{r.model}`)"
         calm = f"{_span(m['calm_difference'], m['calm_interval'])}, {m['calm_prompts']}" if "calm_difference" in m else "-"
         lines.append(f"| {m['row'] or ''} | {m['prompts']} x {r.settings['max_tokens']} | "
-                     f"{m['claim']}: `{r.method}` over `{m['less']}` | {m['temperature']:g} | "
+                     f"{m['claim']}{on}: `{r.method}` over `{m['less']}` | {m['temperature']:g} | "
                      f"{m['tokens_per_pass']:.2f}, {m['less_tokens_per_pass']:.2f} | {_span(m['difference'], m['interval'])} | "
                      f"{calm} | {verdict(m['interval'])} |")
     return HEAD.format(model=MODEL) + "\n".join(lines) + "\n"

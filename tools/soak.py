@@ -1,10 +1,11 @@
 """Mixed traffic against a server of this very code for hours: what went wrong, and whether memory grows.
 
-    python tools/soak.py --seconds 7200 --clients 8 [--adapters 2] [--out soak.json]
+    python tools/soak.py --seconds 7200 --clients 8 [--adapters 2] [--formats] [--pause 4] [--out soak.json]
 
 Starts `lithe serve zoo:tiny` with fresh adapters, and sends what users send: whole and streamed texts of many lengths, chats,
 several texts at once, other methods, log probabilities, formats, other adapters, requests that are wrong, clients that leave.
-Every answer must be the one that its kind of request deserves. The server's resident memory is read every few seconds.
+Every answer must be the one that its kind of request deserves. The server's resident memory is read every few seconds, and
+told by the minute. With a pause it is a patient soak that leaves the machine to others; what it costs is told, too.
 """
 
 from __future__ import annotations
@@ -124,10 +125,12 @@ def judge(kind: str, status: int, text: str) -> str:
     return f"{status} to {kind}: {text[:160]}"
 
 
-async def client(url: str, models: list[str], seed: int, end: float, formats: bool, seen: Counter, sent: Counter) -> None:
+async def client(
+    url: str, models: list[str], seed: int, end: float, args: argparse.Namespace, seen: Counter, sent: Counter
+) -> None:
     dice = random.Random(seed)
     prompts = [json.loads(line)["prompt"] for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
-    names, weights = zip(*kinds(models, formats), strict=True)
+    names, weights = zip(*kinds(models, args.formats), strict=True)
     limits = httpx.Limits(keepalive_expiry=5)  # sooner than the server's
     async with httpx.AsyncClient(timeout=600, limits=limits) as http:
         while time.monotonic() < end:
@@ -138,7 +141,7 @@ async def client(url: str, models: list[str], seed: int, end: float, formats: bo
                 seen[await one(http, url, kind, path, body, dice)] += 1
             except Exception as problem:
                 seen[f"{type(problem).__name__} at {kind}"] += 1
-            await asyncio.sleep(dice.random() * 0.05)
+            await asyncio.sleep(min(dice.expovariate(1 / args.pause), max(0.0, end - time.monotonic())))
 
 
 def resident(process: int) -> float:
@@ -146,6 +149,17 @@ def resident(process: int) -> float:
     text = Path(f"/proc/{process}/status").read_text()
     found = re.search(r"VmRSS:\s+(\d+) kB", text)
     return int(found[1]) / 1024 if found else 0.0
+
+
+def processor(process: int) -> float:
+    """Seconds that a process has had, its threads together."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def by_minute(points: list[tuple[float, float]]) -> list[float]:
+    """The last reading of each minute that has one."""
+    return [round(value, 1) for value in {int(t // 60): m for t, m in points}.values()]
 
 
 def slope(points: list[tuple[float, float]]) -> float:
@@ -204,14 +218,15 @@ async def soak(process: int, url: str, args: argparse.Namespace) -> dict:
     end = begun + args.seconds
     await asyncio.gather(
         watch(process, begun, end, points),
-        *[client(url, models, seed, end, args.formats, seen, sent) for seed in range(args.clients)],
+        *[client(url, models, seed, end, args, seen, sent) for seed in range(args.clients)],
     )
     late = [point for point in points if point[0] > WARM * args.seconds] or points
     figures = httpx.get(f"{url}/metrics").text
     tokens = re.search(r"lithe:generation_tokens_total\{[^}]*\} (\d+)", figures)
     return {
-        "seconds": args.seconds,
+        "seconds": round(time.monotonic() - begun, 1),
         "clients": args.clients,
+        "pause": args.pause,
         "requests": sum(sent.values()),
         "by_kind": dict(sent),
         "outcomes": dict(seen),
@@ -221,6 +236,8 @@ async def soak(process: int, url: str, args: argparse.Namespace) -> dict:
         "MiB_end": round(points[-1][1], 1),
         "MiB_most": round(max(m for _, m in points), 1),
         "MiB_an_hour": round(slope(late), 1),
+        "MiB_by_minute": by_minute(points),
+        "processor_seconds": processor(process),
         "waiting_at_the_end": re.findall(r"lithe:num_requests_(?:running|waiting)\{[^}]*\} (\d+)", figures),
     }
 
@@ -230,6 +247,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=900)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--adapters", type=int, default=2)
+    parser.add_argument("--pause", type=float, default=0.025, help="mean seconds between a client's requests")
     parser.add_argument("--formats", action="store_true", help="constrained texts as well; needs the extra `json`")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

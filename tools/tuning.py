@@ -33,11 +33,10 @@ order and optimizer (AdamW without weight decay, warm-up, cosine). {sizes}
   ones; **rates** says how many were tried. Where it is one, the gain is a lower bound. All weights: searched on every text.
 - One seed where nothing else is said; on these few tokens differences below some 3 points say nothing."""
 
-CURVE = """## The curve on a small model
+CURVE = """## The curve
 
-`lithe bench zoo:tiny-draft --suite tuning --plan lithe/bench/tuning/curve.toml` (1.1 M weights, 40 steps of 256 tokens, 2,000
-tokens held out, one seed): gain, and nats a token of the old text. Each method has one rate, found at 1 %, at all shares and on
-all texts; all weights have theirs searched on every text. A dash: it cannot be as small."""
+Gain, and nats a token of the old text, by the share of the weights that a method may hold, each at the rate that was best at
+1 % on {first}. A dash: it cannot be as small."""
 CONTROLS = """## Controls
 
 `lithe bench zoo:tiny-draft --suite tuning --plan lithe/bench/tuning/controls.toml`: bills, 60 steps of 256 tokens, each at its
@@ -47,6 +46,7 @@ PRUNING = """## Pruned and tuned
 
 `--plan lithe/bench/tuning/pruned.toml`: the same for 120 steps; `pst` and the fixed mask are 50 % zeros, `dsee` 30 %."""
 EQUAL = (("kappa low", "kappa high", "kappa random"), ("cofitune", "cofitune free", "cofitune all"))  # compared by forgetting
+SHARE = 0.01  # where rates are searched, and what the tables of each text show
 CONTROLLED, PRUNED = 60, 120  # steps, by which the two plans are told apart
 
 
@@ -57,7 +57,7 @@ def page(records: list[Record]) -> str:
              f"held out for the loss, {said['chosen_by']:,} for the choice of the rate.")
     parts = [INTRODUCTION.format(sizes=sizes, home="TinyStories' own held-out stories")]
     for shift in dict.fromkeys(row.shift for row in found):
-        own = [row for row in found if row.shift == shift]
+        own = [row for row in found if row.shift == shift and row.share in (None, SHARE)]
         full = next((row for row in own if row.method == FULL), None)
         known = "all weights were not tuned"
         if full is not None:
@@ -65,7 +65,7 @@ def page(records: list[Record]) -> str:
         parts += [f"## {shift}", f"Here {known}.", table(sorted(own, key=lambda row: (row.share or 0, -(row.gain or 0))))]
     failed = {(r.method, r.measured["error"]) for r in records if r.suite == SUITE and "error" in r.measured}
     parts += [f"Did not run: {name}: {why}" for name, why in sorted(failed)]
-    return "\n\n".join([*parts, *speed(records)]) + "\n"
+    return "\n\n".join([*parts, *curve(found), *speed(records)]) + "\n"
 
 
 def table(found: list[Row]) -> str:
@@ -102,12 +102,12 @@ def cell(row: Row | None) -> str:
     return "-" if row is None or row.gain is None else f"{row.gain:.0%}, {row.forgets:+.2f}"
 
 
-def curve(records: list[Record]) -> list[str]:
-    """The shares side by side, a table a shift, from the small model's ledger."""
-    found = rows(records)
+def curve(found: list[Row]) -> list[str]:
+    """The shares side by side, a table a shift."""
     shares = sorted({row.share for row in found if row.share is not None})
-    parts = [CURVE]
-    for shift in dict.fromkeys(row.shift for row in found):
+    shifts = list(dict.fromkeys(row.shift for row in found))
+    parts = [CURVE.format(first=shifts[0]), "![gain by share](tuning.svg)"]
+    for shift in shifts:
         own = {(row.method, row.share): row for row in found if row.shift == shift}
         full = own.get((FULL, None))
         lines = ["| method | " + " | ".join(f"{share:.1%}" for share in shares) + " |", "| --- |" + " --: |" * len(shares)]
@@ -152,8 +152,6 @@ def picture(found: list[Row]) -> str:
     shifts = list(dict.fromkeys(row.shift for row in found))
     names = [name for name in dict.fromkeys(row.method for row in found)
              if len({row.share for row in found if row.method == name and row.gain is not None} - {None}) > 1]
-    if not names:
-        return ""
     width, height = 300, 190
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width * len(shifts) + 130}" height="{height + 60}" '
            'font-family="sans-serif" font-size="11">']
@@ -178,15 +176,11 @@ def picture(found: list[Row]) -> str:
 
 
 def main() -> None:
-    records, small, held = (Ledger(DOCS / f"ledger-{name}.jsonl").read() for name in ("tuning", "curve", "controls"))
+    records, held = (Ledger(DOCS / f"ledger-{name}.jsonl").read() for name in ("tuning", "controls"))
     if not any(record.suite == SUITE for record in records):
         sys.exit(f"{LEDGER} holds no records of the suite; run: lithe bench zoo:tiny --suite tuning --ledger {LEDGER.name}")
-    drawn = picture(rows(small))
-    more = [*(curve(small) if small else []), *(["![gain by share](tuning.svg)"] if drawn else [])]
-    more += [*controls(held), *pruned(held)]
-    PAGE.write_text(page(records).rstrip() + "\n\n" + "\n\n".join(more) + "\n", encoding="utf-8")
-    if drawn:
-        PICTURE.write_text(drawn, encoding="utf-8")
+    PAGE.write_text("\n\n".join([page(records).rstrip(), *controls(held), *pruned(held)]) + "\n", encoding="utf-8")
+    PICTURE.write_text(picture(rows(records)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,18 +18,19 @@ if TYPE_CHECKING:
     from lithe.bench.engines._suite import Cell, Run
     from lithe.bench.ledger import Ledger
 
-SUITE = Annotated[str, typer.Option(help="methods; engines: lithe beside transformers and llama.cpp; tuning; serving; json; "
-                                         "parallel")]
+SUITE = Annotated[str, typer.Option(help="methods; engines: lithe beside transformers and llama.cpp; tuning; compress; serving"
+                                         "; json; parallel")]
 ENGINE = Annotated[list[str] | None, typer.Option("--engine", help="of --suite engines, only this one; repeats")]
 PRECISION = Annotated[list[str] | None, typer.Option("--precision", help="of --suite engines: int8, bf16, fp32, int4; repeats")]
 ROUNDS = Annotated[int, typer.Option(help="of --suite engines: turns that every engine has", min=1)]
 
 # Options of one suite alone.
 OWN = {"methods": set(), "engines": {"engine", "precision", "rounds"}, "tuning": {"plan", "shift", "runs"},
-       "serving": {"part"}, "json": {"schemas", "write"}, "parallel": {"task", "problems", "places"}}
+       "compress": {"plan", "runs"}, "serving": {"part"}, "json": {"schemas", "write"},
+       "parallel": {"task", "problems", "places"}}
 BOTH = {"model", "suite", "as_json", "ledger", "no_ledger", "threads", "offline"}
-SHARED = {"engines": BOTH | {"prompts", "limit"}, "tuning": BOTH | {"method"}, "serving": BOTH | {"dtype"},
-          "json": BOTH | {"limit", "max_tokens", "seed", "dtype", "device"},
+SHARED = {"engines": BOTH | {"prompts", "limit"}, "tuning": BOTH | {"method"}, "compress": BOTH | {"method"},
+          "serving": BOTH | {"dtype"}, "json": BOTH | {"limit", "max_tokens", "seed", "dtype", "device"},
           "parallel": BOTH | {"method", "temperature", "seed", "dtype"}}  # with plain benches
 HEADS = ("tokens/s", "prefill tokens/s", "T(1) ms", "T(8) ms", "T(16) ms", "T(64) ms", "loss", "start s", "peak MB")
 

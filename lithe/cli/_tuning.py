@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from lithe.bench.ledger import Ledger
     from lithe.bench.tuning._rows import Row
 
-PLAN = Annotated[str | None, typer.Option("--plan", help="of --suite tuning: a file of methods, shifts and shares; the shipped "
-                                                         "one where not given")]
+PLAN = Annotated[str | None, typer.Option("--plan", help="of --suite tuning and compress: a file of methods; the shipped one "
+                                                         "where not given")]
 SHIFT = Annotated[list[str] | None, typer.Option("--shift", help="of --suite tuning, only this text; repeats")]
-RUNS = Annotated[int | None, typer.Option("--runs", help="of --suite tuning: most runs of this call", min=1)]
+RUNS = Annotated[int | None, typer.Option("--runs", help="of --suite tuning and compress: most runs of this call", min=1)]
 
 HEADS = ("shift", "method", "values", "gain", "forgets", "loss", "rate", "gradients", "optimizer", "activations")
 MIB = 2**20

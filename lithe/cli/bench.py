@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lithe.cli._common import DEVICE, DTYPE, JSON, METHODS, OFFLINE, SEED, THREADS, open_model, table
+from lithe.cli._compression import compressed
 from lithe.cli._engines import ENGINE, PRECISION, ROUNDS, SUITE, checked, compare
 from lithe.cli._filling import PLACES, PROBLEMS, TASK, paralleled
 from lithe.cli._json import SCHEMAS, WRITE, structured
@@ -49,8 +50,9 @@ def command(
     Reading a prompt is timed apart and is no part of the speeds. With --json each row is one JSON line; all go to the ledger.
     The exit code is 1 where a method failed, 130 where Ctrl-C ended the run; what was finished by then is reported. --suite
     engines: beside transformers and llama.cpp, in every precision. --suite tuning trains the plan's methods on unknown texts;
-    --method then names some of the plan. --suite serving measures the engine of `lithe serve`, --suite json what schemas
-    are enforced, --suite parallel what a diffusion model loses by filling several places at once.
+    --method then names some of the plan, as for --suite compress, which tells what each way of compressing loses. --suite
+    serving measures the engine of `lithe serve`, --suite json what schemas are enforced, --suite parallel what a diffusion
+    model loses by filling several places at once.
     """
     from lithe.bench.runner import Stopped, bench
 
@@ -80,6 +82,8 @@ def _suite(suite: str, given: dict[str, Any]) -> int:
     if suite == "tuning":
         return matrix(model, methods=several("method"), shifts=several("shift"), plan=given["plan"],
                       runs=given["runs"], **asked)
+    if suite == "compress":
+        return compressed(model, methods=several("method"), plan=given["plan"], runs=given["runs"], **asked)
     if suite == "serving":
         return served(model, parts=several("part"), dtype=given["dtype"], **asked)
     if suite == "parallel":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -75,9 +75,11 @@ class Problem:
     budget: float
     seed: int = 0
     find_scores: Callable[[], Mapping[str, Tensor]] | None = None
-    find_blocks: Callable[[str], list[float]] | None = None
+    find_blocks: Callable[..., list[float]] | None = None
     find_loss: Callable[[Plan, int], float] | None = None
     find_errors: Callable[[], Mapping[str, list[float]]] | None = None
+    find_slope: Callable[[list[Group], float, int], float] | None = None
+    find_store: Callable[[Mapping[str, Sequence[Level]], str], None] | None = None  # None: any level can be measured as it is
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -99,9 +101,22 @@ class Problem:
         """The step's importance of each unit [U], by group, from the dense model: higher is kept."""
         return _asked(self.find_scores, "scores: name an importance beside it")()
 
-    def block_scores(self, metric: str) -> list[float]:
-        """How much each block changes the residual stream (calibrate.METRICS), by layer, in the dense model."""
-        return _asked(self.find_blocks, "a calibration text")(metric)
+    def block_scores(self, metric: str, layers: Sequence[int] | None = None) -> list[float]:
+        """How much each block changes the residual stream (calibrate.METRICS), by layer, in the dense model. layers: where only
+        these run, in this order."""
+        found = _asked(self.find_blocks, "a calibration text")
+        return found(metric) if layers is None else found(metric, layers)
+
+    def slope(self, groups: list[Group], step: float, samples: int) -> float:
+        """The mean of |L+ - L-| / 2 step, the losses of single calibration rows where all weights of the groups are moved along
+        one random direction, up and down: how steep the loss is, without a gradient."""
+        return _asked(self.find_slope, "a calibration text")(groups, step, samples)
+
+    def store(self, levels: Mapping[str, Sequence[Level]], carry: str = "dense") -> None:
+        """Make these levels of each group anew, and no others, for `loss`. carry: what the blocks behind a block are calibrated
+        on: "dense", its "middle" level, or the mean of its levels weighted by what they keep ("expected")."""
+        if self.find_store is not None:
+            self.find_store(levels, carry)
 
     def loss(self, plan: Plan, tokens: int = 0) -> float:
         """KL from the dense model's predictions, in nats a token, on so many calibration tokens (0: all)."""

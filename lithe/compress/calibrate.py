@@ -22,6 +22,7 @@ from lithe.errors import FormatError, UnsupportedError, UsageError
 from lithe.model.decoder import NONE, Decoder
 from lithe.train import rows, stats
 from lithe.train.batches import Batch
+from lithe.train.loss import next_token
 from lithe.train.stats import Inputs
 
 LEAST = 16  # tokens of a calibration text
@@ -125,6 +126,7 @@ class Source:
     seed: int = 0
     gradients: dict[str, Tensor] | None = None
     target: Any = None
+    slopes: dict[str, Tensor] = field(default_factory=dict)
 
     def weight(self, site: str) -> Tensor:
         """The matrix [N, K] of a site in wide floats, by its full name; a copy of a packed one."""
@@ -181,6 +183,35 @@ class Source:
                 self.gradients |= stats.fisher(self.dense, single, block)
         return self.gradients[site]
 
+    def mean_gradients(self, site: str) -> Tensor:
+        """The gradient of the loss, in nats a token of the calibration text, for each weight [N, K] of the dense model."""
+        if site not in self.slopes:
+            block = [s.name for s in self.dense.sites(f"layers.{self.layer}.*.*") if hasattr(s.module, "in_features")]
+            self.slopes |= slopes(self.dense, _batches(self.calibration), block)
+        return self.slopes[site]
+
+
+def slopes(model: Decoder, batches: Sequence[Batch], sites: Sequence[str]) -> dict[str, Tensor]:
+    """The gradient of the loss, in nats a token, for the weights [N, K] of some sites; the model is left as it was."""
+    weights = {site: model.get_parameter(f"{site}.weight") for site in sites}
+    before = {site: weight.requires_grad for site, weight in weights.items()}
+    sums = {site: torch.zeros_like(weight) for site, weight in weights.items()}
+    tokens = 0
+    try:
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        for batch in batches:
+            with torch.enable_grad():
+                loss, counted = next_token(model, {"ids_BT": batch["ids_BT"], "targets_BT": shifted(batch["ids_BT"])})
+                found = torch.autograd.grad(loss, list(weights.values()))
+            tokens += int(counted)
+            for total, gradient in zip(sums.values(), found, strict=True):
+                total += gradient
+    finally:
+        for site, weight in weights.items():
+            weight.requires_grad_(before[site])
+    return {site: total / max(1, tokens) for site, total in sums.items()}
+
 
 def shifted(ids_BT: Tensor) -> Tensor:
     """The targets of rows: the ids one place on, the last of none."""
@@ -200,14 +231,15 @@ def _batches(calibration: Calibration | None) -> list[Batch]:
 
 
 @torch.no_grad()
-def block_scores(model: Decoder, calibration: Calibration, metric: str) -> list[float]:
-    """The mean over tokens of how far each block moves the residual stream, by METRICS."""
+def block_scores(model: Decoder, calibration: Calibration, metric: str, layers: Sequence[int] | None = None) -> list[float]:
+    """The mean over tokens of how far each block moves the residual stream, by METRICS. layers: where only these run."""
     if metric not in METRICS:
         raise UsageError(f"there is no metric {metric!r}; known: {', '.join(METRICS)}")
-    sums, tokens = [0.0] * len(model.layers), 0
+    order = list(range(len(model.layers)) if layers is None else layers)
+    sums, tokens = [0.0] * len(order), 0
     for batch in calibration.batches:
-        taps = model(batch["ids_BT"], taps=["embed", *range(len(model.layers))], logits=NONE).taps
-        stream = [taps["embed"], *(taps[i] for i in range(len(model.layers)))]
+        taps = model(batch["ids_BT"], layers=order, taps=["embed", *order], logits=NONE).taps
+        stream = [taps["embed"], *(taps[i] for i in order)]
         for i, (x, y) in enumerate(pairwise(stream)):
             sums[i] += float(METRICS[metric](x.flatten(0, 1), y.flatten(0, 1)).sum())
         tokens += batch["ids_BT"].numel()

@@ -16,24 +16,25 @@ from torch import Tensor, nn
 
 from lithe.compress.groups import Group
 from lithe.errors import FormatError, UnsupportedError
-from lithe.kernels.pack import LEVELS, pack_levels
 from lithe.model.adapted import remade
 from lithe.model.decoder import Decoder
-from lithe.model.linear import Factored, PackedLinear, Ranged
+from lithe.model.linear import Factored, Ranged
+from lithe.model.narrow import RANGES, Narrow, layer, of_levels
 from lithe.model.site import Site
 
 
 @dataclass
 class Change:
     """By site: new weights [N, K] and biases [N] in the shapes of before; whole-number levels [N, K] with scales [N, G]; pairs
-    A [R, K], B [N, R]; ranges of inputs that are rounded, as (bits, low, step). kept: the units [U] that stay of a group that
-    is cut, ascending. Without anything: as it was.
+    A [R, K], B [N, R]; matrices packed already, for forms that levels cannot say; ranges of inputs that are rounded, as (bits,
+    low, step). kept: the units [U] that stay of a group that is cut, ascending. Without anything: as it was.
     """
 
     weights: dict[str, Tensor] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
     levels: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     pairs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    packed: dict[str, Narrow] = field(default_factory=dict)
     ranges: dict[str, Tensor] = field(default_factory=dict)
     kept: Tensor | None = None
 
@@ -43,6 +44,7 @@ class Change:
         flat |= {f"ranges/{site}": three for site, three in self.ranges.items()}
         for name in ("levels", "pairs"):
             flat |= {f"{name}/{i}/{site}": two[i] for site, two in getattr(self, name).items() for i in (0, 1)}
+        flat |= {f"packed/{p.kind}/{p.n}/{p.k}/{p.group}/{site}": p.data for site, p in self.packed.items()}
         flat |= {} if self.kept is None else {"kept": self.kept}
         save_file({name: tensor.detach().contiguous().clone() for name, tensor in flat.items()}, path)
 
@@ -55,6 +57,9 @@ class Change:
             kind, _, site = name.partition("/")
             if kind in ("weights", "biases", "ranges"):
                 getattr(made, kind)[site] = tensor
+            elif kind == "packed":
+                how, n, k, group, site = site.split("/")
+                made.packed[site] = Narrow(tensor, how, int(n), int(k), int(group))
             elif kind in ("levels", "pairs") and site[:2] == "0/":
                 getattr(made, kind)[site[2:]] = (tensor, flat[f"{kind}/1/{site[2:]}"])
             elif site[:2] != "1/":
@@ -65,7 +70,7 @@ class Change:
 def put(model: Decoder, group: Group, change: Change) -> dict[str, nn.Module]:
     """Put a change in place in the shapes of before; gives the old modules back, for `undo`."""
     new: dict[str, tuple[Tensor, Tensor | None]] = {}
-    for site in {**change.weights, **change.biases, **change.levels, **change.pairs}:
+    for site in {**change.weights, **change.biases, **change.levels, **change.pairs, **change.packed}:
         module: Any = model.get_submodule(site)
         new[site] = (_weight(change, site, module), change.biases.get(site, module.bias))
     if change.kept is not None and len(change.kept) < group.units:
@@ -101,9 +106,10 @@ def store(model: Decoder, done: Sequence[tuple[Group, Change]]) -> None:
     for _, change in done:
         for site, (levels_NK, scale_NG) in change.levels.items():
             if (kind := kind_of(levels_NK)) is None:
-                raise UnsupportedError(f"{site}: its levels go beyond {', '.join(LEVELS)}, so there is no packed form of it")
-            place = f"{site}.base" if isinstance(_module(model, site), Ranged) else site
-            Site(place, model).swap(PackedLinear(pack_levels(levels_NK, scale_NG, kind), _module(model, site).bias))
+                raise UnsupportedError(f"{site}: its levels go beyond {', '.join(RANGES)}, so there is no packed form of it")
+            _pack(model, site, of_levels(levels_NK, scale_NG, kind))
+        for site, matrix in change.packed.items():
+            _pack(model, site, matrix)
         ranged |= {site: int(three[0]) for site, three in change.ranges.items()}
         for site, (a_RK, b_NR) in change.pairs.items():
             old = _module(model, site)
@@ -119,8 +125,13 @@ def store(model: Decoder, done: Sequence[tuple[Group, Change]]) -> None:
 def kind_of(levels_NK: Tensor) -> str | None:
     """The narrowest packed kind that holds these levels."""
     low, high = int(levels_NK.min()), int(levels_NK.max())
-    fits = [kind for kind, (least, most, _) in LEVELS.items() if least <= low and high <= most]
-    return min(fits, key=lambda kind: LEVELS[kind][1] - LEVELS[kind][0], default=None)
+    fits = [kind for kind, (least, most) in RANGES.items() if least <= low and high <= most]
+    return min(fits, key=lambda kind: RANGES[kind][1] - RANGES[kind][0], default=None)
+
+
+def _pack(model: Decoder, site: str, matrix: Any) -> None:
+    place = f"{site}.base" if isinstance(_module(model, site), Ranged) else site
+    Site(place, model).swap(layer(matrix, _module(model, site).bias))
 
 
 def _module(model: Decoder, site: str) -> Any:
@@ -133,6 +144,8 @@ def _weight(change: Change, site: str, module: Any) -> Tensor:
     if site in change.pairs:
         a_RK, b_NR = change.pairs[site]
         return b_NR @ a_RK
+    if site in change.packed:
+        return change.packed[site].weight()
     return change.weights.get(site, module.weight)
 
 

@@ -6,6 +6,7 @@
 | channel | a block's FFN | inner channels kept |
 | head | a block's attention | key-value heads kept, each with the query heads that read it |
 | half, layer | half a block or all of it | 1 kept, 0 gone |
+| width | a block's FFN, and its attention | as of channels and of heads |
 | bits | a linear site | bits of a weight |
 | rank | a linear site | inner width of the two matrices that replace it |
 
@@ -14,15 +15,16 @@ A level of None leaves a group as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from lithe.errors import UnsupportedError, UsageError
 from lithe.model.decoder import Decoder
 
-SITE_UNITS, CUT_UNITS = ("entry", "bits", "rank"), ("channel", "head", "half", "layer")
+SITE_UNITS, CUT_UNITS = ("entry", "bits", "rank"), ("channel", "head", "half", "layer", "width")
 UNITS = (*SITE_UNITS, *CUT_UNITS)
+WIDTHS = ("head", "channel")  # what "width" stands for
 Level = int | float | None
 ATTENTION, FFN = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 
@@ -52,6 +54,12 @@ class Group:
         return site.split(".", 2)[2]
 
 
+def known(units: Iterable[str]) -> list[str]:
+    """The units that a method of these can be asked for: who knows heads and channels knows both at once."""
+    found = list(units)
+    return found + ["width"] * (set(WIDTHS) <= set(found) and "width" not in found)
+
+
 def find(model: Decoder, unit: str, sites: str = "*") -> list[Group]:
     """The groups of a model, in the order of the walk. sites: of entry, bits and rank, patterns joined by +, such as
     "mlp.*+self_attn.o_proj". Raises UsageError where there are none, UnsupportedError for traits that cannot be cut.
@@ -59,7 +67,8 @@ def find(model: Decoder, unit: str, sites: str = "*") -> list[Group]:
     if unit not in UNITS:
         raise UsageError(f"there is no unit {unit!r}; known: {', '.join(UNITS)}")
     patterns = sites.split("+")
-    made = [group for number in range(len(model.layers)) for group in _of(model, number, unit, patterns)]
+    kinds = WIDTHS if unit == "width" else (unit,)
+    made = [group for number in range(len(model.layers)) for kind in kinds for group in _of(model, number, kind, patterns)]
     if not made:
         raise UsageError(f"this model has no {unit} groups" + (f" at {sites}" if unit in SITE_UNITS else ""))
     return made

@@ -1,12 +1,14 @@
 """Recovery: what is left after a step is fitted, by a closed form, by training parts beside the weights, or the weights.
 
-A method of `recover` owns no loop: it says what is trained, by which loss, and what becomes of it.
+A method of `recover` owns no loop: it says what is trained, by which loss, and what becomes of it. One that prunes while it
+trains gives the smaller model back from `finish`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from lithe.compress.calibrate import Calibration, shifted
@@ -15,6 +17,7 @@ from lithe.model.adapted import Below, Part, remade
 from lithe.model.decoder import Decoder
 from lithe.model.site import Site
 from lithe.train.batches import Batch
+from lithe.train.guide import Guide
 from lithe.train.loop import Plan, fit
 from lithe.train.loss import next_token
 from lithe.train.optim import Optimizer
@@ -34,7 +37,7 @@ class Beside(nn.Module):
         self.in_features, self.out_features = base.in_features, base.out_features
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.part.after(x, self.base(x), Below(self.base))
+        return self.part.after(x, self.base(self.part.before(x)), Below(self.base))
 
 
 def attach(model: Decoder, parts: dict[str, Part]) -> list[nn.Parameter]:
@@ -69,20 +72,23 @@ def recover(work: Decoder, dense: Decoder, step: Step, calibration: Calibration 
     if weights and method.steps:
         plan = Plan(schedule=Cosine(steps=method.steps, warmup=max(1, method.steps // 20)),
                     optimizer=Optimizer(lr=method.rate, weight_decay=0.0), log_every=max(1, method.steps))
-        at = fit(work, _batches(calibration), getattr(method, "loss", next_token), plan, quiet=True,
+        at = fit(work, _batches(calibration, hasattr(method, "loss"), getattr(method, "steps_each", 1)),
+                 getattr(method, "loss", next_token), plan, quiet=True, guide=Guide(method),
                  folder=None if kept is None else kept.path(f"{number}-fit"))
         note |= {"steps": at.step, "tokens": at.tokens, "loss": at.loss}
     if hasattr(method, "finish"):
-        method.finish(work)
+        work = method.finish(work) or work
     merge(work)
     for weight in work.parameters():
         weight.requires_grad_(False)
     return work.eval(), note
 
 
-def _batches(calibration: Calibration) -> Any:
+def _batches(calibration: Calibration, counted: bool, each: int) -> Any:
+    """Batch after batch, each for so many steps. counted: they say their step, for losses that change on the way."""
+
     def batch(call: int, ending: bool) -> Batch:
-        ids_BT = calibration.batches[call % len(calibration.batches)]["ids_BT"]
-        return {"ids_BT": ids_BT, "targets_BT": shifted(ids_BT)}
+        ids_BT = calibration.batches[call // each % len(calibration.batches)]["ids_BT"]
+        return {"ids_BT": ids_BT, "targets_BT": shifted(ids_BT), **({"step": torch.tensor(call)} if counted else {})}
 
     return batch

@@ -11,17 +11,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lithe.compress import calibrate, health, surgery
 from lithe.compress.allocation import Allocation, Plan, Problem
 from lithe.compress.calibrate import Calibration, Source
-from lithe.compress.change import Change, put, store, undo
-from lithe.compress.fitness import Fitness
+from lithe.compress.change import Change, put, store
 from lithe.compress.groups import CUT_UNITS, Group
 from lithe.compress.kept import Kept
+from lithe.compress.measured import Measured, slope
 from lithe.compress.recovery import recover
 from lithe.compress.step import Step, parse
 from lithe.errors import UnsupportedError, UsageError
@@ -117,10 +118,12 @@ class Stage:
         inside = {site for group in self.groups for site in group.sites}
         whole = sum(weight.numel() for weight in self.work.parameters()) * item
         rest = whole - sum(group.weights for group in self.groups) * item if inside else whole
+        measured = None if self.calibration is None else Measured(self)
         return Problem(groups=self.groups, options=self.options, budget=self.step.budget(self.groups, self.options, rest),
                        seed=self.seed, find_scores=self._scores if self.step.importance else None,
                        find_blocks=None if self.calibration is None else self._blocks,
-                       find_loss=None if self.calibration is None else self._loss(), notes={})
+                       find_loss=measured, find_store=None if measured is None else measured.store,
+                       find_slope=None if self.calibration is None else partial(slope, self.work, self.calibration, self.seed))
 
     def allocate(self) -> Allocation:
         """A level for each group; one that was kept is taken again."""
@@ -153,12 +156,14 @@ class Stage:
         """Put the changes of all groups in place in the working model."""
         if hasattr(self.step.act, "prepare"):
             self.step.act.prepare(self.work, self.calibration)  # type: ignore[union-attr]
+        if hasattr(self.step.act, "smooth") and any(level is not None for level in levels.values()):
+            self.step.act.smooth(self.work, self.calibration, levels, self.step.target)  # type: ignore[union-attr]
         self.dense, done = surgery.copied(self.work), []  # type: ignore[var-annotated]
         seen = self.work if self.step.target.sequential else self.dense
         for layer, found in calibrate.blocks(seen, self.calibration, sorted(self.step.needs)):
             self.tell(self.step.text, layer, len(self.work.layers))
             self._health(layer, found)
-            source = self._source(layer, found)
+            source = self.source(layer, found)
             here = [group for group in self.groups if group.layer == layer]
             for group, change in self._changes(here, levels, source):
                 put(self.work, group, change)
@@ -180,8 +185,9 @@ class Stage:
             self.kept.keep_changes(self.number, changes)
         return changes
 
-    def _source(self, layer: int, found: dict[str, Any]) -> Source:
-        return Source(self.work, self.dense, layer, self.calibration, found, self.step.importance, self.seed,
+    def source(self, layer: int, found: dict[str, Any], model: Decoder | None = None) -> Source:
+        """What an act may look at. model: what is compressed, the working model where not given."""
+        return Source(model or self.work, self.dense, layer, self.calibration, found, self.step.importance, self.seed,
                       target=self.step.target)
 
     def _health(self, layer: int, found: dict[str, Any]) -> None:
@@ -192,55 +198,13 @@ class Stage:
         """Scores of all units in the dense model."""
         scores: dict[str, Tensor] = {}
         for layer, found in calibrate.blocks(self.work, self.calibration, sorted(self.step.needs)):
-            source = self._source(layer, found)
+            source = self.source(layer, found)
             scores |= {group.name: source.score(group) for group in self.groups if group.layer == layer}
         return scores
 
-    def _blocks(self, metric: str) -> list[float]:
+    def _blocks(self, metric: str, layers: Sequence[int] | None = None) -> list[float]:
         assert self.calibration is not None
-        return calibrate.block_scores(self.work, self.calibration, metric)
-
-    def _loss(self) -> Callable[[Plan, int], float]:
-        return Measured(self)
-
-
-class Measured:
-    """The loss of plans, end to end, from a store of each group's options made on the dense model when first asked for."""
-
-    def __init__(self, stage: Stage):
-        self.stage = stage
-        self.fitness: Fitness | None = None
-        self.model: Decoder | None = None
-        self.changes: dict[tuple[str, Any], Change] = {}
-        self.before: dict[str, dict[str, nn.Module]] = {}
-        self.now: Plan = {}
-
-    @property
-    def spent(self) -> int:
-        return 0 if self.fitness is None else self.fitness.spent
-
-    def __call__(self, plan: Plan, tokens: int = 0) -> float:
-        if self.fitness is None:
-            self._make()
-        assert self.fitness is not None and self.model is not None
-        for group in self.stage.groups:
-            level = plan.get(group.name, self.stage.options[group.name][-1].level)
-            if group.name not in self.now or self.now[group.name] != level:
-                undo(self.model, self.before.pop(group.name, {}))
-                self.before[group.name] = put(self.model, group, self.changes[group.name, level])
-                self.now[group.name] = level
-        return self.fitness(self.model, tokens)
-
-    def _make(self) -> None:
-        stage = self.stage
-        assert stage.calibration is not None
-        self.fitness, self.model = Fitness(stage.work, stage.calibration), surgery.copied(stage.work)
-        for layer, found in calibrate.blocks(stage.work, stage.calibration, sorted(stage.step.needs)):
-            source = stage._source(layer, found)
-            for group in stage.groups:
-                if group.layer == layer:
-                    for option in stage.options[group.name]:
-                        self.changes[group.name, option.level] = stage.step.change(group, option.level, source)
+        return calibrate.block_scores(self.work, self.calibration, metric, layers)
 
 
 def finished(work: Decoder, done: list[tuple[Group, Change]]) -> Decoder:

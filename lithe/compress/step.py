@@ -16,10 +16,10 @@ from lithe import registry
 from lithe.card import check_knobs, knob
 from lithe.compress import masking, solve
 from lithe.compress.allocation import Option, Plan, Problem
-from lithe.compress.groups import CUT_UNITS, UNITS, Group, Level, find
+from lithe.compress.groups import CUT_UNITS, UNITS, Group, Level, find, known as units_of
 from lithe.errors import UnsupportedError, UsageError
-from lithe.kernels.pack import LEVELS, size
 from lithe.model.decoder import Decoder
+from lithe.model.narrow import RANGES, bytes_of
 from lithe.registry import Entry, Spec, near
 
 ROOM, ACTS = "compress", ("prune", "quantize", "factorize")
@@ -77,7 +77,7 @@ class Step:
     @property
     def unit(self) -> str:
         """The unit that it works on: of all that its methods know the one asked for, or the first."""
-        known = list(getattr(self.act or self.importance, "units", ()))
+        known = units_of(getattr(self.act or self.importance, "units", ()))
         if self.target.unit and self.target.unit not in known:
             raise UnsupportedError(f"{self.text!r} knows the units {', '.join(known)}, not {self.target.unit!r}")
         chosen = self.target.unit or (known[0] if known else "")
@@ -85,12 +85,15 @@ class Step:
             raise UsageError(f"{self.text!r} names nothing that acts: name an importance, or a method that prunes, quantizes "
                              "or factorizes")
         scored = getattr(self.importance, "units", None)
-        if scored is not None and chosen not in scored:
+        if scored is not None and chosen not in units_of(scored):
             raise UnsupportedError(f"{self.text!r}: its importance scores {', '.join(scored)}, not {chosen}")
         return chosen
 
     def change(self, group: Group, level: Level, source: Any) -> Any:
         """What becomes of a group."""
+        if self.act is not None and not hasattr(self.act, "change"):
+            raise UnsupportedError(f"{self.text!r} fits whole blocks, so what one group loses alone cannot be measured: take "
+                                   "an allocation that does not ask")
         return masking.plain(group, level, source) if self.act is None else self.act.change(group, level, source)
 
     def solve(self, problem: Problem) -> Plan:
@@ -211,8 +214,8 @@ def _options(step: Step, model: Decoder, group: Group, item: int) -> list[Option
         if target.pattern:
             n, m = masking.parts(target.pattern)
             return [Option(level=1 - n / m, cost=full * n / m)]
-        ratio = float(target.ratio or 0)
-        steps = [] if step.allocate is None else [round(ratio + i / 20, 6) for i in range(-20, 20)]  # so that steps cost alike
+        ratio, grain = float(target.ratio or 0), getattr(step.allocate, "grain", 20)
+        steps = [] if step.allocate is None else [round(ratio + i / grain, 6) for i in range(-grain, grain)]  # they cost alike
         shares = target.levels or [share for share in steps if 0 <= share < 1]
         return [Option(level=s, cost=full * (1 - s)) for s in {0.0, ratio, *shares}]
     if group.unit in ("channel", "head"):
@@ -230,23 +233,30 @@ def _bit_options(step: Step, model: Decoder, group: Group, item: int) -> list[Op
     """Whole numbers of bits as the packed kinds store them."""
     target = step.target
     wanted = target.levels or (() if target.bits is None or target.bits != int(target.bits) else (target.bits,))
+    known = getattr(step.act, "widths", range(2, 9))
     if step.allocate is not None or not wanted:
-        wanted = wanted if len(wanted) > 1 else (4.0, 8.0)
-    return [Option(level=int(bits), cost=packed_bytes(model, group, int(bits), target.group, target.count == "nominal"))
+        wanted = wanted if len(wanted) > 1 else tuple(float(bits) for bits in (4, 8) if bits in known)
+    if strange := [bits for bits in wanted if bits not in known]:
+        raise UnsupportedError(f"{step.text!r} rounds to {', '.join(map(str, known))} bits, not {strange[0]:g}")
+    return [Option(level=int(bits), cost=packed_bytes(model, group, int(bits), target, getattr(step.act, "kind", None)))
             for bits in wanted] + (
         [Option(level=None, cost=group.weights * item)] if target.bytes is not None else [])
 
 
-def packed_bytes(model: Decoder, group: Group, bits: int, inputs: int, nominal: bool = False) -> float:
-    """Bytes that a site takes in the narrowest packed kind of at least so many bits, scales included; nominal: as if there
-    were a kind of just so many."""
+def packed_bytes(model: Decoder, group: Group, bits: int, target: Target, own: Any = None) -> float:
+    """Bytes that a site takes in the narrowest packed kind of at least so many bits, scales included, or in a method's own
+    kind; nominal: as if there were a kind of just so many bits."""
     module: Any = model.get_submodule(group.sites[0])
-    width = -(-module.in_features // 32) * 32 if inputs == -1 else inputs
-    if nominal:
-        return module.out_features * (module.in_features * bits / 8 + 2 * -(-module.in_features // width))
-    kind = min((kind for kind, (_, most, _) in LEVELS.items() if most >= 2 ** (bits - 1) - 1),
-               key=lambda kind: LEVELS[kind][1], default="int8")
-    return size(kind, module.out_features, module.in_features, width)
+    n, k = module.out_features, module.in_features
+    width = -(-k // 32) * 32 if target.group == -1 else target.group
+    if own is not None:
+        kind, each = own(bits, width)
+        return bytes_of(kind, n, k, each)
+    if target.count == "nominal":
+        return n * (k * bits / 8 + 2 * -(-k // width))
+    kind = min((kind for kind, (_, most) in RANGES.items() if most >= 2 ** (bits - 1) - 1),
+               key=lambda kind: RANGES[kind][1], default="int8")
+    return bytes_of(kind, n, k, width)
 
 
 def _rank_options(step: Step, model: Decoder, group: Group, item: int) -> list[Option]:

@@ -61,4 +61,5 @@ def problems() -> Iterator[tuple[int, Problem]]:
             return sum(float(named[name].sort().values[: 64 - int(level or 0)].square().sum()) for name, level in plan.items())
 
         yield number, Problem(groups=groups, options=options, budget=share * full, find_scores=partial(dict, named),
-                              find_blocks=lambda metric: [0.5, 0.2, 0.1, 0.1, 0.2, 0.6], find_loss=loss)
+                              find_blocks=lambda metric: [0.5, 0.2, 0.1, 0.1, 0.2, 0.6], find_loss=loss,
+                              find_slope=lambda groups, step, samples: 1.0 + groups[0].layer)

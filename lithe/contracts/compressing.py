@@ -128,7 +128,7 @@ def check_changes(entry: Entry, budget: str) -> None:
     levels = made.allocate().levels
     whole = getattr(made.step.act, "block", None)
     for layer, found in calibrate.blocks(made.work, text(), sorted(made.step.needs)):
-        source = made._source(layer, found)
+        source = made.source(layer, found)
         for group in (group for group in made.groups if group.layer == layer):
             before = {name: t.clone() for name, t in made.work.state_dict().items() if isinstance(t, Tensor)}
             dice = torch.get_rng_state()
@@ -146,7 +146,8 @@ def check_changes(entry: Entry, budget: str) -> None:
 
 def flat(change: Change) -> dict[str, Tensor]:
     """All tensors of a change, by names that end in their site."""
-    found = {f"{kind}/{site}": t for kind in ("weights", "biases") for site, t in getattr(change, kind).items()}
+    found = {f"{kind}/{site}": t for kind in ("weights", "biases", "ranges") for site, t in getattr(change, kind).items()}
+    found |= {f"packed/{site}": matrix.data for site, matrix in change.packed.items()}
     found |= {f"{kind}{i}/{site}": two[i] for kind in ("levels", "pairs") for site, two in getattr(change, kind).items()
               for i in (0, 1)}
     return found | ({} if change.kept is None else {"kept": change.kept})

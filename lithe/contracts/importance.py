@@ -18,7 +18,7 @@ def check_verbs(entry: Entry) -> None:
         made = shared.stage(entry, f"ratio=0.4,unit={unit}")
         before = {name: tensor.clone() for name, tensor in made.work.named_parameters()}
         for layer, found in calibrate.blocks(made.work, shared.text(), sorted(made.step.needs)):
-            source = made._source(layer, found)
+            source = made.source(layer, found)
             for group in (group for group in made.groups if group.layer == layer):
                 first, again = source.score(group), source.score(group)
                 shape = source.weight(group.sites[0]).shape if unit == "entry" else (group.units,)

@@ -79,8 +79,11 @@ class Trace:
 
 
 def simulate(method: Any, texts: Iterable[Text], *, budget: int = 64, seats: int = 16, slots: int = 10**9, fixed: float = 1.0,
-             each: float = 0.02) -> Trace:
-    """Run a schedule to the end. fixed, each: seconds of a turn, and of each of its rows."""
+             each: float = 0.02, behind: float = 0.0, depth: float = 0.0) -> Trace:
+    """Run a schedule to the end. fixed, each, behind: seconds of a turn, of a row, of each token that it attends to.
+
+    depth: what the schedule knows of the last, in rows.
+    """
     trace, memory, now = Trace(), Memory(slots), 0.0
     coming, running, waiting = sorted(texts, key=lambda text: text.arrives), list[Any](), list[Any]()
     trace.texts = list(coming)
@@ -90,7 +93,7 @@ def simulate(method: Any, texts: Iterable[Text], *, budget: int = 64, seats: int
         waiting.sort(key=lambda text: text.arrives)
         running.sort(key=lambda text: text.arrives)
         ready = [text for text in running if not text.left]
-        line = Line(memory, running, waiting, budget=budget, seats=seats)
+        line = Line(memory, running, waiting, budget=budget, seats=seats, depth=depth)
         method.turn(line)
         running, waiting = line.running, [*line.waiting, *line.preempted]
         for text in line.preempted:
@@ -101,7 +104,7 @@ def simulate(method: Any, texts: Iterable[Text], *, budget: int = 64, seats: int
             assert line.preempted or coming, "nothing is done though something could be"
             now = max(now, coming[0].arrives) if coming and not running else now
             continue
-        now += fixed + each * rows
+        now += fixed + each * rows + behind * sum(count * (text.read + count / 2) for text, count in line.taken)
         trace.turns.append(rows)
         for text, count in line.taken:
             decodes = not text.left

@@ -21,6 +21,7 @@ from lithe.model.config import Config
 from lithe.model.decoder import Decoder
 from lithe.model.header import INDEX, WEIGHTS, Entry, inside, open_folder, read_json, some, tensors
 from lithe.model.linear import PackedLinear, pack_pieces
+from lithe.model.narrow import Narrow, matrix
 from lithe.model.writing import writing
 
 VERSION = 1  # of lithe.json
@@ -148,11 +149,11 @@ def _blank(folder: Path, config: Config) -> Decoder:
 
 
 def _weights(folder: Path, model: Decoder, found: dict[str, Entry], table: dict[str, list[str]], kinds: packing.Kinds,
-             take: Callable[[Tensor], Tensor]) -> tuple[dict[str, Packed], dict[str, Tensor]]:
+             take: Callable[[Tensor], Tensor]) -> tuple[dict[str, Packed | Narrow], dict[str, Tensor]]:
     """Matrices as packed, and what is not packed as `take` gives it."""
     layer_of = {packing.weight_of(model, name): name for name in kinds} | {f"{name}.data": name for name in kinds}
     size, sizes = packing.linears(model), {name: len(weight) for name, weight in model.named_parameters()}
-    packed: dict[str, Packed] = {}
+    packed: dict[str, Packed | Narrow] = {}
     state: dict[str, Tensor] = {}
     for name, tensor in _read(found, table):
         members = table[name]
@@ -161,7 +162,7 @@ def _weights(folder: Path, model: Decoder, found: dict[str, Entry], table: dict[
             if (layer := layer_of.get(member)) is None:
                 state[member] = take(piece)
             elif member.endswith(".data"):
-                packed[layer] = Packed(piece, kinds[layer][0], *size[layer], kinds[layer][1])
+                packed[layer] = matrix(piece, kinds[layer][0], *size[layer], kinds[layer][1])
             else:
                 try:
                     packed[layer] = pack_pieces(piece, *kinds[layer])

@@ -13,6 +13,7 @@ from lithe.model import runtime
 from lithe.model.checkpoint import is_packed, load as load_weights
 from lithe.model.decoder import Decoder
 from lithe.model.fast import fuse
+from lithe.model.narrow import widen
 from lithe.model.precision import EXACT, Precision
 from lithe.model.tokenizer import Tokenizer, generation_settings, same_vocabulary
 from lithe.registry import near
@@ -77,7 +78,7 @@ def load(name: str | Path, *, dtype: torch.dtype | str | None = None, device: st
     if any(folder.glob("tokenizer*")):  # one that cannot be used is an error, none at all is not
         model.tokenizer = Tokenizer(folder, model.config.vocab)
     if fast and device.type == "cpu" and model.dtype in EXACT:
-        fuse(model, wanted.kind or EXACT[model.dtype], wanted.group)
+        fuse(widen(model), wanted.kind or EXACT[model.dtype], wanted.group)
         if model.fast is not None:
             runtime.take_threads(model, threads)
     return model

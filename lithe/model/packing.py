@@ -9,9 +9,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lithe.errors import FormatError, UsageError
-from lithe.kernels.pack import BLOCK, KINDS, LEVELS, Packed, size
+from lithe.kernels.pack import BLOCK, LEVELS, Packed
 from lithe.model.decoder import Decoder
 from lithe.model.linear import PackedEmbedding, PackedLinear
+from lithe.model.narrow import KNOWN, Narrow, bytes_of, layer as layer_of
 from lithe.model.site import Site
 
 Kinds = dict[str, tuple[str, int]]  # kind and group of each packed layer
@@ -49,12 +50,12 @@ def stored(raw: object, model: Decoder, where: str) -> Kinds:
     for name, entry in raw.items():
         if name not in known:
             raise FormatError(f"{where}: packed names {name!r:.80}, which is no linear layer of this model")
-        if not isinstance(entry, dict) or entry.keys() != {"kind", "group"} or entry["kind"] not in KINDS:
-            raise FormatError(f"{where}: {name} must have a kind ({', '.join(KINDS)}) and a group, not {entry!r:.80}")
+        if not isinstance(entry, dict) or entry.keys() != {"kind", "group"} or entry["kind"] not in KNOWN:
+            raise FormatError(f"{where}: {name} must have a kind ({', '.join(KNOWN)}) and a group, not {entry!r:.80}")
         try:
             if type(entry["group"]) is not int:
                 raise UsageError(f"a group of {entry['group']!r:.80} is no whole number")
-            size(entry["kind"], *known[name], entry["group"])
+            bytes_of(entry["kind"], *known[name], entry["group"])
         except UsageError as problem:
             raise FormatError(f"{where}: {name}: {problem}") from None
     return {name: (entry["kind"], entry["group"]) for name, entry in raw.items()}
@@ -64,13 +65,13 @@ def shapes(model: Decoder, kinds: Kinds) -> dict[str, tuple[int, ...]]:
     """Every tensor of a packed folder and its shape, for a plain model of its config."""
     known, away = linears(model), {weight_of(model, name) for name in kinds}
     plain = {name: tuple(weight.shape) for name, weight in model.named_parameters() if name not in away}
-    return plain | {f"{name}.data": (size(kind, *known[name], group),) for name, (kind, group) in kinds.items()}
+    return plain | {f"{name}.data": (bytes_of(kind, *known[name], group),) for name, (kind, group) in kinds.items()}
 
 
-def adopt(model: Decoder, packed: dict[str, Packed], state: dict[str, Tensor]) -> None:
+def adopt(model: Decoder, packed: dict[str, Packed | Narrow], state: dict[str, Tensor]) -> None:
     """Swap packed matrices in for a model's linear layers, with the biases found in `state`."""
     for name, matrix in packed.items():
-        layer = PackedLinear(matrix, state.get(f"{name}.bias"))
+        layer = layer_of(matrix, state.get(f"{name}.bias"))
         if name == HEAD and model.lm_head is None:
             model.lm_head = layer
             Site("embed_tokens", model).swap(PackedEmbedding(layer, state["norm.weight"].dtype))
@@ -83,7 +84,7 @@ def contents(model: Decoder) -> tuple[dict[str, Tensor | PackedLinear], Kinds]:
     which unpack to what they were; then a layer stands for its matrix."""
     state: dict[str, Tensor | PackedLinear] = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     found = layers(model)
-    if any(layer.kind in LEVELS for layer in found.values()):
+    if any(layer.kind not in ("fp32", "bf16") for layer in found.values()):
         return state, {name: (layer.kind, layer.group) for name, layer in found.items()}
     for name, layer in found.items():
         del state[f"{name}.data"]

@@ -10,6 +10,7 @@ from lithe.errors import UsageError
 from lithe.kernels.pack import LEVELS
 from lithe.model.decoder import Decoder
 from lithe.model.linear import PackedLinear
+from lithe.model.narrow import NARROW
 from lithe.registry import near
 
 FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -58,6 +59,8 @@ def precision(model: Decoder) -> str:
 
 def _names(kind: str, layers: list[PackedLinear]) -> set[str]:
     """One name where one group says how many scales each layer has, as narrow layers are alike under several."""
+    if kind in NARROW:
+        return {f"{kind}:{layer.group}" for layer in layers}
     if kind not in LEVELS:
         return {str(FLOATS[kind]).removeprefix("torch.")}
     scales = lambda layer, group: 1 if group == -1 else -(-layer.in_features // group)

@@ -49,9 +49,8 @@ class SuffixAutomaton:
             self.counts[state] += 1
             state = self.links[state]
 
-    def match(self, text: Iterable[int]) -> tuple[int, int]:
-        """The state of the longest suffix of `text` that occurs, and its length."""
-        state = length = 0
+    def match(self, text: Iterable[int], state: int = 0, length: int = 0) -> tuple[int, int]:
+        """The state of the longest suffix of `text` that occurs, and its length. state, length: of a match it goes on from."""
         for token in text:
             while state and token not in self.next[state]:
                 state = self.links[state]

@@ -2,32 +2,65 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Any
+
+import torch
 
 from lithe import registry
 from lithe.errors import TooLargeError, UnsupportedError, UsageError
 from lithe.model.checkpoint import available_memory
 from lithe.model.decoder import Decoder
-from lithe.model.paged import Pages
+from lithe.model.paged import PagedCache, Pages, Table
 from lithe.model.runtime import cost_curve
 
 BETWEEN = 0.25  # seconds between two tokens that a reader does not mind
 MEMORY = 0.4  # share of what is available that pages may take unless more is said
 LEAST, MOST, GRAIN = 32, 2048, 16
+PROBE, SHORT, LONG, TRIES = 16, 128, 2048, 4  # rows of a pass that is timed behind few and many tokens, and how often
 
 
-def profile(model: Decoder, between: float | None = None) -> int:
-    """The largest budget whose pass takes no longer than `between` seconds.
+def from_left(model: Decoder) -> None:
+    """Raise UnsupportedError for a model that does not read from left to right: its texts do not come token by token."""
+    if model.config.attends != "causal":
+        raise UnsupportedError(f"{model.source or 'this model'} is a diffusion model, which fills masked places in any order; "
+                               "only models that read from left to right are served: use lithe generate")
+
+
+def profile(model: Decoder, between: float | None = None) -> tuple[int, float]:
+    """The largest budget whose pass takes no longer than `between` seconds, and what each cached token adds to a row, in rows.
 
     T(n) is the stored curve of this model on this machine, measured now where there is none. Past the rows measured a pass
     is taken to cost as much more a row as its last stretch did, which products large enough to be bound by arithmetic do.
+    What its own context adds is taken out, and added again by where the rows of a turn really stand.
     """
     wait = BETWEEN if between is None else between
     if not wait > 0:
         raise UsageError(f"the time between two tokens must be above 0 seconds, not {wait}")
-    curve = cost_curve(model)
-    fits = [rows for rows in range(LEAST, MOST + 1, GRAIN) if curve.seconds(rows) <= wait]
-    return max(fits, default=LEAST)
+    curve, each = cost_curve(model), of_depth(model)
+    fits = [rows for rows in range(LEAST, MOST + 1, GRAIN) if curve.seconds(rows) - each * rows * curve.context <= wait]
+    budget = max(fits, default=LEAST)
+    return budget, each * budget / wait
+
+
+@torch.inference_mode()
+def of_depth(model: Decoder) -> float:
+    """Seconds that a row takes longer for each token it attends to: by passes behind few and many, which are zeros."""
+    far = min(LONG, model.config.context - PROBE)
+    if far < 2 * SHORT:
+        return 0.0
+    store = Pages.like(model, pages=-(-(far + PROBE) // 64), size=64)
+    for each in (*store.k, *store.v):
+        if each is not None:
+            each.zero_()
+    ids, least = torch.zeros(PROBE, 1, dtype=torch.long, device=model.device), dict.fromkeys((SHORT, far), float("inf"))
+    for _ in range(TRIES):
+        for length in least:
+            table = Table(list(range(store.count)), length)
+            begun = perf_counter()
+            model(ids, counts=[PROBE], cache=PagedCache(store, [table]), logits="none")
+            least[length] = min(least[length], perf_counter() - begun)
+    return max(0.0, least[far] - least[SHORT]) / (PROBE * (far - SHORT))
 
 
 def policy(room: str, shelf: str, spec: str | None, promise: str) -> Any:

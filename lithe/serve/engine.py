@@ -20,7 +20,7 @@ from lithe.decode.loop import Step, step
 from lithe.errors import LitheError, UsageError
 from lithe.model.decoder import Decoder
 from lithe.model.paged import Pages
-from lithe.serve.budget import pages, policy, profile
+from lithe.serve.budget import from_left, pages, policy, profile
 from lithe.serve.desks import Desks
 from lithe.serve.intake import jobs_of
 from lithe.serve.job import BrokenMethod, Desk, Job, logprobs
@@ -41,15 +41,17 @@ class Engine:
                  queue: int = 256, page: int = 64, sharing: bool = True, chunking: bool = True):
         """method: the spec of requests that name none. schedule, share: specs of serve/schedule and attention/share.
 
-        budget: most rows of a turn; by default as many as take `between` seconds, by the measured cost of passes. sequences:
-        most that run at once. memory: bytes of the pages. queue: most requests that may wait. page: tokens of a page, a power
-        of two. sharing: whether what was read is kept for prompts that begin alike, and read together. chunking: whether
-        long prompts are read in pieces.
+        budget: most rows of a turn; by default as many as take `between` seconds, by the measured cost of passes and of what
+        they attend to. sequences: most that run at once. memory: bytes of the pages. queue: most requests that may wait. page:
+        tokens of a page, a power of two. sharing: whether what was read is kept for prompts that begin alike, and read
+        together. chunking: whether long prompts are read in pieces, where no budget is given.
         """
         if min(sequences, queue) < 1 or (budget is not None and budget < 1):
             raise UsageError("sequences, queue and budget must be at least 1")
+        from_left(model)
         self.model, self.method, self.queue = model, method, queue
-        self.budget = (budget or profile(model, between)) if chunking else sequences * model.config.context
+        whole = sequences * model.config.context
+        self.budget, self.depth = (budget or whole, 0.0) if budget or not chunking else profile(model, between)
         self.sequences = min(sequences, self.budget)
         self.policy = policy("serve", "schedule", schedule, "meets_budget")
         self.room = PagedRoom(Pages.like(model, pages=pages(model, page, self.sequences, memory), size=page), sharing)
@@ -60,9 +62,9 @@ class Engine:
         self.inbox: deque[Job] = deque()
         names = ("rounds", "rows", "generated", "prompt", "preempted", "finished", "busy")  # the last in seconds
         self.counts: dict[str, float] = dict.fromkeys(names, 0)
-        self.ended: dict[str, int] = {}
+        self.ended, self._mode = dict[str, int](), torch.inference_mode()
         self.desks, self._news = Desks(model, method), threading.Event()
-        self._busy, self._stop = self.desks.lock, False
+        self._busy, self._door, self._stop = self.desks.lock, threading.Lock(), False
         self._thread: threading.Thread | None = None
         self.desk(method)
 
@@ -71,11 +73,12 @@ class Engine:
     def submit(self, request: Request) -> Ticket:
         """Queue a request. Raises QueueFullError, or the LitheError that says why it is not legal."""
         jobs = jobs_of(self, request)
-        if self._stop:
-            raise QueueFullError("the engine is closing")
-        if len(self.waiting) + len(self.inbox) >= self.queue:
-            raise QueueFullError(f"{self.queue} requests wait already: try again later", after=self.wait)
-        self.inbox.extend(jobs)
+        with self._door:  # what is not refused is in the inbox before `close` looks
+            if self._stop:
+                raise QueueFullError("the engine is closing")
+            if len(self.waiting) + len(self.inbox) >= self.queue:
+                raise QueueFullError(f"{self.queue} requests wait already: try again later", after=self.wait)
+            self.inbox.extend(jobs)
         self._news.set()
         return jobs[0].ticket
 
@@ -86,12 +89,11 @@ class Engine:
 
     def close(self, drain: float | None = None) -> None:
         """Take no more; finish what is under way for at most `drain` seconds, and cancel what is left."""
-        self._stop, end = True, perf_counter() + (drain or 0.0)
+        with self._door:
+            self._stop = True
+        end = perf_counter() + (drain or 0.0)
         while self.busy and perf_counter() < end:
-            if self._thread is None:
-                self.step()
-            else:
-                threading.Event().wait(0.01)
+            self.step() if self._thread is None else sleep(0.01)
         with self._busy:
             for job in self.everyone():
                 job.ticket.cancelled = True
@@ -137,7 +139,7 @@ class Engine:
 
     def step(self) -> bool:
         """One turn; False when nothing is to be done."""
-        with self._busy, torch.inference_mode():
+        with self._busy, self._mode:
             self._take_in()
             line = self._scheduled()
             if line.taken:
@@ -176,7 +178,7 @@ class Engine:
             job.tree = None
             job.desk.ready.append(job)
         line = Line(self.room, self.running, [job for job in self.waiting if job.desk.joins], budget=self.budget,
-                    seats=self.sequences - len(self.apart))
+                    seats=self.sequences - len(self.apart), depth=self.depth)
         self.policy.turn(line)
         self.running = line.running
         for job in line.admitted:
@@ -206,9 +208,8 @@ class Engine:
             self.running.remove(job)
             self._leave(job, "error", why)
         for job, result, found in done.steps:
-            nodes = [0, *found.walk.path]
             top = job.request.logprobs
-            told = None if top is None else logprobs(found.logits_NV[nodes], result.tokens, top)
+            told = None if top is None else logprobs(found.logits_NV[[0, *found.walk.path]], result.tokens, top)
             job.usage.seconds["decode"] += done.seconds
             self._publish(job, result, told)
         for problem in done.broken:

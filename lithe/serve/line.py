@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
+
+LEAST = 8  # rows that a turn reads if it can: prompts get on, however dear their rows are
 
 
 class Item(Protocol):
@@ -31,10 +34,10 @@ class Room(Protocol):
 class Line:
     """Who runs and who waits, first come first, larger priorities before all; and what was taken into this turn."""
 
-    def __init__(self, room: Room, running: Sequence, waiting: Sequence, *, budget: int, seats: int):
-        """budget: most rows of a turn. seats: sequences that may run."""
+    def __init__(self, room: Room, running: Sequence, waiting: Sequence, *, budget: int, seats: int, depth: float = 0.0):
+        """budget: most rows of a turn. seats: sequences that may run. depth: what each cached token adds to a row, in rows."""
         self.room, self.running, self.waiting = room, list(running), list(waiting)
-        self.budget, self.seats = budget, seats - sum(item.seats for item in running)
+        self.budget, self.seats, self.depth = budget, seats - sum(item.seats for item in running), depth
         self.taken: list[tuple[Any, int]] = []  # with the rows of each
         self.admitted: list[Any] = []
         self.preempted: list[Any] = []
@@ -47,6 +50,17 @@ class Line:
     def free(self) -> int:
         """Rows left of the budget."""
         return max(0, self.budget - self.used)
+
+    def fits(self, item: Item) -> int:
+        """Rows of its prompt that the turn has time for: attention makes those far behind dearer."""
+        spare = max(0.0, self.budget - sum(self._cost(*taken) for taken in self.taken))
+        each = 1 + self.depth * item.length
+        rows = 2 * spare / (each + math.sqrt(each**2 + 2 * self.depth * spare))  # whose cost is what is left
+        reads = any(one.left for one, _ in self.taken)
+        return min(self.free, max(0 if reads else LEAST, int(rows)))
+
+    def _cost(self, item: Item, rows: int) -> float:
+        return rows * (1 + self.depth * (item.length + rows / 2))
 
     @property
     def decoding(self) -> list[Any]:

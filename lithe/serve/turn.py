@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lithe.decode.loop import Round, Step, settle
 from lithe.errors import LitheError
-from lithe.model.decoder import Decoder, Output
-from lithe.model.mask import CAUSAL, Tree as TreeMask
+from lithe.model.decoder import ALL, NONE, Decoder, Output
+from lithe.model.mask import CAUSAL, Tree as TreeMask, whole
 from lithe.model.paged import PagedCache, Pages, Share
 from lithe.ops.tree import Tree
 from lithe.serve.job import BrokenMethod, Desk, Job, logprobs
@@ -89,7 +88,7 @@ def _settle(part: Part, out: Output, done: Turn) -> Round | None:
     taps = {name: out.taps[name][end - len(tree) : end, 0] for name in job.desk.plan.taps}
     job.tree = None
     try:
-        rounds, steps = settle(job.desk.plan, [job.sequence], [tree], [_logits(part, out)[-len(tree) :]], [taps])
+        rounds, steps = settle(job.desk.plan, [job.sequence], [tree], [_logits(part, out, len(tree))], [taps])
     except LitheError as problem:
         done.failed.append((job, str(problem)))
         return None
@@ -111,14 +110,16 @@ def _pass(model: Decoder, cache: PagedCache, parts: list[Part]) -> Output:
     chains = all(part.reads or part.tree is None or len(part.ids) == 1 for part in parts)
     taps = {tap for part in parts for tap in part.job.desk.plan.taps}
     adapters = None if model.adapters is None else [part.job.sequence.adapter for part in parts for _ in part.ids]
-    return model(torch.tensor([token for part in parts for token in part.ids], device=model.device)[:, None], pos_BT=pos,
-                 counts=[len(part.ids) for part in parts], mask=CAUSAL if chains else TreeMask(parents), cache=cache,
-                 logits=wanted if wanted else "none", taps=taps, adapters_B=adapters)
+    ids = whole([[token] for part in parts for token in part.ids], model.device)
+    every = len(wanted) == len(pos)  # to choose all rows would cost more than some of them
+    return model(ids, pos_BT=pos, counts=[len(part.ids) for part in parts], mask=CAUSAL if chains else TreeMask(parents),
+                 cache=cache, logits=ALL if every else wanted if wanted else NONE, taps=taps, adapters_B=adapters)
 
 
-def _logits(part: Part, out: Output) -> Tensor:
-    """Of the rows of a part that were asked for, [N, V]."""
-    return out.scores[part.answer : part.answer + len(part.answers), 0]
+def _logits(part: Part, out: Output, last: int) -> Tensor:
+    """Of the last of those rows of a part that were asked for, [N, V]."""
+    end = part.answer + len(part.answers)
+    return out.scores.select(1, 0).narrow(0, end - last, last)
 
 
 def _read(part: Part, out: Output) -> None:
@@ -132,4 +133,5 @@ def _read(part: Part, out: Output) -> None:
     if job.prompt_logprobs is not None:
         after = job.sequence.ids[start + 1 : min(start + len(part.ids) + 1, job.sequence.prompt)]
         new = max(0, len(job.prompt_logprobs) - 1 - start)  # what was read before a preemption is known
-        job.prompt_logprobs += logprobs(_logits(part, out)[new : len(after)], after[new:], job.request.logprobs or 0)
+        rows_NV = _logits(part, out, len(part.answers))[new : len(after)]
+        job.prompt_logprobs += logprobs(rows_NV, after[new:], job.request.logprobs or 0)

@@ -98,6 +98,17 @@ def test_a_pruned_base(go, tune, loss, tmp_path):
     assert torch.equal(load(tmp_path / "both").embed_tokens.weight, load(spoken()).embed_tokens.weight)
 
 
+@pytest.mark.parametrize("method", ["magnitude_pruning:unit=head,ratio=0.5", "svd:ratio=0.6", "rtn:bits=8"])
+def test_a_compressed_base(go, tune, loss, tmp_path, method):
+    """Smaller layers, products of two and whole numbers: each is tuned beside, and drafts change nothing."""
+    go("compress", spoken(), "--method", method, "-o", tmp_path / "small")
+    out = tune(tmp_path / "small", "a", "--method", "lora:rank=4")
+    assert loss(tmp_path / "small", "--adapter", out) < loss(tmp_path / "small") - 0.1
+    tokens = said(go, tmp_path / "small", "--adapter", out)
+    assert said(go, tmp_path / "small", "--adapter", out, "--method", "token_recycling") == tokens
+    assert "made for other weights" in go("generate", spoken(), "7 ", "--adapter", out, code=4)
+
+
 def test_errors_that_a_folder_can_hold(go, tune, tmp_path):
     """An adapter of another base, an adapter that was cut short, and no rows: told, and nothing is written."""
     out = tune(spoken(), "a", "--method", "lora:rank=2")

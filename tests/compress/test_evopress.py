@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from lithe import registry
 from lithe.compress import solve
-from lithe.compress.allocate.evopress import drawn, mutated
+from lithe.compress.evolution import drawn, mutated
 from lithe.compress.run import Stage
 from lithe.compress.step import parse
 from lithe.compress.surgery import copied

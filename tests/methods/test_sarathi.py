@@ -42,6 +42,16 @@ def test_without_a_budget_the_stalls_are_back():
     assert p99(loose) > 3 * p99(ours)
 
 
+def test_late_chunks_shrink_so_that_the_time_holds():
+    """Where attention costs, a budget in rows alone is late far into a prompt; in time it is not, for hardly more in all."""
+    costs = {"budget": 128, "seats": 64, "fixed": 1.0, "each": 0.02, "behind": 2e-5}
+    known, unknown = (simulate(method("sarathi"), traffic(), **costs, depth=depth) for depth in (2e-5 / 0.02, 0.0))
+    asked = 1.0 + 0.02 * 128
+    assert max(known.gaps) <= asked * 1.001
+    assert max(unknown.gaps) > 1.5 * asked
+    assert known.seconds < 1.25 * unknown.seconds
+
+
 def test_a_batch_decoded_to_its_end_keeps_newcomers_waiting():
     ours, other = (simulate(method(name), traffic(), budget=256, seats=64) for name in ("sarathi", "decode_first"))
     assert first(other) > 10 * first(ours)

@@ -60,7 +60,7 @@ def test_the_tree_is_filled_from_the_table_and_unknown_tokens_are_left_out():
 def test_a_smaller_tree_keeps_the_likeliest_paths_prefix_closed():
     draft = made(nodes=6)
     for _ in range(200):  # rank 1 at the root is always right
-        draft.right[0, 1] += 1
+        draft.right[0][1] += 1
         draft.tested[0] += 1
     paths = draft._shape()
     assert len(paths) == 6 and (1,) in paths
@@ -87,8 +87,9 @@ def test_ablations_point_where_the_paper_says():
 
 def test_without_a_size_the_tree_is_as_large_as_pays():
     draft = made(nodes=0)
-    draft.right[:], draft.tested[:] = 1e-9, 1.0
-    draft.right[:, 0], draft.right[0, 1] = 0.6, 0.3  # chances of paths: 0.6, 0.36, 0.3, 0.216, ...
+    draft.right = [[0.6] + [1e-9] * (len(level) - 1) for level in draft.right]
+    draft.tested = [1.0] * len(draft.right)
+    draft.right[0][1] = 0.3  # chances of paths: 0.6, 0.36, 0.3, 0.216, ...
     for costs, paths in (([1.0, 1.0, *[9.0] * 79], [(0,)]), ([1.0, 1.1, 1.15, 1.2, *[9.0] * 77], [(0,), (1,), (0, 0)])):
         draft.costs = costs
         assert draft._shape() == paths

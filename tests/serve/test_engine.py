@@ -1,12 +1,16 @@
 """The engine gives every request the text that it would get alone, whatever else happens: bit for bit where compiled."""
 
 import copy
+import threading
+import time
+from collections import deque
 from functools import cache
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from lithe.contracts.diffuse import small_model as diffusion_model
 from lithe.contracts.small import small_model
 from lithe.decode.generate import request as sequence_of
 from lithe.decode.loop import run
@@ -15,7 +19,9 @@ from lithe.errors import TooLargeError, UnsupportedError, UsageError
 from lithe.model.fast import fuse
 from lithe.model.paged import Pages
 from lithe.sampling.law import Law
+from lithe.serve import engine as engine_module
 from lithe.serve.engine import Engine
+from lithe.serve.line import LEAST
 from lithe.serve.request import QueueFullError, Request
 from tests.kernels.variants import compiled
 
@@ -322,3 +328,45 @@ def test_a_failing_text_fails_alone(monkeypatch):
     engine.close()
     assert not engine.alive
     assert not any(engine.room.store.holders[page] for page in engine.room.store.free)
+
+
+def test_nothing_is_lost_between_the_door_and_the_close():
+    """A request that was let in while the engine closes is served or told its end."""
+    engine, inside = engine_with(target()), threading.Event()
+
+    class Slow(deque):
+        def extend(self, jobs):
+            inside.set()
+            time.sleep(0.1)
+            super().extend(jobs)
+
+    engine.inbox = Slow()
+    engine.start()
+    found = []
+    submitter = threading.Thread(target=lambda: found.append(engine.submit(Request(prompt=(5, 6), max_tokens=3))))
+    submitter.start()
+    inside.wait()
+    engine.close()
+    submitter.join()
+    assert found[0].finished
+
+
+def test_a_diffusion_model_is_refused_before_anything_is_measured():
+    with pytest.raises(UnsupportedError, match="is a diffusion model"):
+        Engine(diffusion_model("full", 0))
+
+
+def test_chunks_far_behind_are_smaller_where_a_time_was_asked_for(monkeypatch):
+    """Each turn has as many rows as the time between two tokens allows where they stand, and the text stays."""
+    model = target()
+    monkeypatch.setattr(engine_module, "profile", lambda model, between: (20, 0.05))
+    engine, request = Engine(model, page=4, sequences=4), Request(prompt=tuple(ids(50, 1, 32)), max_tokens=4, ignore_eos=True)
+    ticket, turns = engine.submit(request), []
+    while engine.busy:
+        before = engine.counts["rows"]
+        engine.step()
+        turns.append(engine.counts["rows"] - before)
+    chunks = turns[: turns.index(1)]
+    assert sum(chunks) == 50 and sorted(chunks, reverse=True) == chunks
+    assert 20 > chunks[0] > chunks[1] >= LEAST
+    assert told(ticket)[0][0] == alone(model, request)

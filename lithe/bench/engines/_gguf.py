@@ -1,7 +1,8 @@
-"""A model as a GGUF file, for llama.cpp: the Llama architecture only, and no tokenizer, as only token ids are compared."""
+"""A model as a GGUF file, for llama.cpp: the Llama architecture only, and no tokenizer where only token ids are compared."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ BLOCKS = {  # lithe's names of a block's weights, and GGUF's
 ENDS = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
 
 
-def write(model: Decoder, path: str | Path, precision: str) -> None:
+def write(model: Decoder, path: str | Path, precision: str, tokenizer: Path | None = None) -> None:
     """Write an unpacked model. Every matrix is of one type, a tied one is stored once, norms are float32.
+
+    tokenizer: a tokenizer.json of byte-level BPE, whose words the file is to hold.
 
     Raises UnsupportedError for a model whose traits are not the plain Llama's.
     """
@@ -32,7 +35,7 @@ def write(model: Decoder, path: str | Path, precision: str) -> None:
     check(config)
     kind = gguf.GGMLQuantizationType[GGUF_TYPES[precision]]
     writer: Any = gguf.GGUFWriter(path, "llama")
-    for add, value in _traits(config, writer):
+    for add, value in (*_traits(config, writer), *_words(tokenizer, writer)):
         add(value)
     writer.add_file_type(gguf.LlamaFileType["ALL_F32" if precision == "fp32" else f"MOSTLY_{kind.name}"])
     for name, weight in model.state_dict().items():
@@ -63,8 +66,23 @@ def _traits(config: Config, writer: Any) -> list[tuple[Any, Any]]:
         (writer.add_feed_forward_length, config.ffn), (writer.add_head_count, config.heads),
         (writer.add_head_count_kv, config.kv_heads), (writer.add_key_length, config.head_dim),
         (writer.add_value_length, config.head_dim), (writer.add_rope_dimension_count, config.head_dim),
-        (writer.add_rope_freq_base, config.rope.theta), (writer.add_layer_norm_rms_eps, config.norm_eps),
-        (writer.add_tokenizer_model, "none")]
+        (writer.add_rope_freq_base, config.rope.theta), (writer.add_layer_norm_rms_eps, config.norm_eps)]
+
+
+def _words(tokenizer: Path | None, writer: Any) -> list[tuple[Any, Any]]:
+    """Its vocabulary. What comes of texts may differ in how words are split first; ids stand for the same words."""
+    if tokenizer is None:
+        return [(writer.add_tokenizer_model, "none")]
+    import gguf
+
+    told = json.loads(tokenizer.read_text(encoding="utf-8"))
+    special = {each["content"] for each in told["added_tokens"] if each["special"]}
+    words = sorted(told["model"]["vocab"], key=told["model"]["vocab"].get)
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in told["model"]["merges"]]
+    kinds = [gguf.TokenType.CONTROL if word in special else gguf.TokenType.NORMAL for word in words]
+    return [(writer.add_tokenizer_model, "gpt2"), (writer.add_tokenizer_pre, "smollm"), (writer.add_token_list, words),
+            (writer.add_token_types, kinds), (writer.add_token_merges, merges), (writer.add_bos_token_id, 0),
+            (writer.add_eos_token_id, 0), (writer.add_add_bos_token, False)]
 
 
 def named(name: str) -> str:

@@ -73,14 +73,14 @@ def prefix(model: Decoder, *, modes: tuple[str, ...] = ("shared", "unshared")) -
         engine = Engine(model, budget=256, sequences=CLIENTS, sharing=mode == "shared")
         begun = perf_counter()
         tickets = [ask(engine, start + text(model, 4, b), TOKENS) for b in range(CLIENTS)]
-        first = 0.0
+        first = None  # when all decode, if they ever do at once
         while engine.step():
-            if not first and len(engine.running) == CLIENTS and not any(job.left for job in engine.running):
+            if first is None and len(engine.running) == CLIENTS and not any(job.left for job in engine.running):
                 first = perf_counter()
         end = perf_counter()
         outputs[mode] = [[token for event in ticket.events() for token in event.tokens] for ticket in tickets]
-        found[mode] = {"seconds": end - begun, "tokens_per_s": CLIENTS * TOKENS / (end - begun), "decode_s": end - first,
-                       "rows": engine.counts["rows"]}
+        found[mode] = {"seconds": end - begun, "tokens_per_s": CLIENTS * TOKENS / (end - begun),
+                       "decode_s": first and end - first, "rows": engine.counts["rows"]}
     if len(modes) == 2:
         found["same"] = outputs[modes[0]] == outputs[modes[1]]
         found["ratio"] = found[modes[1]]["seconds"] / found[modes[0]]["seconds"]

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from lithe.card import Card, knob
 from lithe.compress import solve
 from lithe.compress.allocation import Problem
+from lithe.compress.evolution import Plan, drawn, mutated, selected
 from lithe.errors import UsageError
 
 CARD = Card(paper="EvoPress: Towards Optimal Dynamic Model Compression via Evolutionary Search", row=98,
             promises=("meets_budget",), needs=("loss",))
 QUICK = {"generations": 4, "children": 6, "survivors": "3+1", "tokens": "64+256", "start": 4}
-TRIES = 100  # at a mutation that keeps within the budget
-Plan = dict[str, int]  # here: options by number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,8 @@ class Method:
             children = [child for child in tried if child]
             if not children:
                 break
-            parent = children[0] if self.knobs.alone else self._select(problem, parent, children, seen)
+            stages = list(zip(self.knobs.survivors, self.knobs.tokens, strict=True))
+            parent = children[0] if self.knobs.alone else selected(problem, parent, children, stages, seen)
         problem.notes |= {"evaluations": len(seen), "generations": self.knobs.generations}
         return solve.plan(problem, parent)
 
@@ -57,55 +57,3 @@ class Method:
             return {name: [o.level for o in options].index(uniform[name]) for name, options in problem.options.items()}
         plans = [drawn(problem, dice) for _ in range(self.knobs.start)]
         return min(plans, key=lambda plan: problem.loss(solve.plan(problem, plan), self.knobs.tokens[0]))
-
-    def _select(self, problem: Problem, parent: Plan, children: list[Plan], seen: dict) -> Plan:
-        """Fewer children on more tokens; the parent joins the last stage."""
-        stages = list(zip(self.knobs.survivors, self.knobs.tokens, strict=True))
-        for number, (count, tokens) in enumerate(stages):
-            pool = [*children, parent] if number + 1 == len(stages) else children
-            children = sorted(pool, key=lambda plan: self._loss(problem, plan, tokens, seen))[:count]
-        return children[0]
-
-    def _loss(self, problem: Problem, plan: Plan, tokens: int, seen: dict) -> float:
-        key = (tuple(plan.items()), tokens)
-        if key not in seen:
-            seen[key] = problem.loss(solve.plan(problem, plan), tokens)
-        return seen[key]
-
-
-def drawn(problem: Problem, dice: random.Random) -> Plan:
-    """A random plan within the budget: random groups are lowered until it holds, then raised where they can be."""
-    plan = {name: len(options) - 1 for name, options in problem.options.items()}
-    while not fits(problem, plan):
-        plan[dice.choice([name for name, i in plan.items() if i])] -= 1
-    names = list(plan)
-    dice.shuffle(names)
-    for name in names:
-        options = problem.options[name]
-        while plan[name] + 1 < len(options) and fits(problem, plan | {name: plan[name] + 1}):
-            plan[name] += 1
-    return plan
-
-
-def fits(problem: Problem, plan: Plan) -> bool:
-    """Whether a plan keeps within the budget."""
-    return solve.spent(problem, plan) <= problem.budget * (1 + solve.SLACK)
-
-
-def mutated(problem: Problem, parent: Plan, most: int, dice: random.Random) -> Plan | None:
-    """The plan after min(U, U) swaps: of two groups of a size one gets a level more, one a level less; None where none can."""
-    classes: dict[tuple, list[str]] = {}
-    for name, options in problem.options.items():
-        classes.setdefault(tuple(round(option.cost, 3) for option in options), []).append(name)
-    able = [names for names in classes.values() if len(names) > 1]
-    plan, wanted = dict(parent), min(dice.randint(1, most), dice.randint(1, most))
-    for _ in range(TRIES):
-        if not able or (wanted <= 0 and plan != parent):
-            break
-        up, down = dice.sample(dice.choice(able), 2)
-        if plan[down] == 0 or plan[up] + 1 == len(problem.options[up]):
-            continue
-        child = plan | {up: plan[up] + 1, down: plan[down] - 1}
-        if fits(problem, child):
-            plan, wanted = child, wanted - 1
-    return None if plan == parent else plan

@@ -51,9 +51,11 @@ class Method:
         self.texts: dict[int, tuple[int, SuffixAutomaton]] = {}  # by sequence: how far it was read, and its index
         self.outputs = SuffixAutomaton()
         self.ended = 0  # outputs in the index
+        self.found: dict[int, tuple[int, ...]] = {}  # by sequence: outputs then, tokens read, the match's state and length
 
     def start(self, sequences):
         self.texts.clear()
+        self.found.clear()
 
     def propose(self, sequences, room):
         return [self._tree(s, most) for s, most in zip(sequences, room, strict=True)]
@@ -62,6 +64,7 @@ class Method:
         for r in rounds:
             if r.sequence.finished:
                 self.texts.pop(r.sequence.number, None)
+                self.found.pop(r.sequence.number, None)
                 self._keep(r.sequence.tokens)
 
     def _tree(self, sequence, most: int) -> Tree:
@@ -70,7 +73,7 @@ class Method:
         before = text.links[text.last]  # the longest suffix that occurs earlier as well
         found = [("text", *self._best(text, before, text.lengths[before], most))]
         if self.knobs.outputs:
-            found.append(("outputs", *self._best(self.outputs, *self.outputs.match(sequence.ids[-self.knobs.depth :]), most)))
+            found.append(("outputs", *self._best(self.outputs, *self._match(sequence), most)))
         source, _, nodes = max(found, key=lambda one: one[1])
         if self.costs:  # the likeliest come first
             nodes = nodes[: pays([chance for chance, _, _ in nodes], self.costs)]
@@ -84,6 +87,17 @@ class Method:
             text.push(token)
         self.texts[sequence.number] = len(sequence.ids), text
         return text
+
+    def _match(self, sequence) -> tuple[int, int]:
+        """The state of the longest end of the text that outputs hold, and its length; only new tokens are read."""
+        ended, read, state, length = self.found.get(sequence.number) or (-1, 0, 0, 0)
+        if ended != self.ended:  # an index that has grown may have split the state
+            read, state, length = max(0, len(sequence.ids) - self.knobs.depth), 0, 0
+        state, length = self.outputs.match(sequence.ids[read:], state, length)
+        while state and self.outputs.lengths[self.outputs.links[state]] >= self.knobs.depth:
+            state = self.outputs.links[state]  # of the last `depth` tokens alone
+        self.found[sequence.number] = self.ended, len(sequence.ids), state, length
+        return state, length
 
     def _keep(self, tokens: list[int]) -> None:
         """Index a finished output; a token no model has keeps it apart from the next."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from lithe.card import Card, knob
 from lithe.decode.budget import costs, pays
-from lithe.ops.rank import top
+from lithe.kernels.draft import note_top
 from lithe.ops.tree import Tree
 
 CARD = Card(
@@ -71,8 +71,8 @@ class Method:
     def __init__(self, knobs: Knobs, model):
         self.knobs, self.k = knobs, min(knobs.k, model.config.vocab)
         self.table = np.zeros((model.config.vocab, self.k), dtype=np.int32)  # 0: not filled yet, as in the paper
-        self.right = 0.5 ** np.arange(1, self.k + 1) * np.ones((DEPTH, 1))  # how often the candidate of each rank came true
-        self.tested = np.ones((DEPTH, 1))
+        self.right = [[0.5**rank for rank in range(1, self.k + 1)] for _ in range(DEPTH)]  # how often each rank came true
+        self.tested = [1.0] * DEPTH
         self.rounds = 0
         self.costs = [] if knobs.nodes else costs(model, len(template()))
         self.slots = slots(self._shape())
@@ -88,9 +88,7 @@ class Method:
         for r in rounds:
             self._learn(r.tree, r.walk)
             rows = range(len(r.tree)) if self.knobs.update == "all" else (0, *r.walk.path)
-            top_NK = top(r.logits_NV, self.k)
-            for row in rows:  # the same token twice: the later row in tree order wins
-                self.table[r.tree.tokens[row]] = top_NK[row]
+            note_top(self.table, [r.tree.tokens[row] for row in rows], r.logits_NV, rows)
             self.rounds += 1
             if self.rounds % REBUILD == 0:
                 self.slots = slots(self._shape())
@@ -109,28 +107,29 @@ class Method:
         nodes = (0, *walk.path)
         truth = [tree.tokens[node] for node in walk.path] + [walk.token]
         for depth, (node, token) in enumerate(zip(nodes, truth, strict=True)):
-            row = self.table[tree.tokens[node]].tolist()
-            self.tested[min(depth, DEPTH - 1)] += 1
+            row, level = self.table[tree.tokens[node]].tolist(), min(depth, DEPTH - 1)
+            self.tested[level] += 1
             if token and token in row:
-                self.right[min(depth, DEPTH - 1), row.index(token)] += 1
+                self.right[level][row.index(token)] += 1
 
     def _shape(self) -> list[tuple[int, ...]]:
         """Rank paths, parents first: the paper's own tree, or the likeliest paths where fewer nodes are asked for."""
         if self.knobs.nodes == len(template()):
             return [path for path in template() if max(path) < self.k]
-        rate, most = self.right / self.tested, self.knobs.nodes or len(template())
+        rate = [[right / tested for right in level] for level, tested in zip(self.right, self.tested, strict=True)]
+        most = self.knobs.nodes or len(template())
         chosen: list[tuple[int, ...]] = []
         chances: list[float] = []
-        frontier: list[tuple[float, tuple[int, ...]]] = [(-rate[0, 0], (0,))]
+        frontier: list[tuple[float, tuple[int, ...]]] = [(-rate[0][0], (0,))]
         while frontier and len(chosen) < most:
             cost, path = heapq.heappop(frontier)
             chosen.append(path)
             chances.append(-cost)
             depth, rank = len(path), path[-1]
             if depth < DEPTH:
-                heapq.heappush(frontier, (cost * rate[depth, 0], (*path, 0)))
+                heapq.heappush(frontier, (cost * rate[depth][0], (*path, 0)))
             if rank + 1 < self.k:
-                heapq.heappush(frontier, (cost / rate[depth - 1, rank] * rate[depth - 1, rank + 1], (*path[:-1], rank + 1)))
+                heapq.heappush(frontier, (cost / rate[depth - 1][rank] * rate[depth - 1][rank + 1], (*path[:-1], rank + 1)))
         if self.costs:
             chosen = chosen[: pays(chances, self.costs)]
         return sorted(chosen, key=lambda path: (len(path), path))

@@ -4,8 +4,9 @@
  * accumulator that walks over the inputs in order. Rows and columns only decide which registers are busy. For that
  * reason there are no sums across lanes, no splitting of the inputs, and no other kernel for other row counts.
  *
- * A panel of 32 columns is read from memory once, in pieces that fit the innermost cache: all row blocks go over a piece, and
- * meanwhile ask for the next one, so that reading and multiplying overlap whatever the number of rows.
+ * A panel of 32 columns is read in pieces that fit the innermost cache: the row blocks go over a piece, and meanwhile ask for
+ * the next one, so that reading and multiplying overlap whatever the number of rows. Where rows are many, as many of them as the
+ * next cache holds go over all panels before the others do.
  */
 #include "lithe.h"
 #include "simd.h"
@@ -16,15 +17,13 @@
 #define NATIVE_BF16 0 /* activations are rounded all the same, but kept as floats */
 #endif
 
-#define AHEAD 8192 /* bytes that weights are asked for before they are needed: enough to cover memory's delay */
-#if LANES == 8
-#define PIECE (2 * AHEAD) /* bytes of floats that all row blocks go over, */
-#define TURN 32           /* and rows that do: with their sums all of it fits the innermost cache */
-#else
-#define PIECE AHEAD
-#define TURN 64
-#endif
-#define TURN_MOST 64 /* of bytes, and of floats at most */
+enum {
+    AHEAD = 8192,   /* bytes that weights are asked for before they are needed: enough to cover memory's delay */
+    PIECE = 20480,  /* bytes of floats that all row blocks of a turn go over, from the innermost cache: at most */
+    SHARES = 4,     /* row blocks that share the asking for the next piece */
+    TURN = 64,      /* rows of a turn: they take a piece's sums up and put them away */
+    NEAR = 1 << 18  /* bytes of activations that all panels go over before the next rows have their turns: the next cache holds them */
+};
 
 #if LANES == 8
 #define BLOCK_BYTES (3 * BLOCK) /* of a row's block of 32 whole numbers: as bytes, then as halves */
@@ -106,10 +105,10 @@ void prepare(int32_t kind, const float *x, int64_t k, int64_t real_k, const Rows
 
 /* ---- register blocks: `rows` is a constant in each of the functions made below ------------------------------------- */
 
-/* What a row block does at once: inputs [from, to) of a panel for rows from `first` on. Of the piece behind these inputs it asks
+/* What a row block does at once: inputs [from, to) of a panel for rows from `first` on. Of as many bytes, `ahead` of them, it asks
  * for the share `part` of `parts`; none where parts is 0. */
 typedef struct {
-    int panel, first, part, parts;
+    int panel, first, part, parts, ahead;
     int64_t from, to;
 } Piece;
 
@@ -123,7 +122,7 @@ INLINE const char *soon(const void *column, const Piece *at, int c, const int wi
     const int strips = PANEL / (wide * LANES), line = 4 * PANEL, parts = at->parts * strips;
     const char *start = (const char *)column - 4 * c;
     *step = parts ? line / parts : 0;
-    return parts ? start + AHEAD + (at->part * strips + c / (wide * LANES)) * turns * *step : start;
+    return parts ? start + at->ahead + (at->part * strips + c / (wide * LANES)) * turns * *step : start;
 }
 
 /* Vectors of columns that accumulate at once: few rows alone would wait for each sum before the next. */
@@ -378,21 +377,26 @@ INTS(5) INTS(6) INTS(7) INTS(8)
 static const Block table[][ROWS_MAX] = {FLOAT_TABLE(fp32), FLOAT_TABLE(bf16), INT_TABLE(byte), INT_TABLE(nibble), INT_TABLE(byte32),
                                         INT_TABLE(nibble32)};
 
-/* Inputs a piece: PIECE bytes of floats; all of them where weights are read but once, or where multiplying takes far longer. */
+static int64_t float_line(const Packed *w) { return PANEL * (w->kind == FP32 ? 4 : 2); } /* bytes of a panel an input */
+
+/* Inputs a piece, all alike: PIECE bytes of floats at most; all of them where weights are read but once, or where multiplying takes
+ * far longer. */
 static int64_t piece_of(const Packed *w, int64_t k, const Rows *x) {
     const int once = block_count(x) == 1 && at_once((int)x->rows) * LANES == PANEL;
-    return w->kind >= INT8 || once ? k : PIECE / PANEL / (w->kind == FP32 ? 4 : 2);
+    const int64_t pieces = (k * float_line(w) + PIECE - 1) / PIECE;
+    return w->kind >= INT8 || once ? k : ((k + pieces - 1) / pieces + 1) / 2 * 2;
 }
 
 /* Columns [PANEL * panel, + PANEL) of row blocks [b, b_end) into out[their rows][PANEL]. */
 static void panel_product(const Packed *w, const Rows *x, int panel, int b, int b_end, float *out) {
     const Block *block = table[w->kind + 2 * (w->kind >= INT8 && w->group == BLOCK)];
     const int64_t k = padded(w), piece = piece_of(w, k, x);
-    const int parts = piece < k && b_end - b > 1 ? 2 : 1, base = block_start(b, x);
+    const int base = block_start(b, x), most = piece < k ? SHARES : 1, parts = b_end - b < most ? b_end - b : most;
+    const int ahead = piece < k ? (int)(piece * float_line(w)) : AHEAD;
     for (int64_t from = 0; from < k; from += piece)
         for (int i = b; i < b_end; i++) {
             const int first = block_start(i, x), count = block_start(i + 1, x) - first;
-            Piece at = {panel, first, i - b, i - b < parts ? parts : 0, from, from + piece < k ? from + piece : k};
+            Piece at = {panel, first, i - b, i - b < parts ? parts : 0, ahead, from, from + piece < k ? from + piece : k};
             block[count - 1](w, x, &at, out + (first - base) * PANEL);
         }
 }
@@ -415,22 +419,31 @@ static void store(const Product *p, int column, int first, int count, const floa
     }
 }
 
+/* Row blocks of a turn, and of as many turns as fit NEAR. */
+static int turn_blocks(const Rows *x) { return (int)(TURN / x->most); }
+static int near_blocks(const Packed *w, const Rows *x) {
+    const size_t bytes = rows_bytes(w->kind, TURN, padded(w));
+    return turn_blocks(x) * (bytes < NEAR ? (int)(NEAR / bytes) : 1);
+}
+
 void products(const Product *list, int count, int thread, int threads) {
-    int total = 0, from, to, before = 0;
+    const Rows *x = &list->x;
+    const int all = block_count(x), some = turn_blocks(x), near = near_blocks(list->w, x);
+    int total = 0, from, to;
     for (int i = 0; i < count; i++) total += (list[i].w->n + PANEL - 1) / PANEL;
     share(total, thread, threads, &from, &to);
-    for (int i = 0; i < count; i++) {
-        const Product *p = &list[i];
-        int panels = (p->w->n + PANEL - 1) / PANEL;
-        for (int at = from > before ? from : before; at < to && at < before + panels; at++)
-            for (int b = 0, all = block_count(&p->x), some = (int)((p->w->kind >= INT8 ? TURN_MOST : TURN) / p->x.most); b < all; b += some) {
-                float tile[TURN_MOST * PANEL] __attribute__((aligned(64)));
-                int end = b + some < all ? b + some : all, first = block_start(b, &p->x);
-                panel_product(p->w, &p->x, at - before, b, end, tile);
-                store(p, (at - before) * PANEL, first, block_start(end, &p->x) - first, tile);
-            }
-        before += panels;
-    }
+    for (int start = 0; start < all; start += near)
+        for (int i = 0, before = 0, panels; i < count; i++, before += panels) {
+            const Product *p = &list[i];
+            panels = (p->w->n + PANEL - 1) / PANEL;
+            for (int at = from > before ? from : before; at < to && at < before + panels; at++)
+                for (int b = start; b < all && b < start + near; b += some) {
+                    float tile[TURN * PANEL] __attribute__((aligned(64)));
+                    int end = b + some < all ? b + some : all, first = block_start(b, &p->x);
+                    panel_product(p->w, &p->x, at - before, b, end, tile);
+                    store(p, (at - before) * PANEL, first, block_start(end, &p->x) - first, tile);
+                }
+        }
 }
 
 /* ---- the linear layer ---------------------------------------------------------------------------------------------- */

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections import deque
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from starlette.responses import Response
@@ -33,19 +35,17 @@ class Answer:
 
     async def events(self, quiet: float | None = None) -> AsyncGenerator[tuple[int, Event] | None, None]:
         """Events as they come; None after every `quiet` seconds without one. Raises ApiError for a text that failed."""
-        loop, found = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Event]]()
-        first = 0
+        found, first = Box(), 0
         for ticket in self.tickets:
-            ticket.listen(_bridge(loop, found, first))
+            ticket.listen(partial(found.put, first))
             first += ticket.request.choices
         begun = set()
         try:
             while len(self.usages) < self.texts:
-                try:
-                    number, event = await asyncio.wait_for(found.get(), quiet)
-                except TimeoutError:
+                if (item := await found.get(quiet)) is None:
                     yield None
                     continue
+                number, event = item
                 begun |= {number} if event.tokens else set()
                 if self.watch is not None:
                     self.watch.see(number, event)
@@ -94,12 +94,41 @@ class Answer:
 COUNTED = ("generated", "passes", "rows", "drafted", "accepted", "accepted_prediction", "rejected_prediction", "preempted")
 
 
-def _bridge(loop: asyncio.AbstractEventLoop, found: asyncio.Queue, first: int) -> Any:
-    def call(event: Event) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody listens any more
-            loop.call_soon_threadsafe(found.put_nowait, (first + event.choice, event))
+class Box:
+    """Events from the engine's thread to one that waits in the running loop. It is woken only while it waits."""
 
-    return call
+    def __init__(self) -> None:
+        self.loop, self.items = asyncio.get_running_loop(), deque[tuple[int, Event]]()
+        self.waiter: asyncio.Future[None] | None = None
+
+    def put(self, first: int, event: Event) -> None:
+        """Called by the engine. first: the number of the ticket's first text."""
+        self.items.append((first + event.choice, event))
+        if self.waiter is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has closed: nobody listens any more
+                self.loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    async def get(self, seconds: float | None) -> tuple[int, Event] | None:
+        """The next event; None after so many seconds without one."""
+        if self.items:
+            return self.items.popleft()
+        late = asyncio.Event()
+        alarm = None if seconds is None else self.loop.call_later(seconds, lambda: (late.set(), self._wake()))
+        try:
+            while not late.is_set():
+                self.waiter = self.loop.create_future()
+                if self.items:  # looked at once the waiter is there to be woken
+                    return self.items.popleft()
+                await self.waiter
+            return self.items.popleft() if self.items else None
+        finally:
+            self.waiter = None
+            if alarm is not None:
+                alarm.cancel()
 
 
 def reason(end: str) -> str | None:

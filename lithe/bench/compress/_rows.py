@@ -1,0 +1,89 @@
+"""From records to figures: what a method adds to the loss, and whether that is less than what it is judged against.
+
+Axes: D bootstrap draws, P documents, S seeds.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import mean
+
+import numpy as np
+
+from lithe.bench.compress import DENSE
+from lithe.bench.compress._plan import Cell, Plan
+from lithe.bench.ledger import Record
+from lithe.bench.stats import Floats, interval
+
+SAME = 0.01  # of the bytes: so much more counts as equal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A method at a ratio on a model, as means over seeds. more: nats a token above the dense model. bytes: of its files, as a
+    share of the dense model's. gains: what the method it is judged against loses more than this one, in nats a token, with a
+    95 % interval over documents and seeds: those that both ran, or all where the other ran once. None where nothing compares.
+    """
+
+    method: str
+    ratio: float | None
+    on: str
+    seeds: int
+    more: float
+    kl: float
+    bytes: float
+    seconds: float
+    against: str
+    gains: float | None
+    low: float | None
+    high: float | None
+    same_bytes: bool | None  # at most 1 % more than the other's
+
+    @property
+    def better(self) -> bool:
+        return bool(self.same_bytes and self.low is not None and self.low > 0)
+
+
+def rows(known: dict[Cell, Record], plan: Plan) -> list[Row]:
+    """A row a method, ratio and model that ran, in the plan's order."""
+    groups: dict[tuple[str, float | None, str], dict[int, Record]] = defaultdict(dict)
+    for cell, record in known.items():
+        if "loss" in record.measured:
+            groups[cell.method, cell.ratio, cell.on][cell.seed] = record
+    dense = {on: found for (method, _, on), found in groups.items() if method == DENSE}
+    against = {entry.name: entry.against for entry in plan.methods}
+    order = {name: i for i, name in enumerate(against)}
+    keys = sorted((key for key in groups if key[0] != DENSE), key=lambda key: (order[key[0]], key[1] or 0, key[2]))
+    return [_row(key, groups[key], dense[key[2]][0], groups.get((against[key[0]], *key[1:]), {}), against[key[0]])
+            for key in keys if key[2] in dense]
+
+
+def _row(key: tuple[str, float | None, str], own: dict[int, Record], dense: Record, other: dict[int, Record], against: str,
+         ) -> Row:
+    of = lambda name, records: mean(record.measured[name] for record in records)
+    other = dict.fromkeys(own, *other.values()) if len(other) == 1 else other  # what draws nothing ran once
+    both = sorted(own.keys() & other.keys())
+    gains = low = high = None
+    same = None
+    if both:
+        gain_PS, tokens_PS = compared([other[s] for s in both], [own[s] for s in both])
+        gains = float(_share(gain_PS, tokens_PS))
+        low, high = interval(_share, gain_PS, tokens_PS) or (None, None)
+        sizes = of("bytes", [own[s] for s in both]), of("bytes", [other[s] for s in both])
+        same = sizes[0] <= sizes[1] * (1 + SAME)
+    return Row(method=key[0], ratio=key[1], on=key[2], seeds=len(own), more=of("loss", own.values()) - dense.measured["loss"],
+               kl=of("kl", own.values()), bytes=of("bytes", own.values()) / dense.measured["bytes"],
+               seconds=of("seconds", own.values()), against=against, gains=gains, low=low, high=high, same_bytes=same)
+
+
+def compared(worse: Iterable[Record], better: Iterable[Record]) -> tuple[Floats, Floats]:
+    """The nats [P, S] that one loses more than the other on each document with each seed, and the documents' tokens."""
+    nats = [np.array([record.measured["nats"] for record in records], dtype=np.float64).T for records in (worse, better)]
+    tokens_P = np.array(next(iter(better)).measured["tokens"], dtype=np.float64)
+    return nats[0] - nats[1], np.broadcast_to(tokens_P[:, None], nats[0].shape)
+
+
+def _share(gain_PS: Floats, tokens_PS: Floats) -> Floats:
+    return gain_PS.sum((-1, -2)) / tokens_PS.sum((-1, -2))
