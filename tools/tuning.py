@@ -47,6 +47,7 @@ PRUNING = """## Pruned and tuned
 `--plan lithe/bench/tuning/pruned.toml`: the same for 120 steps; `pst` and the fixed mask are 50 % zeros, `dsee` 30 %."""
 EQUAL = (("kappa low", "kappa high", "kappa random"), ("cofitune", "cofitune free", "cofitune all"))  # compared by forgetting
 SHARE = 0.01  # where rates are searched, and what the tables of each text show
+SMALL = "zoo:tiny-draft"
 CONTROLLED, PRUNED = 60, 120  # steps, by which the two plans are told apart
 
 
@@ -141,7 +142,7 @@ def controls(records: list[Record]) -> list[str]:
 
 def pruned(records: list[Record]) -> list[str]:
     lines = ["| method | values | seeds | loss | gain | forgets |", "| --- |" + " --: |" * 5]
-    for row in rows(r for r in records if r.settings.get("steps") == PRUNED):
+    for row in rows(r for r in records if r.settings.get("steps") == PRUNED and r.model == SMALL):
         gain = "-" if row.gain is None else f"{row.gain:.0%}"
         lines.append(f"| {row.method} | {row.values:.2%} | {row.seeds} | {row.after:.3f} | {gain} | {row.forgets:+.3f} |")
     return [PRUNING, "\n".join(lines)] if len(lines) > 3 else []

@@ -159,6 +159,11 @@ def test_the_heads_of_the_smallest_gates_are_shut_and_stay_shut():
     assert seen[-2][0] == 1, "without the penalty it is left as it was"
 
 
+def test_a_share_of_heads_that_is_none_is_told():
+    with pytest.raises(UsageError, match="prunes no key-value head"):
+        Rack.of(model()).make("dsee:heads=0.5")  # its one layer has one
+
+
 def test_heads_that_are_shut_are_cut_once_merged(tmp_path):
     base = idle()
     rack = Rack.of(base)

@@ -54,6 +54,8 @@ class Method:
         self.knobs, self.layers, self.steps = knobs, linears(model, (*knobs.targets, *knobs.pruned)), 0
         self.pruned = linears(model, knobs.pruned)
         self.gated = {site: _heads(model, site) for site in linears(model, ("o_proj",))} if knobs.heads else {}
+        if knobs.heads and not self._fewer():
+            raise UsageError(f"heads={knobs.heads:g} prunes no key-value head of this model: a layer's last one stays")
         self.layers |= {site: layer for site, layer in linears(model, ("o_proj",)).items() if site in self.gated}
         self.parts: dict[str, Thinned] = {}
         self.shut: dict[str, Tensor] = {}  # which heads are pruned, by site
@@ -102,9 +104,13 @@ class Method:
         sizes = {site: self._gates(site).abs() for site in self.gated}
         free = torch.cat([size_H.index_fill(0, size_H.argmax(), torch.inf) for size_H in sizes.values()])
         shut = torch.zeros(len(free), dtype=torch.bool)
-        count = min(round(self.knobs.heads * len(free)), int(free.isfinite().sum()))
-        shut[free.cpu().argsort(stable=True)[:count]] = True
+        shut[free.cpu().argsort(stable=True)[: self._fewer()]] = True
         return dict(zip(sizes, shut.split([len(size_H) for size_H in sizes.values()]), strict=True))
+
+    def _fewer(self) -> int:
+        """How many heads are pruned."""
+        count = sum(self.gated.values())
+        return min(round(self.knobs.heads * count), count - len(self.gated))
 
     def _gates(self, site: str) -> Tensor:
         gates_H = self.parts[site].gates
