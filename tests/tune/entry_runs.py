@@ -44,7 +44,8 @@ def model(config=SMALL, seed=0):
     return Decoder(config).init(seed).double()
 
 
-def run(spec, steps=12, *, base=None, make=model, folder=None, stop=None, tell=lambda *_: None, lr=0.01, micro=50, rack=None, name="a"):
+def run(spec, steps=12, *, base=None, make=model, folder=None, stop=None, tell=lambda *_: None, lr=0.01, micro=50, rack=None,
+        name="a"):
     """The adapter and the run's progress. stop: the call of the feed that ends it, everything before being saved."""
     rack = rack or Rack.of(base or make())
     adapter = rack.make(spec, name=name)
