@@ -26,8 +26,8 @@ from lithe.errors import LitheError, UsageError
 from lithe.model.checkpoint import fingerprint
 from lithe.model.decoder import Decoder
 from lithe.model.load import load, resolve
-from lithe.train.loop import Interrupted
 from lithe.model.narrow import widen
+from lithe.train.loop import Interrupted
 
 Tell = Callable[[str], None]
 
