@@ -27,6 +27,7 @@ from lithe.model.checkpoint import fingerprint
 from lithe.model.decoder import Decoder
 from lithe.model.load import load, resolve
 from lithe.model.narrow import widen
+from lithe.train.loop import Interrupted
 
 Tell = Callable[[str], None]
 
@@ -74,6 +75,8 @@ class Matrix:
         try:
             measured = self._dense(model) if cell.method == DENSE else self._compressed(cell, model)
             measured |= {"seconds": round(time.perf_counter() - began, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+        except Interrupted:  # a signal that came while something trained: the cell is not done
+            raise KeyboardInterrupt from None
         except Exception as problem:  # a fault of one method is its own result, and the matrix goes on
             measured = {"error": str(problem) if isinstance(problem, LitheError) else repr(problem)}
         record = provenance.record(
