@@ -65,7 +65,8 @@ def main() -> None:
 
 def count(given: argparse.Namespace) -> None:
     """Count both sides of every order and append what came out."""
-    models, ledger, shipped = {}, Ledger(LEDGER), read_prompts(ZOO / "prompts" / "mixed.jsonl")
+    models: dict[str, Any] = {}
+    ledger, shipped = Ledger(LEDGER), read_prompts(ZOO / "prompts" / "mixed.jsonl")
     known = {which(r) for r in ledger.read()} if given.missing else set()
     for order in tomllib.loads((HERE / "orders.toml").read_text(encoding="utf-8"))["order"]:
         name = order.get("model", MODEL)

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from lithe.kernels import library
-from lithe.ops import merge, rank
+from lithe.ops import merge as slow, rank
 from lithe.ops.tree import Tree
 
 MOST = 64  # scores of a row that the compiled search keeps
 NODE = 6  # numbers that Node of draft.c holds: token, parent, depth, voices, rank, reach
-COUNTS = 2 * (merge.DEEPEST + 1) * (merge.FARTHEST + 1) * (merge.LAST_RANK + 1) << merge.VOICES
+COUNTS = 2 * (slow.DEEPEST + 1) * (slow.FARTHEST + 1) * (slow.LAST_RANK + 1) << slow.VOICES
 INT = array("i").itemsize
 
 
@@ -41,20 +41,20 @@ def note_top(table_VK: np.ndarray, places: Sequence[int], scores_NV: Tensor, row
                   table_VK.ctypes.data)
 
 
-def merger(costs: Sequence[float]) -> merge.Merger:
+def merger(costs: Sequence[float]) -> slow.Merger:
     """A `Merger`, compiled where that can be."""
     lib = _functions()
-    return merge.Merger(costs) if lib is None or INT != 4 else _Merger(costs, lib)
+    return slow.Merger(costs) if lib is None or INT != 4 else _Merger(costs, lib)
 
 
-class _Merger(merge.Merger):
+class _Merger(slow.Merger):
     def __init__(self, costs: Sequence[float], lib: ctypes.CDLL) -> None:
         super().__init__(costs)
         self.lib, self.times, self.table = lib, array("d", self.costs), array("d", bytes(8 * COUNTS))
         self.order, self.merged = array("i", bytes(INT * len(self.costs))), array("i", [0])
         self.fixed = [each.buffer_info()[0] for each in (self.table, self.times, self.order, self.merged)]
 
-    def merge(self, root: int, trees: merge.Named, most: int) -> tuple[Tree, Any]:
+    def merge(self, root: int, trees: slow.Named, most: int) -> tuple[Tree, Any]:
         sizes: list[int] = []
         tokens: list[int] = []
         parents: list[int] = []
