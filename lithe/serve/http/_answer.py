@@ -21,6 +21,7 @@ from lithe.serve.request import Event, Ticket, Usage
 ENDS = {"eos": "stop", "cancelled": None, "error": None}  # others are called as they are, or `length`
 QUIET = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
+SLACK = 0.01  # seconds by which a loop's alarm may be early
 
 
 class Answer:
@@ -116,15 +117,16 @@ class Box:
         """The next event; None after so many seconds without one."""
         if self.items:
             return self.items.popleft()
-        late = asyncio.Event()
-        alarm = None if seconds is None else self.loop.call_later(seconds, lambda: (late.set(), self._wake()))
+        end = None if seconds is None else self.loop.time() + seconds
+        alarm = None if end is None else self.loop.call_at(end, self._wake)
         try:
-            while not late.is_set():
+            while True:
                 self.waiter = self.loop.create_future()
                 if self.items:  # looked at once the waiter is there to be woken
                     return self.items.popleft()
                 await self.waiter
-            return self.items.popleft() if self.items else None
+                if not self.items and end is not None and self.loop.time() >= end - SLACK:
+                    return None
         finally:
             self.waiter = None
             if alarm is not None:
