@@ -28,7 +28,8 @@ def pack_pieces(weight_NK: Tensor, kind: str, group: int = 0) -> Packed:
         piece = (first if start == 0 else pack(weight_NK[start : start + taken], kind, group)).data
         data[at : at + len(piece)] = piece
         at += len(piece)
-    tidy()
+    if n * k >= 2 * PIECE:  # behind small ones it would take longer than it gives back
+        tidy()
     return Packed(data, kind, n, k, first.group)
 
 
