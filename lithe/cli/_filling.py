@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence as Seq
 from dataclasses import asdict
@@ -89,7 +90,7 @@ def _drawn(names: str, model: Decoder, count: int) -> list[Example]:
 def fitted(spec: Spec, target: Decoder, data: str, output: Path, *, steps: int, rows: int, warmup: int, seed: int, pool: int,
            model: str, as_json: bool) -> None:
     """Fit a method of a diffusion model and say what came of it: a folder of weights, or a trained model."""
-    from lithe.diffuse.learn import Lesson, learn
+    from lithe.diffuse.learn import Lesson, learn, run_of
     from lithe.model.checkpoint import save
     from lithe.train.fitted import identity
 
@@ -101,6 +102,7 @@ def fitted(spec: Spec, target: Decoder, data: str, output: Path, *, steps: int, 
         made.receipts = [*target.receipts, {"verb": "fit", "method": spec.entry.name, "knobs": asdict(spec.knobs), "data": data,
                                             "lesson": asdict(lesson), "parent": identity(target), "lithe": __version__}]
         save(made, output, tokenizer_from=target.folder, overwrite=True)
+    shutil.rmtree(run_of(output), ignore_errors=True)
     if as_json:
         emit({"method": spec.entry.address, "folder": str(output), "weights": weights, "model": trained})
     elif trained:

@@ -71,4 +71,4 @@ def _show(report: dict[str, Any], allocations: list[dict[str, Any]], dry_run: bo
     if "bytes" in report:
         before = f" of {report['bytes_before']:,} before" if report.get("bytes_before") else ""
         print(f"{'would take' if dry_run else 'wrote'} {report['bytes']:,} bytes{before}"
-              + (f" to {report['out']}" if "out" in report else ""))
+              + (f" to {report['out']}: {report['bits']} bits for each weight that there was" if "out" in report else ""))

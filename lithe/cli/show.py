@@ -84,6 +84,8 @@ def use(entry: Entry) -> str | None:
         return f"lithe serve {MODEL} --{entry.shelf} {spec}"
     if entry.shelf == "constrain":
         return f"lithe generate {MODEL} {PROMPT} --constrain '{spec} @FILE'"
+    if entry.shelf == "distill":
+        return f"lithe fit {MASKED} --method {spec} --data problems.jsonl -o sharper"
     if entry.room in ("decode", "sampling", "diffuse"):
         return f"lithe generate {MASKED if entry.room == 'diffuse' else MODEL} {PROMPT} --method {spec}"
     return f"lithe {entry.room} {MODEL} --method {spec}" if entry.room in cli.verbs() else None

@@ -93,10 +93,11 @@ def page(found: dict[str, Any]) -> str:
 
 
 PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222; background: #fff }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; color: #222; background: #fff }
 .canvas { display: flex; flex-wrap: wrap; gap: .3rem; margin: 1rem 0 }
 .place { border: 1px solid #ccc; border-radius: .3rem; padding: .2rem .5rem; min-width: 2.5rem; text-align: center }
 .place small { display: block; color: #666; font-size: .7rem }
@@ -130,7 +131,8 @@ function show() {
 }
 data.words.forEach((word, at) => {
   if (at < data.prompt) return;
-  const row = add(document.getElementById("list"), "tr", ""), turns = data.passes.filter(p => p.revised.includes(at)).length;
+  const row = add(document.getElementById("list"), "tr", "");
+  const turns = data.passes.filter(p => p.revised.includes(at)).length;
   const [pass, sure] = when[at] || ["never", 0];
   [at - data.prompt + 1, word, pass, sure.toFixed(3), turns].forEach(value => add(row, "td", value));
 });

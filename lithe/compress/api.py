@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lithe import __version__
 from lithe.compress import calibrate, run, surgery
 from lithe.compress.calibrate import Calibration
 from lithe.compress.groups import find
@@ -22,6 +23,7 @@ from lithe.model import checkpoint
 from lithe.model.decoder import Decoder
 from lithe.model.linear import SparseLinear
 from lithe.model.load import load, resolve
+from lithe.model.machine import machine
 from lithe.model.packing import fill_zeros, layers as packed_layers, save_zeros
 from lithe.train.loop import Interrupted
 
@@ -65,7 +67,8 @@ def compress(model: str | Path | Decoder, methods: Sequence[str] | str, *, calib
         raise
     found.report |= _predicted(dense, found, dtype, dense_zeros) if dry_run else {}
     if target is not None:
-        _write(found, dense, target, dtype, overwrite, parent, dense_zeros)
+        _tell_origin(found, dense, parent, calibration)
+        _write(found, dense, target, dtype, overwrite, dense_zeros)
         if kept is not None:
             kept.done()
     return found
@@ -117,11 +120,19 @@ def _predicted(model: Decoder, found: Result, dtype: torch.dtype, dense_zeros: b
     return {"bytes": round(whole - saved), "bytes_before": whole}
 
 
-def _write(found: Result, dense: Decoder, out: Path, dtype: torch.dtype, overwrite: bool, parent: str | None,
-           dense_zeros: bool) -> None:
+def _tell_origin(found: Result, dense: Decoder, parent: str | None, calibration: str | Path | Calibration | None) -> None:
+    """What it takes to do it again, and what the bits depend on beside that."""
+    made = {"lithe": __version__, "torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": machine()["cpu"],
+            "kernels": dense.kernels}
+    file = "" if isinstance(calibration, Calibration | None) else str(Path(calibration).expanduser().resolve())
+    for receipt in found.model.receipts[len(dense.receipts):]:
+        receipt |= {"parent": parent, "model": dense.source or str(dense.folder or ""), "made": made}
+        if receipt["calibration"] is not None:
+            receipt["calibration"]["file"] = file
+
+
+def _write(found: Result, dense: Decoder, out: Path, dtype: torch.dtype, overwrite: bool, dense_zeros: bool) -> None:
     model = found.model
-    for receipt in model.receipts[len(dense.receipts):]:
-        receipt["parent"] = parent
     if few := {} if dense_zeros else save_zeros(model, dtype):
         whole = sum(layer.in_features * layer.out_features * dtype.itemsize for layer in few.values())
         left = sum(layer.stored.data.numel() for layer in few.values())
@@ -131,7 +142,9 @@ def _write(found: Result, dense: Decoder, out: Path, dtype: torch.dtype, overwri
         model.to(dtype)
     checkpoint.save(model, out, dtype=None if packed else dtype, tokenizer_from=dense.folder, overwrite=overwrite)
     size = lambda folder: sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
-    found.report |= {"out": str(out), "bytes": size(out), "bytes_before": None if dense.folder is None else size(dense.folder)}
+    weights = sum(weight.numel() for weight in dense.parameters())
+    found.report |= {"out": str(out), "bytes": size(out), "bytes_before": None if dense.folder is None else size(dense.folder),
+                     "bits": round(8 * size(out) / weights, 3)}  # of all files, for each weight that there was
     found.model = checkpoint_model(out, dense)
 
 

@@ -38,6 +38,7 @@ def texts(made: DiffusePlan, limit: int = 14, law: Law | None = None, prompts: S
 
 def fitting(entry: Entry, **knobs: object) -> list[DiffusePlan]:
     """Plans of a method over every kind of model that it takes."""
+    knobs = ({"heads": "fresh"} if entry.card.trains else {}) | knobs
     spec = f"{entry.reference}{':' if knobs else ''}{','.join(f'{key}={value}' for key, value in knobs.items())}"
     made = []
     for kind in (MIXED,) if "experts" in entry.card.needs else KINDS:

@@ -20,7 +20,7 @@ from lithe.diffuse.loop import run
 from lithe.diffuse.plan import ROOM, plan
 from lithe.errors import UnsupportedError, UsageError
 from lithe.model.decoder import Decoder
-from lithe.registry import Entry, Spec
+from lithe.registry import Spec
 from lithe.sampling.law import Law
 from lithe.sampling.sequence import Sequence
 from lithe.train import fitted
@@ -30,7 +30,6 @@ from lithe.train.optim import Optimizer
 from lithe.train.schedule import Cosine
 
 TOGETHER = 64  # canvases that are filled at once
-RUN = "run"  # what a fit keeps in its folder while it lasts
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,8 @@ def learn(spec: Spec, model: Decoder, examples: Seq[Example], lesson: Lesson, *,
     if entry.room != ROOM or model.config.attends == "causal":
         raise UnsupportedError(f"{entry.name} cannot be fitted to {model.source or 'this model'}: one of them reads from left "
                                "to right, the other fills masked places")
+    if getattr(knobs, "heads", ""):
+        raise UsageError(f"{entry.name}: knob heads names weights to decode with; a fit makes them, so leave it out")
     if not examples:
         raise UsageError("there are no examples to learn from")
     if folder is not None and (folder / fitted.NOTES).exists():
@@ -123,28 +124,30 @@ def learn(spec: Spec, model: Decoder, examples: Seq[Example], lesson: Lesson, *,
     room = Class(model, examples, min(ends), lesson)
     settings = Plan(schedule=Cosine(steps=lesson.steps, warmup=min(lesson.warmup, lesson.steps)),
                     optimizer=Optimizer(lr=knobs.rate, weight_decay=0.0))
-    work = folder / RUN if folder is not None else None
+    work = None if folder is None else run_of(folder)
+    identity = {"spec": spec.exact, "lesson": dataclasses.asdict(lesson), "target": fitted.identity(model)}
     torch.manual_seed(lesson.seed)
     model.requires_grad_(False)
     if hasattr(entry.module.Method, "build"):
         module = fitted.fresh(entry.module.Method.build, knobs, model, lesson.seed)
         module.prepare(room)
-        at = fit(module, module.batch, lambda own, batch: own.loss(batch), settings, folder=work, quiet=quiet)
+        at = fit(module, module.batch, lambda own, batch: own.loss(batch), settings, folder=work, quiet=quiet,
+                 identity=identity)
         if folder is not None:
             training = dataclasses.asdict(lesson) | {"seconds": round(at.seconds, 1), "loss": at.loss}
             fitted.save(folder, entry.name, knobs, model, module.eval(), training=training)
         return module.eval()
-    return _student(entry, knobs, room, settings, work, quiet)
-
-
-def _student(entry: Entry, knobs: Any, room: Class, settings: Plan, work: Path | None, quiet: bool) -> Decoder:
-    """A trained copy of the model, which itself stays as it is: the method's teacher."""
-    student = copy.deepcopy(room.model).requires_grad_(True)
-    method = entry.module.Method(knobs, room.model)
+    student = copy.deepcopy(model).requires_grad_(True)  # the model itself stays as it is: the method's teacher
+    method = entry.module.Method(knobs, model)
     method.begin(room, student)
-    fit(student, method.batch, method.loss, settings, folder=work, quiet=quiet)
+    fit(student, method.batch, method.loss, settings, folder=work, quiet=quiet, identity=identity)
     student.folder = None
     return student.eval()
+
+
+def run_of(folder: Path) -> Path:
+    """Where a fit into a folder keeps its state while it lasts: beside it."""
+    return folder.with_name(f"{folder.name}.run")
 
 
 def logits(model: nn.Module, ids_BT: Tensor, clean_BT: Tensor) -> Tensor:

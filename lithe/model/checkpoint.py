@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lithe.errors import FormatError, TooLargeError, UnsupportedError, UsageError
+from lithe.kernels.room import apart
 from lithe.model import families, names, packing
 from lithe.model.config import Config
 from lithe.model.decoder import Decoder
@@ -89,19 +90,29 @@ def save(model: Decoder, folder: str | Path, *, dtype: torch.dtype | None = None
     whole numbers is written as it is, for lithe alone; packed floats are unpacked, which loses nothing.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file; choose another name")
-    if folder.is_dir() and any(folder.iterdir()) and not (overwrite and (folder / "config.json").is_file()):
-        raise UsageError(f"{folder} exists and is not empty; " + ("it is no model folder" if overwrite else "pass overwrite"))
+    check_free(folder, overwrite)
     state, kinds = packing.contents(model)
     if kinds and dtype is not None:
         raise UnsupportedError(f"sparse weights and those packed as whole numbers are saved as they are, not in {dtype}")
     single = any(isinstance(held, PackedLinear) and held.kind == "fp32" for held in state.values())
     dtype = dtype or (torch.float32 if single else model.dtype)
     with writing(folder) as draft:
-        _write_config(model, draft, dtype, None if tokenizer_from is None else Path(tokenizer_from), kinds)
+        write_config(model, draft, dtype, None if tokenizer_from is None else Path(tokenizer_from), kinds)
         _write_weights(model, draft, state, kinds, dtype, shard_bytes)
     return folder
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Raise UsageError for a folder that must not be written."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; choose another name")
+    if folder.is_dir() and any(folder.iterdir()) and not (overwrite and (folder / "config.json").is_file()):
+        raise UsageError(f"{folder} exists and is not empty; " + ("it is no model folder" if overwrite else "pass overwrite"))
+
+
+def receipts(folder: str | Path) -> list:
+    """How the model in a folder came to be, oldest first."""
+    return _read_own(open_folder(folder)).get("receipts", [])
 
 
 def available_memory(device: torch.device) -> int | None:
@@ -201,7 +212,7 @@ def _read(found: dict[str, Entry], wanted: Iterable[str]) -> Iterator[tuple[str,
         try:
             with open(path, "rb") as file:
                 for name, entry in ((name, found[name]) for name in wanted if found[name].file == path):
-                    data = torch.empty(entry.stop - entry.start, dtype=torch.uint8)
+                    data = apart(entry.stop - entry.start)
                     file.seek(entry.start)
                     if file.readinto(data.numpy().data) < len(data):
                         raise FormatError(f"{path} ends within {name}; was the download cut short?")
@@ -232,7 +243,8 @@ def _read_own(folder: Path) -> dict:
     return own
 
 
-def _write_config(model: Decoder, draft: Path, dtype: torch.dtype, source: Path | None, kinds: packing.Kinds) -> None:
+def write_config(model: Decoder, draft: Path, dtype: torch.dtype, source: Path | None, kinds: packing.Kinds) -> None:
+    """config.json and lithe.json, and a tokenizer's files from a folder that has some."""
     own: dict = {"version": VERSION, "receipts": model.receipts}
     raw = None if kinds else families.express(model.config)
     if raw is None:  # a name that no other library knows, so that none misreads the weights

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lithe.kernels import sparse
 from lithe.kernels.linear import linear, rows
-from lithe.kernels.pack import PANEL, Packed, pack, size, unpack
+from lithe.kernels.pack import LEVELS, PANEL, Packed, lay_out, pack, size, unpack
+from lithe.kernels.room import room, tidy
 
 HELD = ("places", "values", "starts")  # of sparse weights
 PIECE = 1 << 18  # weights packed at a time: some twenty times as many bytes are held for a moment
@@ -18,15 +19,16 @@ PIECE = 1 << 18  # weights packed at a time: some twenty times as many bytes are
 def pack_pieces(weight_NK: Tensor, kind: str, group: int = 0) -> Packed:
     """What `pack` gives, made panel by panel, so that little more than the result is held beside the weights."""
     n, k = weight_NK.shape
+    if kind not in LEVELS:
+        return lay_out(weight_NK, kind, room(size(kind, n, k, group), weight_NK.device))
     taken = max(PIECE // k // PANEL, 1) * PANEL
     first = pack(weight_NK[:taken], kind, group)
-    if n <= taken:
-        return first
-    data, at = first.data.new_empty(size(kind, n, k, first.group)), 0
+    data, at = room(size(kind, n, k, first.group), weight_NK.device), 0
     for start in range(0, n, taken):
         piece = (first if start == 0 else pack(weight_NK[start : start + taken], kind, group)).data
         data[at : at + len(piece)] = piece
         at += len(piece)
+    tidy()
     return Packed(data, kind, n, k, first.group)
 
 

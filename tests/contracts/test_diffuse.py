@@ -5,7 +5,8 @@ import pytest
 from lithe import registry
 from lithe.contracts import diffuse, distill
 
-PARTS = [entry for shelf in ("schedule", "refresh", "unmask", "revise", "stop", "route") for entry in registry.entries("diffuse", shelf)]
+SHELVES = ("schedule", "refresh", "unmask", "revise", "stop", "route")
+PARTS = [entry for shelf in SHELVES for entry in registry.entries("diffuse", shelf)]
 CASES = [(entry, promise) for entry in PARTS for promise in entry.card.promises]
 
 

@@ -71,8 +71,9 @@ def test_bits_of_a_round_are_bounded():
         for each in made.runs:
             canvas = each.canvas
             bits = -canvas.sure_T[canvas.prompt :].log()
-            rounds = torch.zeros(int(canvas.when_T.max()) + 1, dtype=torch.float64).index_add_(0, canvas.when_T[canvas.prompt :], bits)
-            assert int(canvas.when_T.max()) >= float(bits.sum() / rounds.max()) - 1e-9
+            when = canvas.when_T[canvas.prompt :]
+            rounds = torch.zeros(int(when.max()) + 1, dtype=torch.float64).index_add_(0, when, bits)
+            assert int(when.max()) >= float(bits.sum() / rounds.max()) - 1e-9
 
 
 def test_a_trace_tells_every_place_once_and_what_changed():

@@ -102,7 +102,7 @@ class Course:
         except LitheError as problem:
             measured = {"error": str(problem)}
         self.tell(f"{cell.task}: {cell.method or PLAIN}: " + (measured.get("error") or told(measured)))
-        parts = [] if made is None else [spec.entry.module.Method(spec.knobs, self.model) for spec in made.specs.values()]
+        parts = [] if made is None else [*vars(made.kit()).values(), made.reader.route]
         return record(SUITE, self.model, measured=measured, inputs=[p.prompt for p in asked], settings=cell.settings,
                       seed=cell.seed, method=cell.method or PLAIN, knobs=made.knobs if made else {}, parts=parts)
 

@@ -22,7 +22,7 @@ NUMBERS = ("add", "addr")
 TASKS = (*CHOSEN, *RANDOM, *NUMBERS, "square")
 MARKS = [":", "=", "+", "_", "with", "at"]
 LONGEST, WIDTH = 6, 3  # words of a list and digits of a number that a form has room for
-ROOM = {"square": 17} | dict.fromkeys(NUMBERS, WIDTH + 2)  # places of the longest answer and an end, where not a list's
+SQUARE = 17  # places of a square and an end
 END, OPEN = "<end>", "<mask>"
 VOCABULARY = [END, OPEN, *TASKS, *MARKS, *DIGITS, *WORDS]
 
@@ -39,7 +39,7 @@ class Problem:
 
 def room(task: str) -> int:
     """How many places hold every answer of a task and an end of text."""
-    return ROOM.get(task, LONGEST + 2)
+    return SQUARE if task == "square" else LONGEST + 2
 
 
 def draw(task: str, dice: np.random.Generator, items: int | None = None) -> Problem:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from lithe.card import Card, knob
 from lithe.diffuse.canvas import most
 
-CARD = Card(paper="dParallel: Learnable Parallel Decoding for dLLMs, entropy threshold", promises=("one_step_is_plain",))
+CARD = Card(paper="dParallel: Learnable Parallel Decoding for dLLMs, entropy threshold", row=40,
+            promises=("one_step_is_plain",))
 ONE = {"most": -1}
 
 

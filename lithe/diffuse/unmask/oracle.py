@@ -6,7 +6,7 @@ from lithe.card import Card
 from lithe.diffuse.oracle import Foreseen, foreseen
 
 CARD = Card(paper="Learning to Parallel: Accelerating Diffusion Large Language Models via Adaptive Parallel Decoding "
-                  "(extremely greedy parallel decoding)", row=2, needs=("full",))
+                  "(extremely greedy parallel decoding)", row=2)
 
 
 @dataclass(frozen=True, kw_only=True)
