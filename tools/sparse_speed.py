@@ -116,7 +116,7 @@ def figure(cells: list[dict[str, Any]]) -> str:
 
 def ratios(cell: dict[str, Any]) -> dict[str, float]:
     """Dense time over the time of each other way, of the same precision."""
-    ms = cell["ms"]
+    ms = cell["low"]
     found = {"sparse_fp32": ("fp32", "sparse_fp32:auto"), "sparse_bf16": ("bf16", "sparse_bf16:auto"),
              "csr_fp32": ("fp32", "csr_fp32")}
     return {name: ms[dense] / ms[own] for name, (dense, own) in found.items() if own in ms}
