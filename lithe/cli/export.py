@@ -15,14 +15,14 @@ GROUP = "change"
 def command(
     model: Annotated[str, typer.Argument(help="a model folder, zoo:NAME or a hub id")],
     out: Annotated[Path, typer.Option("-o", "--out", help="the folder to write")],
-    layout: Annotated[str, typer.Option(help="plain, compressed-tensors or gptq")] = "plain",
+    layout: Annotated[str, typer.Option(help="plain, compressed-tensors or gptq-v1")] = "plain",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a model folder of that name")] = False,
     offline: OFFLINE = False,
     as_json: JSON = False,
 ) -> None:
     """Export a compressed model in a layout that transformers reads; the weights stay what they are.
 
-    plain: floats in stock shapes; what was cut from some layers only is padded with zeros. compressed-tensors, gptq: whole
+    plain: floats in stock shapes; what was cut from some layers only is padded with zeros. compressed-tensors, gptq-v1: whole
     numbers stay packed, kinds that the layout lacks become floats. What had to be padded or widened is told.
     """
     from lithe.model.export import export

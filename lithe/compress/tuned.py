@@ -26,6 +26,7 @@ class Tuned(nn.Module):
     """What its two forms share. made: the weights of the last pass, which hold their gradient; codes as they are stored."""
 
     codes: Tensor
+    bias: Tensor | None
     start_NG: Tensor
     start_N: Tensor
 

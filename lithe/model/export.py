@@ -27,7 +27,8 @@ from lithe.model.narrow import NARROW, NarrowLinear
 from lithe.model.packing import HEAD, layers
 from lithe.model.writing import writing
 
-LAYOUTS = ("plain", "compressed-tensors", "gptq")
+LAYOUTS = ("plain", "compressed-tensors", "gptq-v1")
+GPTQ = '{"quant_method": "gptq", "checkpoint_format": "gptq", "desc_act": false, "sym": true, "lm_head": false}'
 BITS = {"int2": 2, "int3": 3, "int4": 4, "int8": 8, "dual4": 8}  # of a level as it is written
 Whole = tuple[Tensor, Tensor, int, int]  # levels [N, K], scales [N, G], bits, inputs that share a scale (0: all)
 
@@ -159,8 +160,7 @@ def _gptq(whole: dict[str, Whole], stock: Decoder) -> tuple[dict[str, Tensor], d
         made = {"qweight": words(level_NK.int() + 2 ** (bits - 1), bits).T, "qzeros": words(zero_GN, bits),
                 "scales": scale_NG.T, "g_idx": (torch.arange(k) // (group or k)).int()}
         tensors |= {f"{place[name]}.{key}": tensor for key, tensor in made.items()}
-    return tensors, {"quant_method": "gptq", "bits": bits, "group_size": group or -1, "desc_act": False, "sym": True,
-                     "lm_head": False, "checkpoint_format": "gptq", "damp_percent": 0.01}
+    return tensors, json.loads(GPTQ) | {"bits": bits, "group_size": group or -1, "damp_percent": 0.01}
 
 
 def words(code_NK: Tensor, bits: int) -> Tensor:

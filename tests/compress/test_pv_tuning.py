@@ -85,9 +85,8 @@ def test_a_step_moves_few_codes_each_to_its_best_and_stays_in_trust():
 def test_tuning_mends_and_codes_help(step):
     model = begun(step)
     fitness = Fitness(dense(), text())
-    lost = {name: fitness(tuned(model, f"steps=40,rate=3e-3,{more}")) for name, more in (
-        ("pv", "code_rate=0.5,most=0.05,trust=0.05"), ("continuous", "most=0"))}
-    assert lost["pv"] < lost["continuous"] < fitness(model)
+    whole, continuous = (fitness(tuned(model, f"steps=30,rate=3e-3{more}")) for more in ("", ",most=0"))
+    assert whole < continuous < 0.9 * fitness(model)
 
 
 def test_what_is_tuned_is_packed_again_and_loads_bit_for_bit(tmp_path):

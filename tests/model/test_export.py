@@ -62,7 +62,7 @@ def test_transformers_reads_whole_numbers(step, tmp_path):
 @pytest.mark.parametrize(("step", "bits"), [("rtn:bits=4", 4), ("gptq:bits=8", 8), ("rtn:bits=2,group=-1", 2)])
 def test_gptq_folders_open_to_the_same_weights(step, bits, tmp_path):
     model = of(step)
-    export(model, tmp_path / "m", "gptq")
+    export(model, tmp_path / "m", "gptq-v1")
     held = load_file(tmp_path / "m" / "model.safetensors")
     name = "layers.1.mlp.down_proj"
     take = lambda key: held[f"model.{name}.{key}"]
@@ -84,7 +84,7 @@ def test_words_hold_codes_low_bits_first():
 def test_what_a_layout_cannot_say_is_told_or_refused(tmp_path):
     mixed = of("rtn:bits=4,sites=mlp.*")
     with pytest.raises(UnsupportedError, match="one width"):
-        export(mixed, tmp_path / "m", "gptq")
+        export(mixed, tmp_path / "m", "gptq-v1")
     with pytest.raises(UnsupportedError, match="no whole-number weights"):
         export(copied(small_model()), tmp_path / "m", "compressed-tensors")
     with pytest.raises(UnsupportedError, match="rounded inputs"):

@@ -26,7 +26,7 @@ CARD = Card(paper="PV-Tuning: Beyond Straight-Through Estimation for Extreme LLM
 class Knobs:
     steps: int = knob(100, "of training on the calibration text", low=0)
     rate: float = knob(3e-4, "peak learning rate of scales, books and norm gains", low=0)
-    code_rate: float = knob(0.15, "of the weights that codes are to come near to, as a share of their root mean square", low=0)
+    code_rate: float = knob(0.5, "of the weights that codes are to come near to, as a share of their root mean square", low=0)
     most: float = knob(0.01, "share of a layer's codes that may change in a step; 0: scales and books alone", low=0, high=1)
     trust: float = knob(0.01, "most that a layer's weights may move in a step, as a share of their norm; 0: any", low=0)
     decay: float = knob(1.0, "share of a wish for other codes that is forgotten in a step; 0, with most=1,trust=0: "
