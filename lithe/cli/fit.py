@@ -49,8 +49,7 @@ def command(
     target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline, fast=False)
     if target.config.attends != "causal" or spec.entry.room == "diffuse":
         unfit(context, ("length", "written", "temperature", "keep"))
-        fitted(spec, target, data, output, steps=steps, rows=rows, warmup=warmup, seed=seed, pool=examples, model=model,
-               as_json=as_json)
+        fitted(spec, target, data, output, (steps, rows, warmup, seed), pool=examples, model=model, as_json=as_json)
         return
     ids = corpus.load(data, target.tokenizer).ids
     lesson = Lesson(steps=steps, rows=rows, length=length, warmup=warmup, seed=seed, keep=keep)
