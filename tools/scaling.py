@@ -1,15 +1,19 @@
 """The laws of tokens a pass by tokens read and by weights, swept on a target: prints points, fits and the tree for each batch.
 
 python tools/scaling.py --data FILE [--model zoo:tiny-draft] [--steps 20 40 80 160 320] [--layers 1 2 4] [--out FILE]
+                        [--ledger FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from lithe import registry
+from lithe.bench.ledger import Ledger
+from lithe.bench.provenance import record
 from lithe.bench.scaling import LogLaw, held_out, log_law, pick, tokens_a_pass
 from lithe.cli._common import open_model
 from lithe.model import corpus
@@ -47,6 +51,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--ledger", type=Path)
     options = parser.parse_args()
     model = open_model(options.model, fast=False)
     ids = corpus.load(options.data, model.tokenizer).ids
@@ -58,9 +63,15 @@ def main() -> None:
         print(f"{layers} layers, {one['tokens']:,} tokens, {one['weights']:,} weights: {one['tau']:.3f} a pass", flush=True)
         if options.out:
             options.out.write_text(json.dumps(list(found.values()), indent=1) + "\n", encoding="utf-8")
-    told("by tokens read", [found[options.layers[0], s] for s in options.steps], "tokens")
-    told("by weights", [found[n, middle] for n in options.layers], "weights")
+    laws = {"tokens": told("by tokens read", [found[options.layers[0], s] for s in options.steps], "tokens"),
+            "weights": told("by weights", [found[n, middle] for n in options.layers], "weights")}
     fast = open_model(options.model)
+    if options.ledger:
+        points = [{name: value for name, value in one.items() if name != "rates"} for one in found.values()]
+        measured = {"points": points} | {name: asdict(law) for name, law in laws.items()}
+        settings = {"rows": options.rows, "length": options.length, "nodes": NODES}
+        Ledger(options.ledger).append(record("scaling", fast, measured=measured, inputs=options.steps, settings=settings,
+                                             seed=0, method=options.method))
     known = stored(fast)
     curve = known and known.curves.get(fast.threads)
     if curve is None:

@@ -96,6 +96,7 @@ def _rival(found: dict[str, Any]) -> str:
 
 PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "rival": ("tokens/s at 16 clients against llama.cpp's server", _rival),
+    "bound": ("tokens/s at 16 clients through HTTP, against llama.cpp's batched decoding without a server", _rival),
     "stalls": ("between tokens while prompts of 1,500 tokens arrive", _stalls),
     "prefix": ("16 requests behind 1,500 common tokens, shared and not", _prefix),
     "overhead": ("the engine over the bare loop, one request", _overhead),

@@ -1,4 +1,4 @@
-"""Products with weights that are mostly zero beside dense ones and PyTorch's CSR, at the shapes of a model: one JSON line a cell.
+"""Products with weights that are mostly zero, dense ones and PyTorch's CSR at the shapes of a model: one JSON line a cell.
 
     python tools/sparse_speed.py [--rows 1 8] [--shares 0.5 0.7 0.9 2:4] [--layers 30] [--threads 2] [--forms auto]
 
@@ -11,9 +11,11 @@ import argparse
 import copy
 import ctypes
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,6 +86,42 @@ def cell(share: str, rows: int, asked: argparse.Namespace) -> dict[str, Any]:
             "low": {name: round(min(found), 3) for name, found in times.items()}}
 
 
+COLOURS = {"sparse_fp32": ("#1f6feb", "fp32"), "sparse_bf16": ("#d1242f", "bf16"), "csr_fp32": ("#6e7781", "CSR, fp32")}
+
+
+def figure(cells: list[dict[str, Any]]) -> str:
+    """Dense time over sparse time by the share of zeros, as SVG: a panel for each number of rows."""
+    wide, high, left = 330, 230, 40
+    x = lambda zeros: left + (zeros - 0.25) / 0.75 * (wide - left - 10)
+    y = lambda ratio: high - 30 - math.log2(max(ratio, 1 / 8) * 8) / math.log2(8 * 16) * (high - 50)
+    rows = sorted({cell["rows"] for cell in cells})
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide * len(rows)}" height="{high}" font-family="sans-serif" '
+           'font-size="11">']
+    for at, count in enumerate(rows):
+        own = [cell for cell in cells if cell["rows"] == count and ":" not in cell["share"]]
+        out.append(f'<g transform="translate({at * wide},0)"><text x="{left}" y="14">{count} row{"s" * (count > 1)}: '
+                   "dense time / sparse time</text>")
+        for ratio in (0.125, 0.25, 0.5, 1, 2, 4, 8, 16):
+            out.append(f'<path d="M{left} {y(ratio):.1f}H{wide - 10}" stroke="{"#57606a" if ratio == 1 else "#d0d7de"}"/>'
+                       f'<text x="4" y="{y(ratio) + 4:.1f}">{ratio:g}</text>')
+        out += [f'<text x="{x(z) - 10:.1f}" y="{high - 12}">{z:.0%}</text>' for z in (0.3, 0.5, 0.7, 0.9)]
+        for i, (name, (colour, label)) in enumerate(COLOURS.items()):
+            points = [(x(cell["zeros"]), y(ratios(cell)[name])) for cell in own if name in ratios(cell)]
+            line = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
+            out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>'
+                       f'<text x="{left + 8}" y="{30 + 13 * i}" fill="{colour}">{label}</text>')
+        out.append("</g>")
+    return "\n".join([*out, "</svg>"]) + "\n"
+
+
+def ratios(cell: dict[str, Any]) -> dict[str, float]:
+    """Dense time over the time of each other way, of the same precision."""
+    ms = cell["ms"]
+    found = {"sparse_fp32": ("fp32", "sparse_fp32:auto"), "sparse_bf16": ("bf16", "sparse_bf16:auto"),
+             "csr_fp32": ("fp32", "csr_fp32")}
+    return {name: ms[dense] / ms[own] for name, (dense, own) in found.items() if own in ms}
+
+
 def main() -> None:
     read = argparse.ArgumentParser()
     read.add_argument("--rows", type=int, nargs="+", default=[1, 8])
@@ -94,7 +132,11 @@ def main() -> None:
     read.add_argument("--forms", nargs="+", default=["auto"], choices=["auto", "bitmap", "strips"])
     read.add_argument("--dense", nargs="*", default=["fp32", "bf16"])
     read.add_argument("--csr", action="store_true")
+    read.add_argument("--draw", type=Path, help="read cells from this file and write the figure, instead of measuring")
     asked = read.parse_args()
+    if asked.draw:
+        print(figure([json.loads(line) for line in asked.draw.read_text().splitlines()]), end="")
+        return
     torch.set_num_threads(asked.threads)
     for rows in asked.rows:
         for share in asked.shares:

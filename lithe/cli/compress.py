@@ -26,6 +26,8 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show the plan and what it predicts; write nothing")] = False,
     tokens: Annotated[int, typer.Option(help="of calibration", min=16)] = 65_536,
     length: Annotated[int, typer.Option(help="tokens of a calibration row", min=4)] = 512,
+    dense_zeros: Annotated[bool, typer.Option("--dense-zeros", help="write zeros like other weights, for other programs to "
+                                              "read, even where leaving them out is smaller")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a model folder of that name")] = False,
     seed: SEED = 0,
     threads: THREADS = None,
@@ -48,7 +50,8 @@ def command(
         torch.set_num_threads(threads)
     with progress("compressing") as bar:
         found = compress(model, method, calibration=calibration, out=out, tokens=tokens, length=length, seed=seed,
-                         dry_run=dry_run, overwrite=overwrite, offline=offline, tell=lambda what, done, total: bar(done, total))
+                         dry_run=dry_run, overwrite=overwrite, offline=offline, dense_zeros=dense_zeros,
+                         tell=lambda what, done, total: bar(done, total))
     emit(told(found)) if as_json else _show(found.report, [allocation.json() for allocation in found.allocations], dry_run)
 
 
@@ -61,7 +64,11 @@ def _show(report: dict[str, Any], allocations: list[dict[str, Any]], dry_run: bo
     for step in report.get("steps", []):
         for line in step.get("health", [])[:5]:
             print(f"note: {line}")
+    if "sparse" in report:
+        few = report["sparse"]
+        print(f"{few['layers']} layers hold only weights that are not zero: {few['bytes']:,} bytes where dense ones take "
+              f"{few['bytes_dense']:,} (--dense-zeros writes them all)")
     if "bytes" in report:
         before = f" of {report['bytes_before']:,} before" if report.get("bytes_before") else ""
         print(f"{'would take' if dry_run else 'wrote'} {report['bytes']:,} bytes{before}"
-              + (f" to {report['out']}" if "out" in report else ""))
+              + (f" to {report['out']}: {report['bits']} bits for each weight that there was" if "out" in report else ""))

@@ -10,16 +10,21 @@ from typing import Any
 
 import torch
 
-from lithe.compress import calibrate, run
+from lithe import __version__
+from lithe.compress import calibrate, run, surgery
 from lithe.compress.calibrate import Calibration
+from lithe.compress.groups import find
 from lithe.compress.kept import Kept
 from lithe.compress.run import Result, Tell
-from lithe.compress.step import parse
-from lithe.errors import LitheError, UsageError
+from lithe.compress.step import Step, left_bytes, parse
+from lithe.errors import LitheError, UnsupportedError, UsageError
+from lithe.kernels import sparse
 from lithe.model import checkpoint
 from lithe.model.decoder import Decoder
+from lithe.model.linear import SparseLinear
 from lithe.model.load import load, resolve
-from lithe.model.packing import layers as packed_layers
+from lithe.model.machine import machine
+from lithe.model.packing import fill_zeros, layers as packed_layers, save_zeros
 from lithe.train.loop import Interrupted
 
 TOKENS, LENGTH = 65_536, 512  # of calibration, where not said
@@ -27,18 +32,20 @@ TOKENS, LENGTH = 65_536, 512  # of calibration, where not said
 
 def compress(model: str | Path | Decoder, methods: Sequence[str] | str, *, calibration: str | Path | Calibration | None = None,
              out: str | Path | None = None, tokens: int = TOKENS, length: int = LENGTH, seed: int = 0, dry_run: bool = False,
-             overwrite: bool = False, offline: bool = False, tell: Tell | None = None) -> Result:
+             overwrite: bool = False, offline: bool = False, dense_zeros: bool = False, tell: Tell | None = None) -> Result:
     """A smaller model by these methods in order, saved as `out` where given; the model given stays as it is.
 
     model: a decoder of plain weights, or what `lithe.load` takes. calibration: a text file (.txt, .jsonl, either .gz), of which
-    `tokens` tokens are read in rows of `length`. dry_run: only allocations and what they predict. A run that writes a
-    folder and is stopped goes on where it was when it is called again. Raises UsageError, UnsupportedError, FormatError.
+    `tokens` tokens are read in rows of `length`. dry_run: only allocations and what they predict. dense_zeros: write zeros
+    like other weights, for other programs to read; else layers are stored sparse where that is smaller. A run that writes
+    a folder and is stopped goes on where it was when it is called again. Raises UsageError, UnsupportedError, FormatError.
     """
     methods = [methods] if isinstance(methods, str) else list(methods)
     steps = [parse(text) for text in methods]
     target = None if out is None or dry_run else _free(Path(out), overwrite)
-    dense = model if isinstance(model, Decoder) else load(model, fast=False, offline=offline)
+    dense = _dense(model, offline)
     dtype = _stored_dtype(dense)
+    _check_zeros(steps, dtype, dense_zeros)
     text = calibration if isinstance(calibration, Calibration | None) else calibrate.read(
         calibration, dense, length=length, tokens=tokens, seed=seed)
     run.check(dense, steps, text)
@@ -58,9 +65,10 @@ def compress(model: str | Path | Decoder, methods: Sequence[str] | str, *, calib
         if kept is not None and not isinstance(problem, Interrupted):
             kept.done()
         raise
-    found.report |= _predicted(dense, found, dtype) if dry_run else {}
+    found.report |= _predicted(dense, found, dtype, dense_zeros) if dry_run else {}
     if target is not None:
-        _write(found, dense, target, dtype, overwrite, parent)
+        _tell_origin(found, dense, parent, calibration)
+        _write(found, dense, target, dtype, overwrite, dense_zeros)
         if kept is not None:
             kept.done()
     return found
@@ -75,6 +83,23 @@ def _free(out: Path, overwrite: bool) -> Path:
     return out
 
 
+def _dense(model: str | Path | Decoder, offline: bool) -> Decoder:
+    """The model with plain layers in the place of sparse ones; one that was given stays as it is."""
+    if not isinstance(model, Decoder):
+        return fill_zeros(load(model, fast=False, offline=offline))
+    few = any(isinstance(layer, SparseLinear) for layer in packed_layers(model).values())
+    return fill_zeros(surgery.copied(model)) if few else model
+
+
+def _check_zeros(steps: Sequence[Step], dtype: torch.dtype, dense_zeros: bool) -> None:
+    """Refuse budgets in bytes that single zeros cannot meet."""
+    asked = [step.text for step in steps if step.recover is None and step.target.bytes is not None and step.unit == "entry"]
+    if asked and (dense_zeros or dtype not in sparse.KINDS.values()):
+        why = "with dense_zeros" if dense_zeros else f"in {str(dtype).removeprefix('torch.')}"
+        raise UnsupportedError(f"{asked[0]!r}: {why} zeros are stored like other weights and save no bytes: say ratio or "
+                               "pattern")
+
+
 def _stored_dtype(model: Decoder) -> torch.dtype:
     """The precision of the folder that a model came from."""
     if model.folder is None:
@@ -83,22 +108,43 @@ def _stored_dtype(model: Decoder) -> torch.dtype:
     return getattr(torch, str(raw.get("torch_dtype") or raw.get("dtype")), model.dtype)
 
 
-def _predicted(model: Decoder, found: Result, dtype: torch.dtype) -> dict[str, Any]:
-    whole = sum(weight.numel() for weight in model.parameters()) * dtype.itemsize
-    saved = sum(allocation.full - allocation.cost for allocation in found.allocations if allocation.unit != "entry")
+def _predicted(model: Decoder, found: Result, dtype: torch.dtype, dense_zeros: bool) -> dict[str, Any]:
+    whole, saved = sum(weight.numel() for weight in model.parameters()) * dtype.itemsize, 0.0
+    for allocation in found.allocations:
+        if allocation.unit != "entry":
+            saved += allocation.full - allocation.cost
+        elif not dense_zeros and dtype in sparse.KINDS.values():
+            groups = [group for group in find(model, "entry") if group.name in allocation.levels]
+            saved += sum(group.weights * dtype.itemsize - left_bytes(model, group, float(allocation.levels[group.name] or 0),
+                                                                     dtype.itemsize) for group in groups)
     return {"bytes": round(whole - saved), "bytes_before": whole}
 
 
-def _write(found: Result, dense: Decoder, out: Path, dtype: torch.dtype, overwrite: bool, parent: str | None) -> None:
+def _tell_origin(found: Result, dense: Decoder, parent: str | None, calibration: str | Path | Calibration | None) -> None:
+    """What it takes to do it again, and what the bits depend on beside that."""
+    made = {"lithe": __version__, "torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": machine()["cpu"],
+            "kernels": dense.kernels}
+    file = "" if isinstance(calibration, Calibration | None) else str(Path(calibration).expanduser().resolve())
+    for receipt in found.model.receipts[len(dense.receipts):]:
+        receipt |= {"parent": parent, "model": dense.source or str(dense.folder or ""), "made": made}
+        if receipt["calibration"] is not None:
+            receipt["calibration"]["file"] = file
+
+
+def _write(found: Result, dense: Decoder, out: Path, dtype: torch.dtype, overwrite: bool, dense_zeros: bool) -> None:
     model = found.model
-    for receipt in model.receipts[len(dense.receipts):]:
-        receipt["parent"] = parent
+    if few := {} if dense_zeros else save_zeros(model, dtype):
+        whole = sum(layer.in_features * layer.out_features * dtype.itemsize for layer in few.values())
+        left = sum(layer.stored.data.numel() for layer in few.values())
+        found.report["sparse"] = {"layers": len(few), "bytes": left, "bytes_dense": whole}
     packed = bool(packed_layers(model))
     if packed:
         model.to(dtype)
     checkpoint.save(model, out, dtype=None if packed else dtype, tokenizer_from=dense.folder, overwrite=overwrite)
     size = lambda folder: sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
-    found.report |= {"out": str(out), "bytes": size(out), "bytes_before": None if dense.folder is None else size(dense.folder)}
+    weights = sum(weight.numel() for weight in dense.parameters())
+    found.report |= {"out": str(out), "bytes": size(out), "bytes_before": None if dense.folder is None else size(dense.folder),
+                     "bits": round(8 * size(out) / weights, 3)}  # of all files, for each weight that there was
     found.model = checkpoint_model(out, dense)
 
 

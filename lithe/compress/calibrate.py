@@ -46,6 +46,11 @@ class Calibration:
         return sum(batch["ids_BT"].numel() for batch in self.batches)
 
     @property
+    def length(self) -> int:
+        """Tokens of a row."""
+        return self.batches[0]["ids_BT"].shape[1]
+
+    @property
     def digest(self) -> str:
         """SHA-256, 16 digits."""
         whole = hashlib.sha256()

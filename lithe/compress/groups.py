@@ -112,6 +112,8 @@ def _check(model: Decoder, wanted: tuple[str, ...], linear: dict, unit: str) -> 
     if config.sub_norm and unit in ("head", "channel"):
         raise UnsupportedError("this model norms what o_proj and down_proj read: without some units the norm of the others "
                                "would change; cut whole layers instead")
+    if config.chosen:
+        raise UnsupportedError("this model's FFNs choose their channels token by token: cut before they learn to")
     if config.experts and unit in ("channel", "half", "layer"):
         raise UnsupportedError("blocks of experts cannot be cut by units yet; compress their linear sites instead")
     if missing := [site for site in wanted if site not in linear]:

@@ -78,6 +78,7 @@ def recover(work: Decoder, dense: Decoder, step: Step, calibration: Calibration 
         note |= {"steps": at.step, "tokens": at.tokens, "loss": at.loss}
     if hasattr(method, "finish"):
         work = method.finish(work) or work
+    note |= getattr(method, "notes", {})
     merge(work)
     for weight in work.parameters():
         weight.requires_grad_(False)

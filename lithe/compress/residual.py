@@ -20,8 +20,8 @@ def check(model: Decoder) -> None:
     config = model.config
     if config.norm_out or not config.norm_in:
         raise UnsupportedError("this model norms what its blocks give: without some channels the others' norm would change")
-    if config.experts or config.embed_scale != 1.0:
-        raise UnsupportedError("models with experts or with scaled embeddings keep their residual width yet")
+    if config.experts or config.chosen or config.embed_scale != 1.0:
+        raise UnsupportedError("models with experts, chosen channels or scaled embeddings keep their residual width yet")
     if any(isinstance(module, PackedLinear | Factored | Ranged) for module in model.modules()):
         raise UnsupportedError("some layers are packed or factored already: cut the residual width before that")
 
@@ -41,23 +41,23 @@ def target(width: int, ratio: float) -> int:
 def narrowed(model: Decoder, kept_C: Tensor) -> Decoder:
     """A new model of these channels, ascending. It computes what `model` does if all its other channels are always zero.
 
-    A norm takes its mean over fewer channels, so gains grow by sqrt(C / kept) and eps with them.
+    A norm takes its mean over fewer channels, so the stream shrinks by sqrt(kept / C), and what gains give grows by as much:
+    eps stays what it was.
     """
     check(model)
-    config, grow = model.config, model.config.width / len(kept_C)
+    config, shrink = model.config, (len(kept_C) / model.config.width) ** 0.5
     state = {name: tensor.detach() for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     for name, tensor in state.items():
         leaf = name.rsplit(".", 2)[-2]
         if leaf in ("embed_tokens", "lm_head", *READ) and name.endswith("weight"):
-            state[name] = tensor[:, kept_C].contiguous()
+            state[name] = tensor[:, kept_C] * (shrink if leaf == "embed_tokens" else 1)
         elif leaf in WRITE:
-            state[name] = tensor[kept_C].contiguous()
+            state[name] = tensor[kept_C] * shrink
         elif leaf in ("attn_in_norm", "mlp_in_norm") or name == "norm.weight":
-            state[name] = (tensor[kept_C] + config.norm_offset) * grow ** 0.5 - config.norm_offset
-    inner = config.qk_norm or config.sub_norm  # these norms share eps and keep their width
+            own = shrink ** 2 if config.tied and name == "norm.weight" else shrink  # a tied head shrinks with the embedding
+            state[name] = (tensor[kept_C] + config.norm_offset) / own - config.norm_offset
     with torch.device("meta"):
-        new = Decoder(dataclasses.replace(config, width=len(kept_C), head_dim=config.head_dim or config.layer(0).head_dim,
-                                          norm_eps=config.norm_eps * (1 if inner else grow)))
+        new = Decoder(dataclasses.replace(config, width=len(kept_C)))
     new.load_state_dict(state, assign=True)
     for weight in new.parameters():
         weight.requires_grad_(False)

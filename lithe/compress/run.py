@@ -93,7 +93,8 @@ def check(model: Decoder, steps: Sequence[Step], calibration: Calibration | None
 def _receipt(step: Step, seed: int, calibration: Calibration | None, result: Result, parent: Decoder) -> dict[str, Any]:
     allocation = result.allocations[-1].json() if step.recover is None else None
     return {"method": step.text, "knobs": {"exact": step.exact}, "seed": seed, "parent": parent.source or None,
-            "calibration": None if calibration is None else {"digest": calibration.digest, "tokens": calibration.tokens},
+            "calibration": None if calibration is None else {"digest": calibration.digest, "tokens": calibration.tokens,
+                                                                "length": calibration.length},
             "allocation": allocation}
 
 

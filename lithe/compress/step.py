@@ -8,6 +8,7 @@ them an importance and an allocation, if it wants. A bare name stands for all th
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from lithe.compress import masking, solve
 from lithe.compress.allocation import Option, Plan, Problem
 from lithe.compress.groups import CUT_UNITS, UNITS, Group, Level, find, known as units_of
 from lithe.errors import UnsupportedError, UsageError
+from lithe.kernels import sparse
 from lithe.model.decoder import Decoder
 from lithe.model.narrow import RANGES, bytes_of
 from lithe.registry import Entry, Spec, near
@@ -203,9 +205,6 @@ def _check_budget(step: Step) -> None:
     if step.recover is None and len(said) != 1:
         ways = "ratio=0.3 (share that goes), bits=4, rank=64, pattern=2:4 or bytes=0.6 (share of the model's bytes left)"
         raise UsageError(f"{step.text!r} must say once how much: {ways}" + (f"; it says {' and '.join(said)}" if said else ""))
-    if step.recover is None and step.unit == "entry" and target.bytes is not None:
-        raise UnsupportedError(f"{step.text!r}: zeros are stored like other weights, so they save no bytes of a file: "
-                               "say ratio or pattern")
 
 
 def _options(step: Step, model: Decoder, group: Group, item: int) -> list[Option]:
@@ -214,6 +213,9 @@ def _options(step: Step, model: Decoder, group: Group, item: int) -> list[Option
         if target.pattern:
             n, m = masking.parts(target.pattern)
             return [Option(level=1 - n / m, cost=full * n / m)]
+        if target.bytes is not None:
+            shares = target.levels or [i / 200 for i in range(200)]
+            return [Option(level=share, cost=left_bytes(model, group, share, item)) for share in shares]
         ratio, grain = float(target.ratio or 0), getattr(step.allocate, "grain", 20)
         steps = [] if step.allocate is None else [round(ratio + i / grain, 6) for i in range(-grain, grain)]  # they cost alike
         shares = target.levels or [share for share in steps if 0 <= share < 1]
@@ -227,6 +229,16 @@ def _options(step: Step, model: Decoder, group: Group, item: int) -> list[Option
     if group.unit == "bits":
         return _bit_options(step, model, group, item)
     return _rank_options(step, model, group, item)
+
+
+def left_bytes(model: Decoder, group: Group, share: float, item: int) -> float:
+    """Bytes of a site's matrix as a folder holds it when this share of it is zero."""
+    kind = next((kind for kind, dtype in sparse.KINDS.items() if dtype.itemsize == item), "")
+    if not kind:
+        raise UnsupportedError(f"zeros among weights of {item} bytes each save no bytes: say ratio or pattern")
+    module: Any = model.get_submodule(group.sites[0])
+    left = group.weights - math.ceil(share * group.weights)
+    return min(group.weights * item, sparse.size(kind, module.out_features, module.in_features, left))
 
 
 def _bit_options(step: Step, model: Decoder, group: Group, item: int) -> list[Option]:

@@ -182,10 +182,11 @@ def tuned(rack: Rack, adapter: Adapter, steps: int) -> None:
     rack.train(adapter.name)
     method, own = adapter.method, list(adapter.parameters())
     optimizer = torch.optim.AdamW(own, lr=1e-2, weight_decay=0.1)
-    verb = lambda name, *given: getattr(method, name)(adapter.parts, *given) if hasattr(method, name) else 0.0
+    verb = lambda name, *given: getattr(method, name)(adapter.parts, *given) if hasattr(method, name) else None
     verb("begin", steps)
     for step in range(1, steps + 1):
-        (loss(rack.model, rows=4) + verb("penalty")).backward()
+        penalty = verb("penalty")
+        (loss(rack.model, rows=4) + (0.0 if penalty is None else penalty)).backward()
         verb("observe", step)
         optimizer.step()
         verb("update", step, [optimizer])

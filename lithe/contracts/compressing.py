@@ -14,7 +14,7 @@ from torch import Tensor
 from lithe.compress import calibrate, run
 from lithe.compress.calibrate import Calibration
 from lithe.compress.change import Change
-from lithe.compress.groups import CUT_UNITS, Group
+from lithe.compress.groups import CUT_UNITS, Group, known as known_units
 from lithe.compress.run import Stage, compress
 from lithe.compress.step import Step, parse
 from lithe.compress.surgery import copied
@@ -49,7 +49,7 @@ def step(entry: Entry, budget: str) -> Step:
     head = entry.reference if entry.card.shelf else f"{entry.shelf}={entry.reference}"
     if not getattr(entry.module.Method, "scored", False):
         return parse(f"{head}:{budget}")
-    known = [other for other in entries("compress", "importance") if {*units(entry)} <= {*units(other)}]
+    known = [other for other in entries("compress", "importance") if {*units(entry)} <= {*known_units(units(other))}]
     return parse(f"{head}:{budget} + importance={next((o for o in known if o.name == entry.name), known[0]).reference}")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lithe.compress.masking import of_share
+from lithe.compress.groups import find
+from lithe.compress.masking import of_share, parts
 from lithe.compress.recovery import merge, recover
 from lithe.compress.surgery import copied
 from lithe.contracts import compressing as shared
@@ -39,6 +40,18 @@ def check_touches_only(entry: Entry) -> None:
     work, _ = recover(sparse(), small_model(), shared.parse(short(entry)), shared.text(), seed=0, kept=None, number=0)
     for name, mask in zero.items():
         assert not work.get_parameter(name)[mask].any(), f"{name}: what was let go comes back"
+
+
+def check_n_of_m(entry: Entry) -> None:
+    """In the end every m neighbours of the sites it is about have n entries at most."""
+    for pattern in ("2:4", "1:8"):
+        step = shared.parse(f"recover={entry.reference}:steps=4,pattern={pattern}")
+        work, _ = recover(copied(small_model()), small_model(), step, shared.text(), seed=0, kept=None, number=0)
+        n, m = parts(pattern)
+        assert step.recover is not None
+        for group in find(work, "entry", step.recover.knobs.sites):
+            left = (work.get_submodule(group.sites[0]).weight != 0).unflatten(1, (-1, m)).sum(-1)  # type: ignore[operator]
+            assert int(left.max()) <= n, f"{group.name}: {int(left.max())} of {m} neighbours stay where {n} may"
 
 
 def sparse() -> Decoder:

@@ -78,11 +78,17 @@ def pack(weight_NK: Tensor, kind: str, group: int = 0) -> Packed:
     n, k = weight_NK.shape
     if kind in LEVELS:
         return pack_levels(*quantize(weight_NK, kind, group), kind)
-    size(kind, n, k, group)
-    dtype = torch.float32 if kind == "fp32" else torch.bfloat16
-    w_NK = F.pad(weight_NK.detach().to(dtype), (0, -k % UNIT[kind], 0, -n % PANEL))
-    panels = w_NK.view(-1, PANEL, w_NK.shape[1] // UNIT[kind], UNIT[kind]).permute(0, 2, 1, 3)
-    return Packed(panels.contiguous().view(torch.uint8).flatten(), kind, n, k)
+    return lay_out(weight_NK, kind, torch.empty(size(kind, n, k, group), dtype=torch.uint8, device=weight_NK.device))
+
+
+def lay_out(weight_NK: Tensor, kind: str, data: Tensor) -> Packed:
+    """Lay a matrix out as floats in `data`, bytes as many as `size` says; unless padded, with nothing beside them."""
+    n, k = weight_NK.shape
+    w_NK, more = weight_NK.detach(), (0, -k % UNIT[kind], 0, -n % PANEL)
+    w_NK = F.pad(w_NK, more) if any(more) else w_NK
+    panels = w_NK.reshape(-1, PANEL, w_NK.shape[1] // UNIT[kind], UNIT[kind]).permute(0, 2, 1, 3)
+    data.view(torch.float32 if kind == "fp32" else torch.bfloat16).view(panels.shape).copy_(panels)
+    return Packed(data, kind, n, k)
 
 
 def quantize(weight_NK: Tensor, kind: str, group: int = 0) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,11 @@
 """Weights of which only those that are not zero are held, and products with them. Axes: M rows, N outputs, K inputs, P panels.
 
-Stored (`Sparse`): outputs are cut into panels of 32 columns. Of each panel and input a word of 32 bits says which columns have a
-weight there (bit c is column c's); the values lie one after another, panel by panel, in it by input, then by column, as fp32 or
-bf16. Bytes of words come first, then those of values, then 64 zeros, so that vectors may be read whole.
+Stored (`Sparse`): outputs are cut into panels of 32 columns. Of each panel and input a word of 32 bits says which columns
+have a weight there (bit c is column c's); the values lie one after another, panel by panel, in it by input, then by column, as
+fp32 or bf16. Bytes of words come first, then those of values, then 64 zeros, so that vectors may be read whole.
 
-Multiplied with (`Ready`): as stored, or, where few are left, as strips: groups of eight outputs, step by step the next value of each
-and its input's number in 16 bits; outputs with fewer than others of their group end with zeros at input 0.
+Multiplied with (`Ready`): as stored, or, where few are left, as strips: groups of eight outputs, step by step the next value of
+each and its input's number in 16 bits; outputs with fewer than others of their group end with zeros at input 0.
 
 A product takes activations as they are, in float32. In either form it gives, bit for bit, what the dense kernel does.
 """
@@ -26,7 +26,7 @@ from lithe.kernels import library
 from lithe.kernels.pack import PANEL
 
 KINDS = {"sparse_fp32": torch.float32, "sparse_bf16": torch.bfloat16}
-FEW = 0.35  # share of weights left below which strips are faster at any number of rows (docs/log/compress/sparse.md)
+FEW = {"sparse_fp32": 0.32, "sparse_bf16": 0.22}  # share of weights left below which strips win (docs/log/compress/sparse.md)
 GROUP, INPUTS = 8, 2**16  # of strips: outputs, and inputs at most
 BEHIND = 64  # bytes
 _ONES = torch.tensor([i.bit_count() for i in range(256)], dtype=torch.int64)
@@ -41,7 +41,7 @@ class _Struct(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Sparse:
-    """A weight matrix [n, k] with `count` values. data: bytes, laid out as above. Raises UsageError where they cannot be that."""
+    """A weight matrix [n, k] with `count` values. data: bytes as above. Raises UsageError where they cannot be that."""
 
     data: Tensor
     kind: str
@@ -55,7 +55,8 @@ class Sparse:
             raise UsageError(f"{self.kind} weights of {self.n} x {self.k} with {self.count} values are {wanted} bytes, not "
                              f"{tuple(self.data.shape)}")
         if not self.data.is_meta and (found := int(self.starts[-1])) != self.count:
-            raise UsageError(f"{self.kind} weights of {self.n} x {self.k}: the bitmap tells of {found} values, not {self.count}")
+            raise UsageError(f"{self.kind} weights of {self.n} x {self.k}: the bitmap tells of {found} values, not "
+                             f"{self.count}")
 
     @property
     def bitmap(self) -> Tensor:
@@ -124,8 +125,8 @@ class Ready:
 
     @cached_property
     def struct(self) -> _Struct:
-        return _Struct(self.places.data_ptr(), self.values.data_ptr(), self.starts.data_ptr(), list(KINDS).index(self.kind), self.n,
-                       self.k, self.strips)
+        pointers = (tensor.data_ptr() for tensor in (self.places, self.values, self.starts))
+        return _Struct(*pointers, list(KINDS).index(self.kind), self.n, self.k, self.strips)
 
     def __reduce__(self):  # a copy must not inherit an address
         return Ready, (self.places, self.values, self.starts, self.n, self.k, self.strips)
@@ -134,7 +135,7 @@ class Ready:
 def ready(sparse: Sparse, strips: bool | None = None) -> Ready:
     """The form that is fastest for so many weights, or the one asked for. As stored, it shares the bytes."""
     if strips is None:
-        strips = sparse.density < FEW and sparse.k <= INPUTS
+        strips = sparse.density < FEW[sparse.kind] and sparse.k <= INPUTS
     if strips:
         return _strips(sparse)
     start = _words(sparse.n, sparse.k) * 4

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lithe.errors import FormatError, UnsupportedError, UsageError
 from lithe.kernels.pack import pack
-from lithe.model.linear import PackedLinear
+from lithe.model.linear import PackedLinear, SparseLinear
 
 if TYPE_CHECKING:
     from lithe.model.decoder import Decoder
@@ -237,6 +237,9 @@ def remade(module: Any, weight_NK: Tensor, bias_N: Tensor | None) -> nn.Module:
             raise UnsupportedError(f"merging into {module.kind} weights would round the adapter away with them: keep it beside "
                                    "them, or merge into the model before it is packed (load with fast=False)")
         return PackedLinear(pack(weight_NK.float(), module.kind, module.group), bias_N)
+    if isinstance(module, SparseLinear):
+        raise UnsupportedError("merging into sparse weights would fill their zeros: keep the adapter beside them, or merge "
+                               "into the model before it is stored (compress with --dense-zeros)")
     if not hasattr(module, "in_features"):
         raise UnsupportedError(f"a {type(module).__name__} is no linear layer, so nothing can be merged into it")
     dtype = module.weight.dtype

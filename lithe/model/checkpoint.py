@@ -15,13 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lithe.errors import FormatError, TooLargeError, UnsupportedError, UsageError
-from lithe.kernels.pack import Packed
+from lithe.kernels.room import apart
 from lithe.model import families, names, packing
 from lithe.model.config import Config
 from lithe.model.decoder import Decoder
 from lithe.model.header import INDEX, WEIGHTS, Entry, inside, open_folder, read_json, some, tensors
 from lithe.model.linear import PackedLinear, pack_pieces
-from lithe.model.narrow import Narrow, matrix
 from lithe.model.writing import writing
 
 VERSION = 1  # of lithe.json
@@ -66,10 +65,11 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.
     _compare(folder, config, found, {name: names.shape_of(name, [shapes[m] for m in table[name]]) for name in table})
     if stored and (kind or device.type != "cpu"):
         raise UnsupportedError(f"{folder} holds packed weights, which load on a CPU, and as they are")
-    as_is = bool(stored) and dtype is None
+    rounded = not packing.is_exact(stored)
+    as_is = rounded and dtype is None
     if dtype is None:
         own_dtype = DTYPES[found["norm.weight" if stored else next(iter(table))].dtype]
-        dtype = torch.float32 if device.type == "cpu" and not stored else own_dtype
+        dtype = torch.float32 if device.type == "cpu" and not rounded else own_dtype
     kinds = stored or (packing.all_as(model, kind, group) if kind else {})
     _check_memory(model, kinds, max(entry.stop - entry.start for entry in found.values()), dtype, device)
     packed, state = _weights(folder, model, found, table, kinds, lambda t: t.to(device, t.dtype if as_is else dtype, copy=True))
@@ -90,19 +90,29 @@ def save(model: Decoder, folder: str | Path, *, dtype: torch.dtype | None = None
     whole numbers is written as it is, for lithe alone; packed floats are unpacked, which loses nothing.
     """
     folder = Path(folder)
+    check_free(folder, overwrite)
+    state, kinds = packing.contents(model)
+    if kinds and dtype is not None:
+        raise UnsupportedError(f"sparse weights and those packed as whole numbers are saved as they are, not in {dtype}")
+    single = any(isinstance(held, PackedLinear) and held.kind == "fp32" for held in state.values())
+    dtype = dtype or (torch.float32 if single else model.dtype)
+    with writing(folder) as draft:
+        write_config(model, draft, dtype, None if tokenizer_from is None else Path(tokenizer_from), kinds)
+        _write_weights(model, draft, state, kinds, dtype, shard_bytes)
+    return folder
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Raise UsageError for a folder that must not be written."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; choose another name")
     if folder.is_dir() and any(folder.iterdir()) and not (overwrite and (folder / "config.json").is_file()):
         raise UsageError(f"{folder} exists and is not empty; " + ("it is no model folder" if overwrite else "pass overwrite"))
-    state, kinds = packing.contents(model)
-    if kinds and dtype is not None:
-        raise UnsupportedError(f"weights packed as whole numbers are saved as they are, not in {dtype}")
-    single = any(isinstance(held, PackedLinear) and held.kind == "fp32" for held in state.values())
-    dtype = dtype or (torch.float32 if single else model.dtype)
-    with writing(folder) as draft:
-        _write_config(model, draft, dtype, None if tokenizer_from is None else Path(tokenizer_from), kinds)
-        _write_weights(model, draft, state, kinds, dtype, shard_bytes)
-    return folder
+
+
+def receipts(folder: str | Path) -> list:
+    """How the model in a folder came to be, oldest first."""
+    return _read_own(open_folder(folder)).get("receipts", [])
 
 
 def available_memory(device: torch.device) -> int | None:
@@ -149,11 +159,11 @@ def _blank(folder: Path, config: Config) -> Decoder:
 
 
 def _weights(folder: Path, model: Decoder, found: dict[str, Entry], table: dict[str, list[str]], kinds: packing.Kinds,
-             take: Callable[[Tensor], Tensor]) -> tuple[dict[str, Packed | Narrow], dict[str, Tensor]]:
+             take: Callable[[Tensor], Tensor]) -> tuple[dict[str, packing.Matrix], dict[str, Tensor]]:
     """Matrices as packed, and what is not packed as `take` gives it."""
     layer_of = {packing.weight_of(model, name): name for name in kinds} | {f"{name}.data": name for name in kinds}
     size, sizes = packing.linears(model), {name: len(weight) for name, weight in model.named_parameters()}
-    packed: dict[str, Packed | Narrow] = {}
+    packed: dict[str, packing.Matrix] = {}
     state: dict[str, Tensor] = {}
     for name, tensor in _read(found, table):
         members = table[name]
@@ -162,7 +172,7 @@ def _weights(folder: Path, model: Decoder, found: dict[str, Entry], table: dict[
             if (layer := layer_of.get(member)) is None:
                 state[member] = take(piece)
             elif member.endswith(".data"):
-                packed[layer] = matrix(piece, kinds[layer][0], *size[layer], kinds[layer][1])
+                packed[layer] = packing.matrix(piece, kinds[layer][0], *size[layer], kinds[layer][1])
             else:
                 try:
                     packed[layer] = pack_pieces(piece, *kinds[layer])
@@ -202,7 +212,7 @@ def _read(found: dict[str, Entry], wanted: Iterable[str]) -> Iterator[tuple[str,
         try:
             with open(path, "rb") as file:
                 for name, entry in ((name, found[name]) for name in wanted if found[name].file == path):
-                    data = torch.empty(entry.stop - entry.start, dtype=torch.uint8)
+                    data = apart(entry.stop - entry.start)
                     file.seek(entry.start)
                     if file.readinto(data.numpy().data) < len(data):
                         raise FormatError(f"{path} ends within {name}; was the download cut short?")
@@ -233,14 +243,15 @@ def _read_own(folder: Path) -> dict:
     return own
 
 
-def _write_config(model: Decoder, draft: Path, dtype: torch.dtype, source: Path | None, kinds: packing.Kinds) -> None:
+def write_config(model: Decoder, draft: Path, dtype: torch.dtype, source: Path | None, kinds: packing.Kinds) -> None:
+    """config.json and lithe.json, and a tokenizer's files from a folder that has some."""
     own: dict = {"version": VERSION, "receipts": model.receipts}
     raw = None if kinds else families.express(model.config)
     if raw is None:  # a name that no other library knows, so that none misreads the weights
         raw = {"model_type": "lithe", "architectures": ["LitheDecoder"]}
         own["config"] = model.config.to_json()
     if kinds:
-        own["packed"] = {name: {"kind": kind, "group": group} for name, (kind, group) in kinds.items()}
+        own["packed"] = packing.described(kinds)
     raw |= {"torch_dtype": str(dtype).removeprefix("torch."), **dict.fromkeys(TOKEN_IDS), **model.token_ids}
     if source is not None:
         raw |= {key: ids for key, ids in _token_ids(source).items() if ids is not None}

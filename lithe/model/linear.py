@@ -7,24 +7,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lithe.kernels import sparse
 from lithe.kernels.linear import linear, rows
-from lithe.kernels.pack import PANEL, Packed, pack, size, unpack
+from lithe.kernels.pack import LEVELS, PANEL, Packed, lay_out, pack, size, unpack
+from lithe.kernels.room import room, tidy
 
+HELD = ("places", "values", "starts")  # of sparse weights
 PIECE = 1 << 18  # weights packed at a time: some twenty times as many bytes are held for a moment
 
 
 def pack_pieces(weight_NK: Tensor, kind: str, group: int = 0) -> Packed:
     """What `pack` gives, made panel by panel, so that little more than the result is held beside the weights."""
     n, k = weight_NK.shape
+    if kind not in LEVELS:
+        return lay_out(weight_NK, kind, room(size(kind, n, k, group), weight_NK.device))
     taken = max(PIECE // k // PANEL, 1) * PANEL
     first = pack(weight_NK[:taken], kind, group)
-    if n <= taken:
-        return first
-    data, at = first.data.new_empty(size(kind, n, k, first.group)), 0
+    data, at = room(size(kind, n, k, first.group), weight_NK.device), 0
     for start in range(0, n, taken):
         piece = (first if start == 0 else pack(weight_NK[start : start + taken], kind, group)).data
         data[at : at + len(piece)] = piece
         at += len(piece)
+    tidy()
     return Packed(data, kind, n, k, first.group)
 
 
@@ -90,6 +94,85 @@ class PackedLinear(nn.Module):
     def _apply(self, fn, recurse: bool = True):
         """Casting a model's precision leaves packed bytes and the bias as they are; moving it moves them."""
         super()._apply(lambda t: fn(t) if t.dtype == torch.uint8 else fn(t).float(), recurse)
+        return self
+
+
+class _FewProduct(torch.autograd.Function):
+    """The same with weights of which few are left."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MK: Tensor, held: sparse.Ready, bias_N: Tensor | None) -> Tensor:
+        ctx.held, ctx.dtype = held, x_MK.dtype
+        if x_MK.dtype == torch.float64:
+            y_MN = x_MK @ sparse.plain(held).double().T
+            return y_MN if bias_N is None else y_MN + bias_N
+        return sparse.linear(held, x_MK, bias_N)
+
+    @staticmethod
+    def backward(ctx: Any, grad_MN: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return (grad_MN @ sparse.plain(ctx.held).to(grad_MN.dtype)).to(ctx.dtype), None, None
+
+
+class SparseLinear(nn.Module):
+    """A linear layer that holds only those of its weights that are not zero. They are fixed: only activations get gradients.
+
+    Activations are not rounded, so it gives the bits that the dense layer gives in float32.
+    """
+
+    places: Tensor
+    values: Tensor
+    starts: Tensor
+    bias: Tensor | None
+
+    def __init__(self, stored: sparse.Sparse, bias_N: Tensor | None = None):
+        super().__init__()
+        self.kind, self.count = stored.kind, stored.count
+        self.in_features, self.out_features = stored.k, stored.n
+        self._held = sparse.ready(stored)
+        for name in HELD:  # a folder has them in another form
+            self.register_buffer(name, getattr(self._held, name), persistent=False)
+        self.register_buffer("bias", None if bias_N is None else bias_N.detach().float())
+
+    @classmethod
+    def of(cls, module: nn.Linear, dtype: torch.dtype) -> SparseLinear | None:
+        """The same layer, its weights in this precision; None where that would take as many bytes as all of them or more."""
+        kind = next((kind for kind, own in sparse.KINDS.items() if own == dtype), "")
+        n, k = module.out_features, module.in_features
+        count = int(module.weight.detach().to(dtype).count_nonzero()) if kind else 0
+        if not kind or sparse.size(kind, n, k, count) >= n * k * dtype.itemsize:
+            return None
+        return cls(sparse.pack(module.weight, kind), module.bias)
+
+    @property
+    def held(self) -> sparse.Ready:
+        """The weights as the kernel takes them; anew where a buffer was replaced, as copying does."""
+        if self._held.values is not self.values:
+            self._held = sparse.Ready(self.places, self.values, self.starts, self.out_features, self.in_features,
+                                      self._held.strips)
+        return self._held
+
+    @property
+    def stored(self) -> sparse.Sparse:
+        """As folders hold it."""
+        return sparse.stored(self.held)
+
+    @property
+    def weight(self) -> Tensor:
+        """The plain matrix [N, K], new: changing it changes nothing here."""
+        return sparse.plain(self.held)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = _FewProduct.apply(x.reshape(-1, x.shape[-1]), self.held, self.bias)
+        return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.kind}, {self.count} weights, bias={self.bias is not None}"
+
+    def _apply(self, fn, recurse: bool = True):
+        """Casting a model's precision leaves the weights and the bias as they are; the weights stay on the CPU."""
+        kept = {name: self._buffers.pop(name) for name in HELD}
+        super()._apply(lambda t: fn(t).float(), recurse)
+        self._buffers.update(kept)
         return self
 
 

@@ -95,8 +95,26 @@ def draw(model: Any, seed: int) -> None:
             nn.init.zeros_(weight)
 
 
-def remake(model: nn.Module, ranks: Pairs, inputs: Pairs) -> None:
-    """Make linear layers products of two, or readers of rounded inputs. Raises FormatError for names of no linear layer."""
+def _choose(model: nn.Module, chosen: Pairs) -> None:
+    from lithe.model.chosen import Chosen
+
+    for name, rank in chosen:
+        place, _, leaf = name.rpartition(".")
+        try:
+            parent: Any = model.get_submodule(place)
+            old = getattr(parent, leaf)
+        except AttributeError:
+            old = None
+        if type(old) is not FFN:
+            raise FormatError(f"config: {name!r:.80} is no FFN, so it has no channels to choose")
+        setattr(parent, leaf, Chosen(old, rank))
+
+
+def remake(model: nn.Module, ranks: Pairs, inputs: Pairs, chosen: Pairs = ()) -> None:
+    """Make linear layers products of two, or readers of rounded inputs, and FFNs choose their channels. Raises FormatError for
+    names of no such layer."""
+    if chosen:
+        _choose(model, chosen)
     if not (ranks or inputs):
         return
     from lithe.model.linear import Factored, Ranged  # which bring the kernels along

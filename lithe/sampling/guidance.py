@@ -63,6 +63,10 @@ class Guided:
             raise UsageError(f"{name}: {said(self.first)}")
         if warnings := self.first.get_grammar_warnings():
             raise UsageError(f"{name}: {warnings[0]}")
+        begun = self.first.deep_copy()
+        begun.compute_bitmask()
+        if begun.is_error():  # its limits are met where it is used, not where it is read
+            raise UsageError(f"{name} is too much for llguidance: {said(begun)}")
 
     def start(self) -> Place:
         return Place(self.first.deep_copy(), self.ends, self.vocabulary.vocab_size)
@@ -108,5 +112,5 @@ class Place:
 
 
 def said(matcher: Any) -> str:
-    """The library's message, on one line."""
-    return " ".join(str(matcher.get_error()).split())[:600]
+    """The library's message, on one line and without its state."""
+    return " ".join(str(matcher.get_error()).partition("<state>")[0].split())[:600]

@@ -55,7 +55,7 @@ def load(method: str, knobs: Any, model: Decoder, build: Any) -> Fitted:
     """
     if knobs.heads == FRESH:
         return Fitted(_placed(fresh(build, knobs, model), model))
-    folder = _folder(method, knobs.heads, model)
+    folder = _folder(method, knobs, model, build.SHAPED_BY)
     notes = read_notes(folder)
     if notes["method"] != method:
         raise UnsupportedError(f"{folder} holds weights of {notes['method']}, not of {method}")
@@ -66,17 +66,21 @@ def load(method: str, knobs: Any, model: Decoder, build: Any) -> Fitted:
     return Fitted(_placed(module, model), notes["rates"])
 
 
-def _folder(method: str, heads: str, model: Decoder) -> Path:
-    """The folder that was named; where none was, the one that is shipped for this very target."""
-    if heads:
-        folder = Path(heads).expanduser()
+def _folder(method: str, knobs: Any, model: Decoder, shaped_by: Collection[str]) -> Path:
+    """The folder that was named; where none was, one that is shipped for this very target, of the asked shape if there is."""
+    if knobs.heads:
+        folder = Path(knobs.heads).expanduser()
         if not folder.is_dir():
             raise UsageError(f"there is no folder {str(folder)!r} of fitted weights; lithe fit makes one")
         return folder
+    default, found = type(knobs)(), []
+    asked = {name: getattr(knobs, name) for name in shaped_by if getattr(knobs, name) != getattr(default, name)}
     for shipped in sorted(SHIPPED.glob(f"{method}*")):  # method, or method-target where it is fitted to several
         notes = read_notes(shipped) if (shipped / NOTES).is_file() else {}
         if notes.get("method") == method and notes["target"] == identity(model):
-            return shipped
+            found.append((sum(notes["knobs"].get(name) != value for name, value in asked.items()), shipped))
+    if found:
+        return min(found)[1]
     raise UsageError(f"{method} needs weights fitted to its target: lithe fit MODEL --method {method} --data FILE -o DIR "
                      f"makes them, {method}:heads=DIR takes them ({method}:heads={FRESH} takes untrained ones)")
 

@@ -31,7 +31,7 @@ def tuned(knobs, model=None):
     return done, method, seen, note
 
 
-SHORT = "ratio=0.4,steps=120,rate=1e-2,lasso=0.3"
+SHORT = "ratio=0.4,steps=120,rate=1e-2"
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,9 @@ def lost(made):
             site = group.site("down_proj" if group.unit == "channel" else "o_proj")
             old = source.weight(site)
             new = change.weights.get(site)
-            if new is None:
+            if change.kept is None:
+                new = old
+            elif new is None:
                 new = torch.zeros_like(old)
                 each = old.shape[1] // group.units
                 kept = (change.kept[:, None] * each + torch.arange(each)).flatten()

@@ -45,8 +45,15 @@ static inline __m512i e_madd(__m512i a, __m512i b) {
     return (__m512i)r;
 }
 
+static inline __m512 e_expand(unsigned mask, __m512 a) {
+    e_f r = {0}, x = (e_f)a;
+    int at = 0;
+    EACH(16) if (mask >> i & 1) r[i] = x[at++];
+    return (__m512)r;
+}
 static inline __m512 e_set1(float x) { e_f r; EACH(16) r[i] = x; return (__m512)r; }
 #define _mm512_set1_ps e_set1
+#define _mm512_maskz_expand_ps e_expand
 #define _mm512_fmadd_ps e_fma
 #define _mm512_max_ps e_max
 #define _mm512_cvtph_ps e_half

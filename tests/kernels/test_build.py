@@ -31,12 +31,12 @@ def test_the_avx512_code_holds_where_no_processor_runs_it(tmp_path):
     sanitized((*build.VARIANTS["avx2"][1], "-Wno-psabi", "-include", str(Path(__file__).with_name("emulated.h"))), tmp_path)
 
 
-def sanitized(extra: tuple[str, ...], tmp_path: Path) -> None:
+def sanitized(extra: tuple[str, ...], tmp_path: Path, test: str = "selftest.c") -> None:
     """Build the self-test under sanitizers and run it."""
     program, sources = tmp_path / "selftest", [p for p in build.SOURCES.glob("*.c") if p.name != "cpu.c"]
     flags = [flag for flag in build.COMMON if flag not in ("-shared", "-O3")]
     made = subprocess.run([build.compiler(), *flags, "-O1", *extra, "-fsanitize=address,undefined",
-                           "-fno-sanitize-recover=all", *map(str, sources), str(Path(__file__).with_name("selftest.c")),
+                           "-fno-sanitize-recover=all", *map(str, sources), str(Path(__file__).with_name(test)),
                            "-o", str(program), "-lpthread", "-lm"], capture_output=True, text=True)
     if "cannot find" in made.stderr or "unsupported option" in made.stderr:
         pytest.skip("this compiler has no sanitizers")

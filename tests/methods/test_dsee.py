@@ -6,6 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lithe.compress import groups
+from lithe.compress.change import Change
+from lithe.compress.surgery import cut
 from lithe.errors import FormatError, UsageError
 from lithe.model.config import Config
 from lithe.model.decoder import Decoder
@@ -127,8 +130,62 @@ def test_the_way_back_goes_through_what_is_left():
     assert pruned == memory.kept(lambda: next_token(base, batch)[0], base)  # no dense matrix waits for its gradient
 
 
-def test_it_resumes_bit_for_bit(tmp_path):
-    assert resumed_equals_whole(SPEC, (1, 5), tmp_path, steps=6)
+HEADS = "dsee:rank=2,entries=9,prune=0.2,rounds=5,heads=0.25,targets=q_proj+o_proj"
+FOUR = Config(vocab=64, width=32, layers=2, heads=4, kv_heads=2, ffn=48, context=32, tied=True)
+
+
+def idle(layer=1, head=0):
+    """A model of four key-value heads, one of which gives nothing to the stream."""
+    base = model(FOUR)
+    with torch.no_grad():
+        base.get_submodule(f"layers.{layer}.self_attn.o_proj").weight[:, 16 * head : 16 * head + 16] = 0
+    return base
+
+
+def test_the_heads_of_the_smallest_gates_are_shut_and_stay_shut():
+    seen = []
+
+    def tell(step, parts, optimizers):
+        gates = torch.cat([part.gates.detach() for part in parts.values() if part.gates is not None])
+        assert len(gates) == 4 and (gates == 0).sum() == (1 if step >= 3 else 0)
+        seen.append(gates.clone())
+
+    frozen = HEADS.replace("+o_proj", "")  # nothing but the penalty reaches the gate of a head that gives nothing
+    run(f"{frozen},slim=0.1", 9, base=idle(), tell=tell)
+    assert seen[-1][2] == 0 and seen[1][2] < 1 and all(gates[2] == 0 for gates in seen[2:])
+    assert (seen[2] != seen[-1]).sum() == 3, "the others go on"
+    run(f"{frozen},slim=0", 2, base=idle(), tell=lambda step, parts, optimizers: seen.append(
+        parts["layers.1.self_attn.o_proj"].gates.detach().clone()))
+    assert seen[-2][0] == 1, "without the penalty it is left as it was"
+
+
+def test_heads_that_are_shut_are_cut_once_merged(tmp_path):
+    base = idle()
+    rack = Rack.of(base)
+    run(f"{HEADS},slim=0.1", 9, rack=rack, lr=0.05)
+    with torch.no_grad():
+        beside = base(IDS).scores
+        rack.save("a", tmp_path / "a")
+        rack.merge("a")
+        assert (base(IDS).scores - beside).abs().max() < 1e-9
+        rack.unmerge()
+        rack.remove("a")
+        rack.load(tmp_path / "a")
+        assert torch.equal(base(IDS).scores, beside)
+        gates = [part.gates for site, part in rack.adapters["a"].parts.items() if part.gates is not None]
+        kept = [gates_H.nonzero().flatten() for gates_H in gates]
+        rack.merge("a")
+        whole = Decoder(FOUR).double()
+        whole.load_state_dict({name: weight for name, weight in base.state_dict().items()})
+        heads = sorted(groups.find(whole, "head"), key=lambda group: group.layer)
+        small = cut(whole, [(group, Change(kept=kept_U)) for group, kept_U in zip(heads, kept, strict=True)])
+        assert sum(small.config.layer(i).kv_heads for i in range(2)) == 3, "one key-value head in four is not stored"
+        assert (small(IDS).scores - beside).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("spec", [SPEC, HEADS])
+def test_it_resumes_bit_for_bit(tmp_path, spec):
+    assert resumed_equals_whole(spec, (1, 5), tmp_path, steps=6)
 
 
 def test_folders_that_lie_are_told(tmp_path):
@@ -140,7 +197,8 @@ def test_folders_that_lie_are_told(tmp_path):
     site = "layers.0.self_attn.q_proj"
     lies = {"bytes do not say": {f"{site}/pruned": right[f"{site}/pruned"][1:]},
             "end before": {f"{site}/idx": right[f"{site}/idx"] + 10**6},
-            "low-rank product": {f"{site}/a": right[f"{site}/a"][:1]}}
+            "low-rank product": {f"{site}/a": right[f"{site}/a"][:1]},
+            "gates of": {f"{site}/gates": torch.ones(3, dtype=torch.float64)}}
     for said, lie in lies.items():
         save_file({name: tensor.contiguous() for name, tensor in {**right, **lie}.items()}, tmp_path / "a" / WHOLE)
         with pytest.raises(FormatError, match=said):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lithe import registry
-from lithe.errors import UsageError
+from lithe.errors import UnsupportedError, UsageError
+from lithe.train import fitted as folder
 from tests.methods.bigrams import bigrams, drafting, fitted, tokens_per_pass
 
 ONE = (1,)  # one follower each: everything ahead is certain
@@ -25,9 +26,9 @@ def test_head_i_foretells_the_ith_token_after_the_root():
 
 
 def test_fitted_heads_guess_all_that_is_certain_and_shuffled_ones_nothing():
-    folder, rates = fitted(SPEC, *ONE)
+    heads_folder, rates = fitted(SPEC, *ONE)
     assert all(row[0] > 0.99 for row in rates)
-    made = drafting(f"medusa:heads={folder},nodes=3", *ONE)
+    made = drafting(f"medusa:heads={heads_folder},nodes=3", *ONE)
     assert tokens_per_pass(made, 0.0) > 3.5  # 4 but for the first pass, which knows no state, and the ends
     draft = made.draft
     draft.heads = torch.nn.ModuleList([*draft.heads[1:], draft.heads[0]])
@@ -50,3 +51,13 @@ def test_the_targets_matrix_for_all_heads_leaves_only_the_blocks_to_learn():
 def test_without_weights_it_says_how_to_make_them():
     with pytest.raises(UsageError, match="lithe fit MODEL --method medusa"):
         drafting("medusa", *ONE)
+
+
+def test_of_several_shipped_folders_that_of_the_asked_shape_is_found(tmp_path, monkeypatch):
+    model = bigrams(*ONE)
+    for name, depth in (("medusa", 2), ("medusa-deep", 3)):
+        folder.save(tmp_path / name, "medusa", method.Knobs(depth=depth), model, heads(depth=depth))
+    monkeypatch.setattr(folder, "SHIPPED", tmp_path)
+    assert [len(method.Method(method.Knobs(**said), model).heads) for said in ({}, {"depth": 3})] == [2, 3]
+    with pytest.raises(UnsupportedError, match="depth"):
+        method.Method(method.Knobs(depth=4), model)

@@ -80,7 +80,7 @@ def test_what_the_schema_says(where):
 @pytest.mark.slow
 @pytest.mark.parametrize("where", CUTS, ids=lambda where: "-".join([where[1], where[0].strip("/"), *where[2][:1]]))
 def test_what_the_schema_says_at_length(where):
-    hold(where, 15)
+    hold(where, 8)
 
 
 def test_the_schema_is_openapi_and_says_what_is_served():

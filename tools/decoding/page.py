@@ -53,10 +53,12 @@ def main() -> None:
                                 loops=plain["looping"], of=plain["of"], most=first.settings["max_tokens"])]
     text += ["## Greedy\n", table(parts["greedy"])]
     if newer := since("greedy"):
-        text += ["### Measured since, on prompts of their own choice\n", count(newer) + SINCE, table(newer)]
+        text += ["### Measured since, on prompts of their own choice\n", count(newer), table(newer)]
     text += ["## Two trees\n", BOTH, families(newer or parts["greedy"]), "## By task\n", TASKS, tasks(parts["greedy"])]
     if parts["sampled"]:
         text += ["## Temperature 1\n", count(parts["sampled"]) + SAMPLED, table(parts["sampled"])]
+        if again := since("sampled"):
+            text += ["Measured since, on prompts of their own choice. " + count(again), table(again)]
     if parts["editing"]:
         text += ["## Editing\n", count(parts["editing"]) + EDITING, table(parts["editing"])]
     if said := rivals():
@@ -67,7 +69,6 @@ def main() -> None:
     draw(parts["greedy"])
 
 
-SINCE = "Heads that were fitted anew, beside plain decoding in a run of their own.\n"
 TASKS = "Speed over prompts that do not loop, tokens per pass in brackets; - where all texts of a task loop.\n"
 SAMPLED = "Every lossless method samples from the model's own law, as the contract tests prove.\n"
 EDITING = ("tiny with the adapter `tiny-editor` corrects seeded\nmistakes in sentences of public-domain books; the source, "
@@ -81,8 +82,9 @@ AGAINST = """The same weights and precision, greedy, turn by turn in one run, ea
 do not loop, and editing. llama.cpp runs plain, with its bindings' prompt lookup and with `zoo:tiny-draft` as its draft model,
 several settings of each; of each kind the fastest counts. Times leave the prompt's own pass out.
 """
-SAME = """64 shipped prompts, 128 tokens, greedy: texts that are plain decoding's to the last token, in ragged batches of 4 and,
-after a slash, alone; - where it was not run. From `docs/ledger-identity.jsonl`; `make identity` runs what is missing.
+SAME = """64 shipped prompts, or as many as a cell says, 128 tokens, greedy: texts that are plain decoding's to the last token,
+in ragged batches of 4 and, after a slash, alone; - where it was not run. From `docs/ledger-identity.jsonl`; `make identity`
+runs what is missing.
 """
 
 
@@ -120,8 +122,8 @@ def table(part: Part) -> str:
              f"{m['draft_share']:.0%}", f"{m['held_mb']:.1f}" if "held_mb" in m else "", learned(part[m["method"]]),
              "" if m["same"] is None else f"{m['same']} of {m['of']}"] for m in ranked(part)]
     said = grid(HEADS, rows)
-    if any(m["disturbed"] for m in ranked(part)):
-        said += "\nSomething else ran on the machine meanwhile: believe counts, and times less.\n"
+    if disturbed := [f"`{m['method']}`" for m in ranked(part) if m["disturbed"]]:
+        said += f"\nSomething else ran on the machine beside {', '.join(disturbed)}: believe counts, and times less.\n"
     failed = [f"`{r.method}`: {r.measured['error']}" for r in part.values() if r.measured["error"]]
     return said + "".join(f"\nNot measured: {each}\n" for each in failed)
 

@@ -35,6 +35,7 @@ HEADS = {  # spec, steps of 4 rows of 256 tokens
     "ppd": ("ppd:rate=0.02", 200),
     "clover": ("clover:rate=1e-3", 200),
     "specdec_pp": ("specdec_pp:temperature=0,rate=1e-3", 300),  # whether the two agree on the likeliest token
+    "specdec_pp-kangaroo": ("specdec_pp:draft=kangaroo,temperature=0,rate=1e-3", 100),
 }
 SORTED = "s2d"  # a draft with exits inside, a model of its own
 EXITS = Recipe(start="zoo:tiny-draft", exits="1/2/3", pretrain=150, align=0, rate=1e-3, rows=4)

@@ -26,6 +26,7 @@ from lithe.errors import LitheError, UsageError
 from lithe.model.checkpoint import fingerprint
 from lithe.model.decoder import Decoder
 from lithe.model.load import load, resolve
+from lithe.model.narrow import widen
 
 Tell = Callable[[str], None]
 
@@ -93,7 +94,7 @@ class Matrix:
             found = compress(model, cell.steps.split(" ; "), calibration=self.text(cell), out=Path(place) / "m", seed=cell.seed)
             notes = [{key: value for key, value in note.items() if key != "health"} for note in found.report.get("steps", ())]
             return {"bytes": found.report["bytes"], "values": sum(w.numel() for w in found.model.parameters()),
-                    **self.documents.score(found.model), "steps": notes,
+                    **self.documents.score(widen(found.model)), "steps": notes,
                     "search_tokens": sum(plan.notes.get("search_tokens", 0) for plan in found.allocations)}
 
     def text(self, cell: Cell) -> Calibration | None:

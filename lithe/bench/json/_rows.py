@@ -21,8 +21,9 @@ class Row:
 
     declared: compiled. exact: compiled, and every instance judged rightly. wrongly_accepted: compiled, and an invalid instance
     let through; overly_strict: compiled, and a valid one not. raw_*: the same of the library as it comes. empirical: with
-    texts, all whole ones valid. cut: texts that reached the limit. us, ms: [median, 99th percentile, largest]. skipped: share
-    of passes that forced tokens save. same: schemas whose texts are the same without forcing.
+    texts, all whole ones valid. cut: texts that reached the limit; gave_up: under which the library did. us, ms: [median,
+    99th percentile, largest]. skipped: share of passes that forced tokens save. same: schemas whose texts are the same without
+    forcing.
     """
 
     set: str
@@ -41,6 +42,7 @@ class Row:
     texts: int
     valid: int
     cut: int
+    gave_up: int
     unjudged: int
     free_valid: int
     compile_ms: tuple[float, ...]
@@ -51,7 +53,7 @@ class Row:
 
     @property
     def invalid(self) -> int:
-        return self.texts - self.valid - self.cut - self.unjudged
+        return self.texts - self.valid - self.cut - self.gave_up - self.unjudged
 
 
 def rows(outcomes: Sequence[Outcome]) -> list[Row]:
@@ -74,7 +76,7 @@ def _row(name: str, outcomes: Sequence[Outcome]) -> Row:
         raw_wrongly_accepted=_count(v.under for v in raw), raw_overly_strict=_count(v.over for v in raw),
         instances=sum(v.instances for v in ours), written=len(told), empirical=_count(_fine(each["forced"]) for each in told),
         texts=sum(w.texts for w in both), valid=sum(w.valid for w in both), cut=sum(w.cut for w in both),
-        unjudged=sum(w.unjudged for w in both), free_valid=sum(w.valid for w in free),
+        gave_up=sum(w.gave_up for w in both), unjudged=sum(w.unjudged for w in both), free_valid=sum(w.valid for w in free),
         compile_ms=spread([1e3 * v.compile_s for v in ours if v.refused is None]),
         mask_us=spread([us for v in ours for us in v.masks_us]),
         skipped=1 - sum(each.passes for each in forced) / passes if passes else None,

@@ -19,7 +19,7 @@ from lithe.decode.plan import DecodePlan
 from lithe.errors import LitheError
 from lithe.model.decoder import Decoder
 from lithe.sampling import guidance
-from lithe.sampling.constraint import SHELF, Matcher, Program, compiled
+from lithe.sampling.constraint import SHELF, ConstraintError, Matcher, Program, compiled
 from lithe.sampling.law import Law
 
 PROMPT = "Here is the record as JSON: "
@@ -27,11 +27,12 @@ PROMPT = "Here is the record as JSON: "
 
 @dataclass
 class Written:
-    """Texts that a model wrote. A text that reached the limit is cut: no judge sees it."""
+    """Texts that a model wrote. No judge sees one that reached the limit, or under which the library gave up."""
 
     texts: int = 0
     valid: int = 0
     cut: int = 0
+    gave_up: int = 0
     unjudged: int = 0
     tokens: int = 0
     passes: int = 0
@@ -101,12 +102,16 @@ def _write(made: DecodePlan, program: Program, case: Case, max_tokens: int, seed
         told = found[way] = Written()
         for law in (Law(), Law.of(temperature=1.0)):
             sequence = request(made.model, PROMPT, law=law, max_tokens=max_tokens, seed=seed, constraint=constraint)
-            start, steps = perf_counter(), list(run(made, [sequence]))
+            start, steps = perf_counter(), list[Any]()
+            try:
+                steps.extend(run(made, [sequence]))
+            except ConstraintError:
+                told.gave_up += 1
             told.seconds += perf_counter() - start
             told.texts, told.passes, told.tokens = told.texts + 1, told.passes + len(steps), told.tokens + len(sequence.tokens)
             told.ids.append(sequence.tokens)
-            if constraint is not None and sequence.finished == "length":
-                told.cut += 1
+            if constraint is not None and sequence.finished in ("length", None):  # None: the library gave up
+                told.cut += sequence.finished is not None
                 continue
             said = judge("".join(step.text for step in steps).strip())
             told.valid, told.unjudged = told.valid + (said is True), told.unjudged + (said is None)

@@ -10,7 +10,7 @@ from typing import Any
 from lithe.bench.json._sets import Case
 from lithe.errors import LitheError
 from lithe.model.tokenizer import Tokenizer
-from lithe.sampling.constraint import Program
+from lithe.sampling.constraint import ConstraintError, Program
 
 
 @dataclass
@@ -39,8 +39,12 @@ def verdict(case: Case, make: Any, tokenizer: Tokenizer) -> tuple[Verdict, Progr
         return found, None
     found.compile_s = perf_counter() - start
     for value, valid in case.tests:
-        taken = _replay(program, tokenizer.encode(json.dumps(value, ensure_ascii=False, separators=(",", ":")), bos=False),
-                        found.masks_us if valid else None)
+        ids = tokenizer.encode(json.dumps(value, ensure_ascii=False, separators=(",", ":")), bos=False)
+        try:
+            taken = _replay(program, ids, found.masks_us if valid else None)
+        except ConstraintError as problem:
+            found.refused = str(problem)
+            return found, None
         found.instances += 1
         found.under += taken and not valid
         found.over += valid and not taken

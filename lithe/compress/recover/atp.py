@@ -42,7 +42,7 @@ class Knobs:
     temperature: float = knob(0.4, "of the decisions", low=0.01)
     base: float = knob(3.0, "added to their logits, so that everything stays at first")
     budget: float = knob(5.0, "weight of the log ratio of what is left to what is to be left", low=0)
-    lasso: float = knob(0.1, "weight of the lengths of what the parts give to units that go", low=0)
+    lasso: float = knob(1.0, "weight of the lengths of what the parts give to units that go", low=0)
     last: float = knob(10.0, "times that weight in the last tenth", low=0)
     aware: bool = knob(True, "parts learn to do without what goes; without it they do not (the ablation)")
 

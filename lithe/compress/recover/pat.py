@@ -60,8 +60,8 @@ class Mask(nn.Module):
 
     def losses(self, target: int, budget: float, pull: float) -> Tensor:
         """The distance of the count from the target, straight through, and the pull of values to +-1/2."""
-        if self.kept_C is not None:
-            return self.m.sum() * 0
+        if self.kept_C is not None:  # no gradient at all: a zero one would still move it by its momentum
+            return torch.zeros((), dtype=self.m.dtype)
         m_C = self.gain * self.m
         soft = torch.sigmoid(m_C)
         count = ((m_C >= 0).to(soft) + soft - soft.detach()).sum()

@@ -19,7 +19,7 @@ enum {
     TOGETHER = 8,      /* of as many rows at most */
     PRIVATE = 2        /* rows so few that each thread norms them for itself rather than wait for another */
 };
-#define HEADS_MAX (LANES == 16 ? 4 : 2) /* queries that share each load of a key or value */
+#define HEADS_MAX (LANES == 16 ? 4 : LANES == 8 ? 3 : 2) /* queries that share each load of a key or value */
 
 typedef struct {
     Packed q, k, v, o, gate, up, down;
@@ -154,12 +154,11 @@ INLINE void scores_of(const int queries, const int kind, const void *keys, const
         UNROLL for (int n = 0; n < 4; n++) at[n] = (int64_t)slots[j + n < count ? j + n : count - 1] * D;
         UNROLL for (int r = 0; r < queries; r++) UNROLL for (int n = 0; n < 4; n++) sum[r][n] = vf_set1(0);
         for (int i = 0; i < D; i += LANES) {
-            vf key[4];
-            UNROLL for (int n = 0; n < 4; n++)
-                key[n] = i + LANES <= D ? cached(kind, keys, at[n] + i) : cached_part(kind, keys, at[n] + i, D - i);
-            UNROLL for (int r = 0; r < queries; r++) {
-                vf query = vf_load(q + r * wide + i);
-                UNROLL for (int n = 0; n < 4; n++) sum[r][n] = vf_fma(query, key[n], sum[r][n]);
+            vf query[HEADS_MAX];
+            UNROLL for (int r = 0; r < queries; r++) query[r] = vf_load(q + r * wide + i);
+            UNROLL for (int n = 0; n < 4; n++) {
+                vf key = i + LANES <= D ? cached(kind, keys, at[n] + i) : cached_part(kind, keys, at[n] + i, D - i);
+                UNROLL for (int r = 0; r < queries; r++) vf_add_product(&sum[r][n], query[r], key);
             }
         }
         UNROLL for (int r = 0; r < queries; r++) vf_sum4(sum[r], scores + r * SPAN + j);
@@ -175,12 +174,11 @@ INLINE void mix(const int queries, const int vectors, const int kind, const void
         UNROLL for (int n = 0; n < vectors; n++) sum[r][n] = vf_load(sums + r * wide + i + n * LANES);
     for (int j = 0; j < count; j++) {
         int64_t at = (int64_t)slots[j] * D + i;
-        vf value[4];
-        UNROLL for (int n = 0; n < vectors; n++)
-            value[n] = part ? cached_part(kind, values, at, part) : cached(kind, values, at + n * LANES);
-        UNROLL for (int r = 0; r < queries; r++) {
-            vf by = vf_set1(p[r * SPAN + j]);
-            UNROLL for (int n = 0; n < vectors; n++) sum[r][n] = vf_fma(by, value[n], sum[r][n]);
+        vf by[HEADS_MAX];
+        UNROLL for (int r = 0; r < queries; r++) by[r] = vf_set1(p[r * SPAN + j]);
+        UNROLL for (int n = 0; n < vectors; n++) {
+            vf value = part ? cached_part(kind, values, at, part) : cached(kind, values, at + n * LANES);
+            UNROLL for (int r = 0; r < queries; r++) vf_add_product(&sum[r][n], by[r], value);
         }
     }
     UNROLL for (int r = 0; r < queries; r++)
@@ -205,6 +203,9 @@ MAKE(1) MAKE(2)
 #if LANES == 16
 MAKE(3) MAKE(4)
 #define TABLE(name) {name##_1, name##_2, name##_3, name##_4}
+#elif LANES == 8
+MAKE(3)
+#define TABLE(name) {name##_1, name##_2, name##_3}
 #else
 #define TABLE(name) {name##_1, name##_2}
 #endif
@@ -269,8 +270,10 @@ static int slots_of(const Job *job, int row, int c, int32_t *slots) {
     int64_t low = window && pos[t] - window + 1 > 0 ? pos[t] - window + 1 : 0, high = pass->lengths[b];
     if (window && pos[t] + window < high) high = pos[t] + window;
     int64_t past = high > low ? high - low : 0, skip = (int64_t)c * CHUNK - past;
-    int count = 0;
-    for (int64_t i = (int64_t)c * CHUNK; i < past && count < CHUNK; i++) slots[count++] = slot_at(pass, b, low + i);
+    int count = skip >= 0 ? 0 : -skip < CHUNK ? (int)-skip : CHUNK;
+    low += (int64_t)c * CHUNK;
+    if (pass->tables) for (int i = 0; i < count; i++) slots[i] = slot_at(pass, b, low + i);
+    else for (int i = 0; i < count; i++) slots[i] = (int32_t)low + i;
     for (int j = 0, end = among ? rows : t + 1; j < end && count < CHUNK; j++) {
         int64_t away = pos[t] > pos[j] ? pos[t] - pos[j] : pos[j] - pos[t];
         if ((among && !among[j]) || (window && away >= window)) continue;
@@ -287,8 +290,9 @@ typedef struct { int row, end, from, to; } Shared; /* slots [from, to) of the li
 static Shared *shares(const int32_t (*slots)[CHUNK], const int *counts, int row, int end, int from, Shared *into) {
     int to = counts[row];
     for (int r = row + 1; r < end; r++) {
-        int same = from;
-        while (same < to && same < counts[r] && slots[r][same] == slots[row][same]) same++;
+        int same = from, least = counts[r] < to ? counts[r] : to;
+        while (same + LANES <= least && !memcmp(slots[r] + same, slots[row] + same, 4 * LANES)) same += LANES;
+        while (same < least && slots[r][same] == slots[row][same]) same++;
         to = same;
     }
     if (to > from) *into++ = (Shared){row, end, from, to};

@@ -153,15 +153,6 @@ INLINE void fp32_block(const int rows, const Packed *w, const Rows *x, const Pie
     }
 }
 
-/* Written as assembly where registers are few: gcc would put a sum where the factor was, and run out of them. */
-INLINE void add_product(vf *sum, vf a, vf b) {
-#if LANES == 8
-    __asm__("vfmadd231ps %2, %1, %0" : "+x"(*sum) : "x"(a), "x"(b));
-#else
-    *sum = vf_fma(a, b, *sum);
-#endif
-}
-
 INLINE void bf16_block(const int rows, const Packed *w, const Rows *x, const Piece *at, float *out) {
     const int64_t k = padded(w);
     const int wide = at_once(rows);
@@ -192,12 +183,12 @@ INLINE void bf16_block(const int rows, const Packed *w, const Rows *x, const Pie
             UNROLL for (int v = 0; v < wide; v++) half[v] = (vf)(pair[v] << 16);
             UNROLL for (int m = 0; m < rows; m++) {
                 vf s = vf_set1(entry[m]);
-                UNROLL for (int v = 0; v < wide; v++) add_product(&sum[m][v], s, half[v]);
+                UNROLL for (int v = 0; v < wide; v++) vf_add_product(&sum[m][v], s, half[v]);
             }
             UNROLL for (int v = 0; v < wide; v++) half[v] = (vf)(vi_load(column + 2 * v * LANES) & (int32_t)0xffff0000);
             UNROLL for (int m = 0; m < rows; m++) {
                 vf s = vf_set1(entry[rows + m]);
-                UNROLL for (int v = 0; v < wide; v++) add_product(&sum[m][v], s, half[v]);
+                UNROLL for (int v = 0; v < wide; v++) vf_add_product(&sum[m][v], s, half[v]);
             }
 #endif
         }

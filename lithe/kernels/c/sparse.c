@@ -65,29 +65,35 @@ __attribute__((constructor)) static void fill(void) {
         }
 }
 
-INLINE vf spread(const int kind, const void *values, uint32_t mask) {
+/* part: a mask of eight columns times 32, which is where its entries lie in the tables. */
+INLINE vf spread(const int kind, const void *values, uint64_t part) {
     if (kind == FP32) {
-        __m256i from = _mm256_load_si256((const __m256i *)lanes_of[mask]);
+        __m256i from = _mm256_load_si256((const __m256i *)((const char *)lanes_of + part));
+        __asm__("" : "+x"(from)); /* or gcc loads it twice */
         __m256 all = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values), from);
-        return (vf)_mm256_blendv_ps(_mm256_setzero_ps(), all, _mm256_castsi256_ps(from)); /* by the sign */
+        __asm__("vblendvps %2, %0, %1, %0" : "+x"(all) : "x"(_mm256_setzero_ps()), "x"(from)); /* by the sign; gcc would take two */
+        return (vf)all;
     }
     __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128(values));
-    return (vf)_mm256_shuffle_epi8(both, _mm256_load_si256((const __m256i *)bytes_of[mask]));
+    return (vf)_mm256_shuffle_epi8(both, _mm256_load_si256((const __m256i *)((const char *)bytes_of + part)));
 }
-#elif LANES == 16
-INLINE vf spread(const int kind, const void *values, uint32_t mask) {
-    if (kind == FP32) return (vf)_mm512_maskz_expand_ps((__mmask16)mask, _mm512_loadu_ps(values));
+INLINE uint64_t part_of(uint64_t mask, const int v) { return (v ? mask >> (8 * v - 5) : mask << 5) & 0x1fe0; }
+#else
+INLINE uint64_t part_of(uint64_t mask, const int v) { return mask >> v * LANES & ((1ull << LANES) - 1); }
+#if LANES == 16
+INLINE vf spread(const int kind, const void *values, uint64_t mask) {
+    if (kind == FP32) return (vf)_mm512_maskz_expand_ps((__mmask16)mask, (__m512)vf_load(values));
     return (vf)_mm512_maskz_expand_ps((__mmask16)mask, (__m512)vf_from_bf16(values));
 }
 #else
-INLINE vf spread(const int kind, const void *values, uint32_t mask) {
+INLINE vf spread(const int kind, const void *values, uint64_t mask) {
     vf out = vf_set1(0);
     for (int c = 0, at = 0; c < LANES; c++)
         if (mask >> c & 1) out[c] = value_at(kind, values, at++);
     return out;
 }
 #endif
-#define PART ((uint32_t)((1ull << LANES) - 1))
+#endif
 
 /* ---- spread: up to three rows ---------------------------------------------------------------------------------------- */
 
@@ -99,14 +105,14 @@ INLINE void spread_panel(const int kind, const int rows, const Sparse *w, int pa
     vf sum[SPREAD_ROWS][V];
     UNROLL for (int m = 0; m < rows; m++) UNROLL for (int v = 0; v < V; v++) sum[m][v] = vf_set1(0);
     for (int64_t i = 0; i < w->k; i++) {
-        const uint32_t mask = word[i];
+        const uint64_t mask = word[i];
         vf by[SPREAD_ROWS];
         __builtin_prefetch(at + AHEAD, 0, 2);
         UNROLL for (int m = 0; m < rows; m++) by[m] = vf_set1(x[m * stride + i]);
         UNROLL for (int v = 0; v < V; v++) {
-            const uint32_t part = mask >> v * LANES & PART;
+            const uint64_t part = part_of(mask, v);
             const vf weight = spread(kind, at, part);
-            at += size * __builtin_popcount(part);
+            at += size * (int64_t)__builtin_popcountll(part);
             UNROLL for (int m = 0; m < rows; m++) sum[m][v] = vf_fma(by[m], weight, sum[m][v]);
         }
     }
@@ -120,12 +126,12 @@ INLINE const void *spread_piece(const int kind, const Sparse *w, int panel, int6
     const uint32_t *word = (const uint32_t *)w->places + (int64_t)panel * w->k;
     const int size = kind == FP32 ? 4 : 2;
     for (int64_t i = from; i < to; i++, into += PANEL) {
-        const uint32_t mask = word[i];
+        const uint64_t mask = word[i];
         __builtin_prefetch((const char *)at + AHEAD, 0, 2);
         UNROLL for (int v = 0; v < PANEL / LANES; v++) {
-            const uint32_t part = mask >> v * LANES & PART;
+            const uint64_t part = part_of(mask, v);
             vf_store(into + v * LANES, spread(kind, at, part));
-            at = (const char *)at + size * __builtin_popcount(part);
+            at = (const char *)at + size * (int64_t)__builtin_popcountll(part);
         }
     }
     return at;
@@ -148,28 +154,37 @@ INLINE void dense_piece(const int rows, const float *piece, int64_t count, const
 
 /* ---- strips: every weight there is, with its input's number ------------------------------------------------------------ */
 
-#if defined(__AVX2__) && LANES >= 8
-INLINE __m256 eight(const int kind, const void *values) {
-    if (kind == FP32) return _mm256_loadu_ps(values);
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(values)), 16));
+/* The eight values of a step as floats, where they lie or in `room`. */
+INLINE const float *floats_of(const int kind, const char *at, float *room) {
+    if (kind == FP32) return (const float *)at;
+    for (int c = 0; c < GROUP; c++) room[c] = value_at(BF16, at, c);
+    return room;
 }
-#endif
 
-/* The sums of a group's eight outputs for one row. */
+/* The sums of a group's eight outputs for one row. What they read is put together by hand: a gather takes three times as long. */
 INLINE void strip_of_one(const int kind, const uint16_t *index, const char *at, int64_t steps, const float *x, float *out) {
     const int size = kind == FP32 ? 4 : 2;
-#if defined(__AVX2__) && LANES >= 8
-    __m256 sum = _mm256_setzero_ps();
+    float room[GROUP] __attribute__((aligned(32)));
+    vf sum[GROUP / 4];
+    for (int v = 0; v < GROUP / 4; v++) sum[v] = vf_set1(0);
+#if LANES == 8
     for (int64_t j = 0; j < steps; j++, index += GROUP, at += GROUP * size) {
+        uint64_t a, b;
+        memcpy(&a, index, 8), memcpy(&b, index + 4, 8);
         __builtin_prefetch(at + AHEAD, 0, 2), __builtin_prefetch((const char *)index + AHEAD / 2, 0, 2);
-        __m256 by = _mm256_i32gather_ps(x, _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)index)), 4);
-        sum = _mm256_fmadd_ps(by, eight(kind, at), sum);
+        vf by = {x[a & 65535], x[a >> 16 & 65535], x[a >> 32 & 65535], x[a >> 48], x[b & 65535], x[b >> 16 & 65535],
+                 x[b >> 32 & 65535], x[b >> 48]};
+        sum[0] = vf_fma(by, kind == FP32 ? vf_load((const float *)at) : vf_from_bf16((const uint16_t *)at), sum[0]);
     }
-    _mm256_storeu_ps(out, sum);
+    vf_store(out, sum[0]);
+    (void)room;
 #else
+    (void)sum;
     memset(out, 0, sizeof(float) * GROUP);
-    for (int64_t j = 0; j < steps; j++, index += GROUP, at += GROUP * size)
-        for (int c = 0; c < GROUP; c++) out[c] = one_fma(x[index[c]], value_at(kind, at, c), out[c]);
+    for (int64_t j = 0; j < steps; j++, index += GROUP, at += GROUP * size) {
+        const float *value = floats_of(kind, at, room);
+        for (int c = 0; c < GROUP; c++) out[c] = one_fma(x[index[c]], value[c], out[c]);
+    }
 #endif
 }
 
@@ -177,16 +192,18 @@ INLINE void strip_of_one(const int kind, const uint16_t *index, const char *at, 
 INLINE void strip_of_many(const int kind, const int wide, const uint16_t *index, const char *at, int64_t steps, const float *side,
                           float *out) {
     const int size = kind == FP32 ? 4 : 2, together = GROUP / wide;
+    float room[GROUP] __attribute__((aligned(32)));
     for (int first = 0; first < GROUP; first += together) {
         vf sum[GROUP];
         UNROLL for (int i = 0; i < GROUP; i++) sum[i] = vf_set1(0);
         const uint16_t *from = index + first;
-        const char *value = at + first * size;
-        for (int64_t j = 0; j < steps; j++, from += GROUP, value += GROUP * size) {
-            __builtin_prefetch(value + AHEAD, 0, 2), __builtin_prefetch((const char *)from + AHEAD / 2, 0, 2);
+        const char *next = at;
+        for (int64_t j = 0; j < steps; j++, from += GROUP, next += GROUP * size) {
+            const float *value = floats_of(kind, next, room) + first;
+            __builtin_prefetch(next + AHEAD, 0, 2), __builtin_prefetch((const char *)from + AHEAD / 2, 0, 2);
             UNROLL for (int c = 0; c < together; c++) {
                 const float *x = side + (size_t)from[c] * (wide * LANES);
-                const vf weight = vf_set1(value_at(kind, value, c));
+                const vf weight = vf_set1(value[c]);
                 UNROLL for (int v = 0; v < wide; v++) sum[c * wide + v] = vf_fma(weight, vf_load(x + v * LANES), sum[c * wide + v]);
             }
         }

@@ -171,8 +171,12 @@ NAMES = {bool: "boolean", int: "integer", float: "number", str: "string", Any: "
 
 def _name(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
-        return f"array of {' or '.join(map(_name, _kinds(typing.get_args(kind)[0])))}s"
+        return f"array of {' or '.join(_many(_name(one)) for one in _kinds(typing.get_args(kind)[0]))}"
     return NAMES.get(kind, "object")
+
+
+def _many(name: str) -> str:
+    return name.replace("array", "arrays", 1) if name.startswith("array") else f"{name}s"
 
 
 def _said(value: Any) -> str:

@@ -1,0 +1,81 @@
+"""Where a round's time goes, method by method, into the ledger: medians in microseconds.
+
+    tools/decoding/rounds.py [--ledger FILE] [METHOD ...]
+
+Rest is all that is neither pass, propose, walk nor observe: keeping lanes in step, checks, the pass's inputs, commit, text, and
+the clocks themselves. Needs a quiet machine; a quarter of a minute.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import lithe
+from lithe.bench import quiet
+from lithe.bench.ledger import Ledger
+from lithe.bench.provenance import record
+from lithe.cli._common import read_prompts
+from lithe.decode.generate import request
+from lithe.decode.loop import run, step
+from lithe.decode.plan import plan
+from lithe.model.load import ZOO
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LEDGER, MODEL, PROMPTS, TOKENS = ROOT / "docs" / "ledger-decoding.jsonl", "zoo:tiny", 8, 64
+METHODS = ("plain", "prompt_lookup", "suffix", "token_recycling:nodes=7", "blend")
+PARTS = ("pass", "propose", "walk", "observe")
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("method", nargs="*", default=METHODS)
+    asked.add_argument("--ledger", type=Path, default=LEDGER)
+    given = asked.parse_args()
+    model, ledger = lithe.load(MODEL), Ledger(given.ledger)
+    prompts = read_prompts(ZOO / "prompts" / "mixed.jsonl")[:PROMPTS]
+    spent = dict.fromkeys(PARTS, 0.0)
+    model.forward = clocked(spent, "pass", model.forward)
+    for spec in given.method:
+        made, before = plan(model, draft=None if spec == "plain" else spec), quiet.listen()
+        made.greedy.walk = clocked(spent, "walk", made.greedy.walk)
+        if made.draft is not None:
+            made.draft.propose = clocked(spent, "propose", made.draft.propose)
+            made.draft.observe = clocked(spent, "observe", made.draft.observe)
+        measured = rounds(made, prompts, spent) | {"disturbed": quiet.worse(before, quiet.listen()).disturbed}
+        ledger.append(record("rounds", model, measured=measured, inputs=prompts, settings={"max_tokens": TOKENS},
+                             method=made.name, knobs=made.knobs, parts=[made.draft, *made.parts]))
+        print(f"{made.name}: {measured}", flush=True)
+
+
+def clocked(spent: dict[str, float], part: str, act: Callable) -> Callable:
+    """The same, its seconds added to a part's."""
+    def timed(*args, **named):
+        begun = perf_counter()
+        try:
+            return act(*args, **named)
+        finally:
+            spent[part] += perf_counter() - begun
+    return timed
+
+
+def rounds(made, prompts: list[str], spent: dict[str, float]) -> dict:
+    """Medians over all rounds but the first of each text, which reads its prompt."""
+    found: dict[str, list[float]] = {part: [] for part in (*PARTS, "rest")}
+    for prompt in prompts:
+        sequence = request(made.model, prompt, max_tokens=TOKENS)
+        next(iter(run(made, [sequence])))
+        while not sequence.finished:
+            spent.update(dict.fromkeys(PARTS, 0.0))
+            begun = perf_counter()
+            step(made, [sequence])
+            whole = perf_counter() - begun
+            for part in PARTS:
+                found[part].append(spent[part])
+            found["rest"].append(whole - sum(spent.values()))
+    return {part: round(median(times) * 1e6) for part, times in found.items()} | {"rounds": len(found["rest"])}
+
+
+if __name__ == "__main__":
+    main()
