@@ -31,7 +31,7 @@ OWN = {"methods": set(), "engines": {"engine", "precision", "rounds"}, "tuning":
 BOTH = {"model", "suite", "as_json", "ledger", "no_ledger", "threads", "offline"}
 SHARED = {"engines": BOTH | {"prompts", "limit"}, "tuning": BOTH | {"method"}, "compress": BOTH | {"method"},
           "serving": BOTH | {"dtype"}, "json": BOTH | {"limit", "max_tokens", "seed", "dtype", "device"},
-          "parallel": BOTH | {"method", "temperature", "seed", "dtype"}}  # with plain benches
+          "parallel": BOTH | {"method", "seed", "dtype"}}  # with plain benches
 HEADS = ("tokens/s", "prefill tokens/s", "T(1) ms", "T(8) ms", "T(16) ms", "T(64) ms", "loss", "start s", "peak MB")
 
 

@@ -28,6 +28,8 @@ PROBLEMS = Annotated[int, typer.Option("--problems", help="of --suite parallel: 
 PLACES = Annotated[int, typer.Option("--places", help="of --suite parallel: places of a canvas; 0: what the longest answer "
                                                       "of the task takes", min=0)]
 DRAWN = "tasks:"  # begins what names drawn problems instead of a file
+FITS = {"model", "method", "data", "output", "steps", "rows", "warmup", "examples", "seed", "dtype", "device", "threads",
+        "offline", "as_json"}  # options of a fit that mean something to a diffusion model
 HELD = 1 << 20  # seeds of drawn problems to learn from begin here: none of a suite's is among them
 HEADS = ("method", "right", "points lost", "95 %", "passes", "fewer", "95 %", "of all", "tokens/pass", "rows", "faster")
 
@@ -87,14 +89,17 @@ def _drawn(names: str, model: Decoder, count: int) -> list[Example]:
     return [example(draw(tasks[i % len(tasks)], np.random.default_rng([HELD, i]))) for i in range(count)]
 
 
-def fitted(spec: Spec, target: Decoder, data: str, output: Path, *, steps: int, rows: int, warmup: int, seed: int, pool: int,
-           model: str, as_json: bool) -> None:
-    """Fit a method of a diffusion model and say what came of it: a folder of weights, or a trained model."""
+def fitted(spec: Spec, target: Decoder, data: str, output: Path, length: tuple[int, int, int, int], *, pool: int, model: str,
+           as_json: bool) -> None:
+    """Fit a method of a diffusion model and say what came of it: a folder of weights, or a trained model.
+
+    length: steps, rows, warm-up and seed of the lesson.
+    """
     from lithe.diffuse.learn import Lesson, learn, run_of
     from lithe.model.checkpoint import save
     from lithe.train.fitted import identity
 
-    lesson = Lesson(steps=steps, rows=rows, warmup=warmup, seed=seed)
+    lesson = Lesson(**dict(zip(("steps", "rows", "warmup", "seed"), length, strict=True)))
     made = learn(spec, target, examples(data, target, pool), lesson, folder=output, quiet=as_json)
     weights = sum(weight.numel() for weight in made.parameters())
     trained = hasattr(made, "config")
@@ -112,15 +117,16 @@ def fitted(spec: Spec, target: Decoder, data: str, output: Path, *, steps: int, 
         print(f"use them: lithe generate {model} PROMPT --method {spec.entry.name}:heads={output}")
 
 
-def unfit(context: typer.Context, names: Seq[str]) -> None:
+def unfit(context: typer.Context) -> None:
     """Raises UsageError for options that were given and say nothing to a diffusion model."""
-    given = [name for name in names if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+    given = [name for name in context.params if name not in FITS
+             and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
     if given:
         raise UsageError(f"--{given[0]} is for models that read from left to right: leave it out")
 
 
-def paralleled(model: str, *, methods: Seq[str], tasks: Seq[str], problems: int, places: int, temperature: float | None,
-               seed: int, dtype: str, threads: int | None, offline: bool, as_json: bool, book: Ledger | None) -> int:
+def paralleled(model: str, *, methods: Seq[str], tasks: Seq[str], problems: int, places: int, seed: int,
+               dtype: str, threads: int | None, offline: bool, as_json: bool, book: Ledger | None) -> int:
     """Run what the ledger lacks of the suite and print all of it. 130 where Ctrl-C ended the run."""
     from lithe.bench.parallel._rows import good, rows
     from lithe.bench.parallel._suite import Course, best, cells, policies
@@ -130,7 +136,7 @@ def paralleled(model: str, *, methods: Seq[str], tasks: Seq[str], problems: int,
     course = Course(target, book, tell=lambda line: print(line, file=sys.stderr, flush=True))
     asked = ["", *methods] if methods else policies()
     found, code = [], 0
-    for cell in cells(tasks or TASKS, asked, problems, seed, places=places, temperature=temperature or 0.0):
+    for cell in cells(tasks or TASKS, asked, problems, seed, places=places):
         try:
             found += course.run([cell])
         except KeyboardInterrupt:

@@ -87,7 +87,7 @@ def _suite(suite: str, given: dict[str, Any]) -> int:
     if suite == "serving":
         return served(model, parts=several("part"), dtype=given["dtype"], **asked)
     if suite == "parallel":
-        own = {name: given[name] for name in ("problems", "places", "temperature", "seed", "dtype")}
+        own = {name: given[name] for name in ("problems", "places", "seed", "dtype")}
         return paralleled(model, methods=several("method"), tasks=several("task"), **own, **asked)
     if suite == "json":
         own = {name: given[name] for name in ("write", "limit", "max_tokens", "seed", "dtype", "device")}

@@ -48,9 +48,8 @@ def command(
         raise UsageError(f"{spec.entry.address} has no weights to fit; these have: {able}")
     target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline, fast=False)
     if target.config.attends != "causal" or spec.entry.room == "diffuse":
-        unfit(context, ("length", "written", "temperature", "keep"))
-        fitted(spec, target, data, output, steps=steps, rows=rows, warmup=warmup, seed=seed, pool=examples, model=model,
-               as_json=as_json)
+        unfit(context)
+        fitted(spec, target, data, output, (steps, rows, warmup, seed), pool=examples, model=model, as_json=as_json)
         return
     ids = corpus.load(data, target.tokenizer).ids
     lesson = Lesson(steps=steps, rows=rows, length=length, warmup=warmup, seed=seed, keep=keep)

@@ -66,7 +66,7 @@ def _replay(found: dict[str, Any], delay: float) -> None:
         held |= {place: found["words"][place] for place in each["committed"]}
         cells = []
         for place in range(found["prompt"], len(found["words"])):
-            word, sure = each["foretold"].get(place, ("", 0.0))
+            word, sure = each["guessed"].get(place, ("", 0.0))
             if place in each["committed"]:
                 cells.append(paint(f"[{held[place]}]", BOLD))
             elif place in held:
@@ -123,7 +123,7 @@ function show() {
   box.replaceChildren();
   data.words.forEach((word, at) => {
     if (at < data.prompt) { add(box, "span", word, "place prompt"); return }
-    const done = when[at] && when[at][0] <= now, told = p.foretold[at] || ["", 0];
+    const done = when[at] && when[at][0] <= now, told = p.guessed[at] || ["", 0];
     const kind = done ? (when[at][0] === now ? "new" : "") : p.revised.includes(at) ? "open turned" : "open";
     const cell = add(box, "span", done ? word : told[0], "place " + kind);
     add(cell, "small", (done ? when[at][1] : told[1]).toFixed(2));

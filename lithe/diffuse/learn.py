@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -154,5 +154,5 @@ def logits(model: nn.Module, ids_BT: Tensor, clean_BT: Tensor) -> Tensor:
     """What a model foretells of every place of noisy rows, [B, T, V], beside the clean ones; never an open place."""
     scores_BTV = predicted(model, {"ids_BT": ids_BT, "clean_BT": clean_BT}).float()
     bar_V = torch.zeros(scores_BTV.shape[-1], device=scores_BTV.device)
-    bar_V[model.config.mask_token] = -1e9  # type: ignore[union-attr,index]  # finite: gradients stay numbers
+    bar_V[cast(Any, model).config.mask_token] = -1e9  # finite: gradients stay numbers
     return scores_BTV + bar_V

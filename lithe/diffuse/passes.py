@@ -49,7 +49,7 @@ class Reader:
         self.model, self.config = model, model.config
         self.stores: dict[int, Store] = {}  # by sequence
         self.route: Any = None  # who says which experts run in a pass; None: the router alone
-        self.mixed = [module for module in model.modules() if hasattr(module, "among")]
+        self.mixed: list[Any] = [module for module in model.modules() if hasattr(module, "among")]
 
     def store(self, canvas: Canvas) -> Store:
         """The keys and values kept of a canvas."""

@@ -44,14 +44,14 @@ class Trace:
 
     def json(self, word: Callable[[int], str]) -> dict[str, Any]:
         """Words by place, and by pass the committed places with their chance, the foretold words, and those that were
-        foretold otherwise a pass before ("revised"). word: the text of a token."""
+        guessed otherwise a pass before ("revised"). word: the text of a token."""
         assert self.canvas is not None
         canvas, passes, before = self.canvas, [], dict[int, int]()
         for frame in self.frames:
             now = {place: token for place, (token, _) in frame.foretold.items()}
             passes.append({
                 "committed": {place: round(float(canvas.sure_T[place]), 4) for place in frame.committed},
-                "foretold": {place: [word(token), round(sure, 4)] for place, (token, sure) in frame.foretold.items()},
+                "guessed": {place: [word(token), round(sure, 4)] for place, (token, sure) in frame.foretold.items()},
                 "revised": sorted(place for place, token in now.items() if before.get(place, token) != token)})
             before |= now
         return {"prompt": canvas.prompt, "words": [word(token) for token in canvas.ids_T.tolist()], "passes": passes}

@@ -53,13 +53,13 @@ def test_sharing_needs_experts():
 
 def test_looking_ahead_takes_the_value_whose_canvas_is_best():
     model = small_model(*FULL_MODEL)
-    made, greedy = plan(model, "look_ahead:floor=0.6"), plan(model, "look_ahead:floor=0.6,values=1")
+    made, greedy = plan(model, "look_ahead:floor=0.9999"), plan(model, "look_ahead:floor=0.9999,values=1")
     assert len(texts(made, 12)[0]) == 12
     texts(greedy, 12)
     for each in (*made.runs, *greedy.runs):
         assert each.spent.passes < 12  # two tokens at least where it stalls
     assert sum(r.spent.rows for r in made.runs) > sum(r.spent.rows for r in greedy.runs)
-    assert texts(plan(model, "look_ahead:floor=0.6,stall=0"), 12) == texts(plan(model, "confident:floor=0.6"), 12)
+    assert texts(plan(model, "look_ahead:floor=0.9999,stall=0"), 12) == texts(plan(model, "confident:floor=0.9999"), 12)
 
 
 def test_bits_of_a_round_are_bounded():
@@ -85,9 +85,9 @@ def test_a_trace_tells_every_place_once_and_what_changed():
     assert sorted(place for each in found["passes"] for place in each["committed"]) == list(range(3, 13))
     assert [len(each["committed"]) for each in found["passes"]] == [3, 3, 3, 1]
     canvas = made.runs[0].canvas
-    first = found["passes"][0]["foretold"]
+    first = found["passes"][0]["guessed"]
     assert len(first) == 10 and all(0 < sure <= 1 for _, sure in first.values())
-    moved = [place for place, (word, _) in found["passes"][1]["foretold"].items() if first[place][0] != word]
+    moved = [place for place, (word, _) in found["passes"][1]["guessed"].items() if first[place][0] != word]
     assert found["passes"][1]["revised"] == moved
     assert found["words"][3] == f"<{int(canvas.ids_T[3])}></script>"
     text = page(found | {"model": "<m>", "method": "x"})

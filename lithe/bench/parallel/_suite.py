@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Iterator, Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -44,7 +44,7 @@ class Cell:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("task", "problems", "temperature", "places", "items", "part")}
+        return {name: value for name, value in asdict(self).items() if name not in ("method", "seed")}
 
 
 def policies(path: Path = SHIPPED) -> list[str]:
