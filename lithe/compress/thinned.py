@@ -39,6 +39,7 @@ class Thinned(nn.Module):
     it is read all the same; decay: see `Straight`. changes: entries of the mask that changed since the first, each time."""
 
     mask: Tensor
+    bias: nn.Parameter | None
 
     def __init__(self, old: nn.Linear, *, straight: bool = True):
         super().__init__()

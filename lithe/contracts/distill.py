@@ -18,8 +18,8 @@ def class_of(model: Decoder, steps: int = 8, rows: int = 4) -> Class:
     asked = [Example(p, [5], lambda said: True, 6) for p in prompts]
     room = Class(model, asked, END, Lesson(steps=steps, rows=rows))
     answers = [room.said(e, run.canvas.ids_T) for e, run in zip(asked, room.filled(asked), strict=True)]
-    made = [Example(p, said, lambda said, want=tuple(said): tuple(said) == want, 6)
-            for p, said in zip(prompts, answers, strict=True)]
+    same = lambda want: lambda said: tuple(said) == tuple(want)
+    made = [Example(p, said, same(said), 6) for p, said in zip(prompts, answers, strict=True)]
     return Class(model, made, END, Lesson(steps=steps, rows=rows))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from lithe.compress.groups import find
@@ -50,7 +52,8 @@ def check_n_of_m(entry: Entry) -> None:
         n, m = parts(pattern)
         assert step.recover is not None
         for group in find(work, "entry", step.recover.knobs.sites):
-            left = (work.get_submodule(group.sites[0]).weight != 0).unflatten(1, (-1, m)).sum(-1)  # type: ignore[operator]
+            weight: Any = work.get_submodule(group.sites[0]).weight
+            left = (weight != 0).unflatten(1, (-1, m)).sum(-1)
             assert int(left.max()) <= n, f"{group.name}: {int(left.max())} of {m} neighbours stay where {n} may"
 
 

@@ -129,7 +129,7 @@ def learn(spec: Spec, model: Decoder, examples: Seq[Example], lesson: Lesson, *,
     torch.manual_seed(lesson.seed)
     model.requires_grad_(False)
     if hasattr(entry.module.Method, "build"):
-        module = fitted.fresh(entry.module.Method.build, knobs, model, lesson.seed)
+        module: Any = fitted.fresh(entry.module.Method.build, knobs, model, lesson.seed)
         module.prepare(room)
         at = fit(module, module.batch, lambda own, batch: own.loss(batch), settings, folder=work, quiet=quiet,
                  identity=identity)

@@ -151,7 +151,7 @@ def _gptq(whole: dict[str, Whole], stock: Decoder) -> tuple[dict[str, Tensor], d
     ((bits, group),) = kinds
     if bits == 3:
         raise UnsupportedError("3-bit weights are packed in ways of each program's own by GPTQ: take compressed-tensors")
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, (level_NK, scale_NG, _, _) in whole.items():
         n, k = level_NK.shape
         if k * bits % 32 or n * bits % 32:

@@ -20,7 +20,8 @@ from lithe.model.narrow import KNOWN, Narrow, bytes_of, layer as layer_of, matri
 from lithe.model.site import Site
 
 Kinds = dict[str, tuple[str, int]]  # kind and group of each packed layer, or kind and count of a sparse one
-Layer, Matrix = PackedLinear | SparseLinear, Packed | Narrow | Sparse
+Layer = PackedLinear | SparseLinear
+Matrix = Packed | Narrow | Sparse
 ALL_KINDS = (*KNOWN, *sparse.KINDS)
 HEAD, EMBEDDING = "lm_head", "embed_tokens.weight"
 

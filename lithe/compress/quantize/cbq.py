@@ -110,7 +110,7 @@ class Method:
         for step in range(steps):
             i, done = step % len(plain), step / steps
             optimizer.zero_grad()
-            lost = sum(distance(run(work, x_BTC), wanted[i]) for x_BTC in (streams[i], plain[i]))
+            lost = distance(run(work, streams[i]), wanted[i]) + distance(run(work, plain[i]), wanted[i])
             if done >= 0.5:  # first towards the outputs, then towards whole offsets
                 power = 20 + (2 - 20) * (done - 0.5) * 2
                 lost = lost + knobs.weigh * torch.stack([part.undecided(power) for part in parts]).mean()
@@ -121,8 +121,8 @@ class Method:
 def distance(found_BTC: Tensor, wanted_BTC: Tensor) -> Tensor:
     """Squared error, as a share of the mean square, and KL of the softmax over channels."""
     square = (found_BTC - wanted_BTC).square().mean() / wanted_BTC.square().mean()
-    logs = [x.flatten(0, 1).log_softmax(-1) for x in (found_BTC, wanted_BTC)]
-    return square + F.kl_div(*logs, log_target=True, reduction="batchmean")
+    found, wanted = (x.flatten(0, 1).log_softmax(-1) for x in (found_BTC, wanted_BTC))
+    return square + F.kl_div(found, wanted, log_target=True, reduction="batchmean")
 
 
 def threshold(size_P: Tensor, spread: float) -> Tensor:

@@ -50,6 +50,8 @@ class Knobs:
 class Decisions(nn.Module):
     """Logits of all groups' units from fixed orthogonal embeddings of the layers, by two layers of attention."""
 
+    first: Tensor
+
     def __init__(self, groups: list[Group], layers: int, seed: int, dtype: torch.dtype):
         super().__init__()
         self.groups = groups
@@ -200,7 +202,8 @@ class Method:
 
     def leftover(self) -> float:
         """The largest length of a part's lane of a unit that goes, as a share of the mean one of those that stay."""
-        gone, stay = [], []
+        gone: list[Tensor] = []
+        stay: list[Tensor] = []
         assert self.final is not None
         for group in self.groups:
             for site in group.sites:
