@@ -23,6 +23,8 @@ _made: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 # White space in JSON: between items, after keys, and whether any may stand anywhere.
 SPACES = {"none": (",", ":", False), "single": (", ", ": ", False), "any": (",", ":", True)}
 
+TOO_MUCH = ("ParserTooComplex", "LexerTooComplex")  # why a matcher stopped at one of the library's own limits
+
 
 def library() -> Any:
     """The library. Raises UnsupportedError where it is not installed."""
@@ -65,7 +67,7 @@ class Guided:
             raise UsageError(f"{name}: {warnings[0]}")
         begun = self.first.deep_copy()
         begun.compute_bitmask()
-        if begun.is_error():  # its limits are met where it is used, not where it is read
+        if begun.stop_reason() in TOO_MUCH:  # its limits are met where it is used, not where it is read
             raise UsageError(f"{name} is too much for llguidance: {said(begun)}")
 
     def start(self) -> Place:
