@@ -22,7 +22,7 @@ from lithe.model import checkpoint, families, names
 from lithe.model.config import Config
 from lithe.model.decoder import Decoder
 from lithe.model.header import WEIGHTS
-from lithe.model.linear import Factored
+from lithe.model.linear import Factored, PackedLinear
 from lithe.model.narrow import NARROW, NarrowLinear
 from lithe.model.packing import HEAD, layers
 from lithe.model.writing import writing
@@ -106,8 +106,9 @@ def _value(model: Decoder, name: str, like: Tensor) -> Tensor:
 def _whole(model: Decoder, stock: Decoder, notes: list[str]) -> dict[str, Whole]:
     """What stays whole numbers, by layer, padded as the stock model is; the others are told."""
     found: dict[str, Whole] = {}
-    rows = all(layer.group >= layer.in_features for layer in layers(model).values())  # a scale each
-    for name, layer in layers(model).items():
+    packed = {name: layer for name, layer in layers(model).items() if isinstance(layer, PackedLinear)}
+    rows = all(layer.group >= layer.in_features for layer in packed.values())  # a scale each
+    for name, layer in packed.items():
         if layer.kind not in BITS or name == HEAD:
             if layer.kind in LEVELS or layer.kind in NARROW:
                 notes.append(f"{name}: {layer.kind} weights become floats")
@@ -117,7 +118,8 @@ def _whole(model: Decoder, stock: Decoder, notes: list[str]) -> dict[str, Whole]
         else:
             level_NK, scale_NG = levels(layer.packed, torch.arange(layer.out_features))
         group = 0 if rows or layer.kind == "dual4" or layer.group not in (32, 128) else layer.group
-        n, k = stock.get_submodule(name).weight.shape  # type: ignore[union-attr, misc]
+        like: Any = stock.get_submodule(name)
+        n, k = like.out_features, like.in_features
         if group and (k % group or layer.in_features % group):
             notes.append(f"{name}: groups of {group} do not fill its {layer.in_features} inputs, so it becomes floats")
             continue

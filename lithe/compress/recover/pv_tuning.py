@@ -13,6 +13,7 @@ from lithe.card import Card, knob
 from lithe.compress.calibrate import Calibration
 from lithe.compress.tuned import Grid, Vectors, of_layer
 from lithe.model.decoder import ALL, Decoder
+from lithe.model.linear import PackedLinear
 from lithe.model.modules import RMSNorm
 from lithe.model.packing import layers
 from lithe.model.site import Site
@@ -52,7 +53,7 @@ class Method:
 
     def begin(self, model: Decoder, dense: Decoder, calibration: Calibration, seed: int) -> list[nn.Parameter]:
         self.dense, self.changed = dense, []
-        self.tuned = {name: of_layer(found) for name, found in layers(model).items()}
+        self.tuned = {name: of_layer(found) for name, found in layers(model).items() if isinstance(found, PackedLinear)}
         for name, found in self.tuned.items():
             Site(name, model).swap(found)
         gains = [module.weight for module in model.modules() if isinstance(module, RMSNorm)]
