@@ -131,7 +131,7 @@ def learn(spec: Spec, model: Decoder, examples: Seq[Example], lesson: Lesson, *,
     if hasattr(entry.module.Method, "build"):
         module: Any = fitted.fresh(entry.module.Method.build, knobs, model, lesson.seed)
         module.prepare(room)
-        at = fit(module, module.batch, lambda own, batch: own.loss(batch), settings, folder=work, quiet=quiet,
+        at = fit(module, module.batch, lambda own, batch: cast(Any, own).loss(batch), settings, folder=work, quiet=quiet,
                  identity=identity)
         if folder is not None:
             training = dataclasses.asdict(lesson) | {"seconds": round(at.seconds, 1), "loss": at.loss}

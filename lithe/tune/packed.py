@@ -155,7 +155,7 @@ def read_notes(folder: Path) -> Notes:
     kinds = {"what": str, "base": str, "start": str, "model": (str, type(None)), "methods": list, "seed": int, "values": int,
              "sha256": str, "lithe": str}
     for key, kind in kinds.items():
-        if not isinstance(raw.get(key), kind) or isinstance(raw[key], bool):  # type: ignore[arg-type]
+        if key not in raw or not isinstance(raw[key], kind) or isinstance(raw[key], bool):  # type: ignore[arg-type]
             raise FormatError(f"{where}: {key} is missing or no {kind}")
     if unknown := sorted(raw.keys() - kinds.keys()):
         raise FormatError(f"{where} has unknown keys: {', '.join(unknown)[:200]}")

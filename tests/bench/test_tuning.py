@@ -142,7 +142,7 @@ def test_the_page_is_written_from_the_ledger(data, fake, monkeypatch):
     text = tool.page(suite.ledger.read())
     assert "## digits" in text and "| ranks |" in text and "| 100% |" in text
     assert tool.picture(rows(suite.ledger.read())).count("<polyline") == 2  # one method with two shares, on two shifts
-    assert any("| ranks | 100%, -1.00 |" in part for part in tool.curve(suite.ledger.read()))
+    assert any("| ranks | 100%, -1.00 |" in part for part in tool.curve(rows(suite.ledger.read())))
 
 
 def test_seeds_objectives_and_the_way_there(data):

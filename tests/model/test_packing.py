@@ -167,7 +167,7 @@ LIES = {
     "no object": (lambda own: own.update(packed=[1]), "packed must be an object"),
     "a layer that is not there": (lambda own: own["packed"].update({"layers.9.x": own["packed"][UP]}), r"names 'layers\.9\.x'"),
     "a norm": (lambda own: own["packed"].update(norm=own["packed"][UP]), "names 'norm', which is no linear layer"),
-    "an unknown kind": (lambda own: own["packed"][UP].update(kind="int2"), r"must have a kind \(fp32, bf16, int8, int4\)"),
+    "an unknown kind": (lambda own: own["packed"][UP].update(kind="int5"), r"must have a kind \(fp32, bf16, int8, int4"),
     "another kind": (lambda own: own["packed"][UP].update(kind="int8"), r"up_proj\.data has shape \[\d+\], config"),
     "a group that is none": (lambda own: own["packed"][UP].update(group=33), "groups of 33: choose 32, 128 or 64"),
     "a group that is no number": (lambda own: own["packed"][UP].update(group=32.0), r"a group of 32\.0 is no whole number"),

@@ -162,6 +162,15 @@ def test_an_interrupted_save_leaves_nothing(folders, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("key", ["model", "base", "values"])
+def test_a_note_that_is_missing_is_named(folders, tmp_path, key):
+    change = difference.through(difference.between(folders / "base", folders / "one"), difference.parse(["compeft"]))
+    notes = json.loads((difference.pack(change, tmp_path / "made") / "delta.json").read_text())
+    (tmp_path / "made" / "delta.json").write_text(json.dumps({name: value for name, value in notes.items() if name != key}))
+    with pytest.raises(FormatError, match=f"{key} is missing"):
+        packed.read(tmp_path / "made")
+
+
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 10**6), st.integers(0, 255), st.sampled_from(["delta.json", "delta.safetensors", "index"]))
 def test_any_flipped_byte_is_told_or_harmless(folders, tmp_path_factory, at, value, file):
