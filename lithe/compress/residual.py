@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor
 
-from lithe.compress.surgery import CARRIED
+from lithe.compress.surgery import remade
 from lithe.errors import UnsupportedError
 from lithe.model.decoder import Decoder
 from lithe.model.linear import Factored, PackedLinear, Ranged
@@ -56,14 +54,7 @@ def narrowed(model: Decoder, kept_C: Tensor) -> Decoder:
         elif leaf in ("attn_in_norm", "mlp_in_norm") or name == "norm.weight":
             own = shrink ** 2 if config.tied and name == "norm.weight" else shrink  # a tied head shrinks with the embedding
             state[name] = (tensor[kept_C] + config.norm_offset) / own - config.norm_offset
-    with torch.device("meta"):
-        new = Decoder(dataclasses.replace(config, width=len(kept_C)))
-    new.load_state_dict(state, assign=True)
-    for weight in new.parameters():
-        weight.requires_grad_(False)
-    for name in CARRIED:
-        setattr(new, name, getattr(model, name))
-    return new.eval()
+    return remade(model, config.replace(width=len(kept_C)), state).requires_grad_(False)
 
 
 @torch.no_grad()
@@ -91,11 +82,4 @@ def turned(model: Decoder, turn_CC: Tensor) -> Decoder:
             state[name] = torch.ones_like(tensor)
     state["lm_head.weight"] = (head_VC * gains["norm.weight"] @ turn_CC).to(state["embed_tokens.weight"])
     state["embed_tokens.weight"] = (wide(state["embed_tokens.weight"]) @ turn_CC).to(state["embed_tokens.weight"])
-    with torch.device("meta"):
-        new = Decoder(dataclasses.replace(model.config, tied=False))
-    new.load_state_dict(state, assign=True)
-    for weight in new.parameters():
-        weight.requires_grad_(False)
-    for name in CARRIED:
-        setattr(new, name, getattr(model, name))
-    return new.eval()
+    return remade(model, model.config.replace(tied=False), state).requires_grad_(False)

@@ -42,9 +42,14 @@ def cut(model: Decoder, done: Sequence[tuple[Group, Change]]) -> Decoder:
                 state = {name: t for name, t in state.items() if not name.startswith(f"layers.{number}.{half}.")}
     settings = _settings(model, config, stay, state)
     renamed = {_moved(name, stay): tensor for name, tensor in state.items() if _moved(name, stay)}
+    return remade(model, settings, renamed)
+
+
+def remade(model: Decoder, config: Config, state: dict[str, Tensor]) -> Decoder:
+    """A model of these settings and weights, with all else that `model` carries."""
     with torch.device("meta"):
-        new = Decoder(settings)
-    new.load_state_dict(renamed, assign=True)
+        new = Decoder(config)
+    new.load_state_dict(state, assign=True)
     for name in CARRIED:
         setattr(new, name, getattr(model, name))
     return new.eval()
