@@ -86,7 +86,7 @@ def start(name: str, words: list[str], folder: Path, gguf: Path, server: str, pr
         line = [sys.executable, "-m", "lithe", "serve", str(folder), "--dtype", precision, "--name", "m", "--log", "off"]
         line += ["--sequences", str(CLIENTS)]
     else:
-        line = [server, "-m", str(gguf), "-np", str(CLIENTS), "-c", str(ROOM), "--no-mmap", "--no-webui"]
+        line = [server, "-m", str(gguf), "-np", str(CLIENTS), "-c", str(ROOM), "--load-mode", "none", "--no-ui"]
     process = subprocess.Popen([*line, "--port", port, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(600):
         try:
