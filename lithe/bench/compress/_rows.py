@@ -15,7 +15,7 @@ import numpy as np
 from lithe.bench.compress import DENSE
 from lithe.bench.compress._plan import Cell, Plan
 from lithe.bench.ledger import Record
-from lithe.bench.stats import Floats, interval
+from lithe.bench.stats import DRAWS, TAILS, Floats
 
 SAME = 0.01  # of the bytes: so much more counts as equal
 
@@ -70,7 +70,7 @@ def _row(key: tuple[str, float | None, str], own: dict[int, Record], dense: Reco
     if both:
         gain_PS, tokens_PS = compared([other[s] for s in both], [own[s] for s in both])
         gains = float(_share(gain_PS, tokens_PS))
-        low, high = interval(_share, gain_PS, tokens_PS) or (None, None)
+        low, high = crossed(gain_PS, tokens_PS)
         sizes = of("bytes", [own[s] for s in both]), of("bytes", [other[s] for s in both])
         same = sizes[0] <= sizes[1] * (1 + SAME)
     return Row(method=key[0], ratio=key[1], on=key[2], seeds=len(own), more=of("loss", own.values()) - dense.measured["loss"],
@@ -83,6 +83,15 @@ def compared(worse: Iterable[Record], better: Iterable[Record]) -> tuple[Floats,
     nats = [np.array([record.measured["nats"] for record in records], dtype=np.float64).T for records in (worse, better)]
     tokens_P = np.array(next(iter(better)).measured["tokens"], dtype=np.float64)
     return nats[0] - nats[1], np.broadcast_to(tokens_P[:, None], nats[0].shape)
+
+
+def crossed(gain_PS: Floats, tokens_PS: Floats, draws: int = DRAWS) -> tuple[float, float]:
+    """95 % bootstrap interval of the gain a token: documents and seeds are drawn with replacement, a seed for all documents at
+    once, since a calibration text moves them together."""
+    (P, S), dice = gain_PS.shape, np.random.default_rng(0)
+    rows_DP1, seeds_D1S = dice.integers(P, size=(draws, P, 1)), dice.integers(S, size=(draws, 1, S))
+    low, high = np.quantile(_share(gain_PS[rows_DP1, seeds_D1S], tokens_PS[rows_DP1, seeds_D1S]), TAILS)
+    return float(low), float(high)
 
 
 def _share(gain_PS: Floats, tokens_PS: Floats) -> Floats:
