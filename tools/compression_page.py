@@ -10,6 +10,7 @@ import html
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from lithe.bench.compress import DENSE, SUITE
@@ -39,6 +40,18 @@ compressed, saved, loaded again and read. What is run stands in `lithe/bench/com
 - **twin**: the same function with outlier channels, whose logits are the dense model's."""
 BITS = (("rtn, 4.1 bits", "gptq, 4.1 bits"), ("rtn, 4.1 bits", "gptq and pv-tuning, 4.1 bits"),
         ("gptq, 2.1 bits", "pv-tuning, 2.1 bits"))
+CLAIMS = (  # row of papers.toml, what it claims, what it claims to beat
+    (1, "cfsp", "channels by wanda-sp"), (1, "cfsp", "flap"), (1, "cfsp, then its own", "cfsp, then lora"),
+    (8, "sr-ste, 2:4", "straight-through, 2:4"), (16, "comp", "llm-pruner"), (26, "tyr, uniform", "llm-pruner"),
+    (26, "tyr", "tyr, uniform"), (33, "pv-tuning, 2.1 bits", "gptq, 2.1 bits"),
+    (35, "dgq, 4.1 bits", "rtn, 4.1 bits"), (36, "progressive gradient flow, FFN 1:8", "sr-ste, FFN 1:8"),
+    (37, "atp", "width by wanda-sp, then tuned"), (46, "cbq, 3 bits", "gptq, 3 bits"),
+    (98, "depth by evopress", "depth by block influence"), (102, "pela, task and features", "pela, task alone"),
+    (102, "pela", "pela, task and features"), (102, "pela", "pela, from random pairs"),
+    (111, "fast sparse", "gone at once, then tuned"),
+    (130, "ecoflap", "wanda"), (145, "welore", "svd, shares alike"), (145, "welore, pairs tuned", "welore, dense tuned"),
+    (148, "dsnot", "wanda"), (161, "pat", "slicegpt, then tuned"), (162, "adaquant, 3 bits", "gptq, 3 bits"),
+    (162, "3 bits on average, integer program", "3 bits on average, spent evenly"))
 
 
 def known(records: list[Record], model: str, plan: Plan) -> dict[Cell, Record]:
@@ -112,6 +125,24 @@ def bits(found: dict[Cell, Record], plan: Plan) -> list[str]:
     return ["## Low bits", "\n".join(lines)] if lines else []
 
 
+def claims(found: dict[str, dict[Cell, Record]], plans: dict[str, Plan]) -> str:
+    """Each paper's method beside what its paper compares it with."""
+    lines = ["| row | method | beside | model | ratio | gains | twin: gains | seeds |",
+             "| --: | --- | --- | --- |" + " --: |" * 4]
+    for number, name, rival in CLAIMS:
+        for model, own in found.items():
+            plan = replace(plans[model], methods=tuple(replace(entry, against=rival) if entry.name == name else entry
+                                                       for entry in plans[model].methods))
+            by = {(row.ratio, row.on): row for row in rows(own, plan) if row.method == name and row.gains is not None}
+            for (ratio, on), row in by.items():
+                if on == "plain":
+                    twin = by.get((ratio, "twin"))
+                    lines.append(f"| {number} | {name} | {rival} | {model.removeprefix('zoo:')} | "
+                                 f"{'' if ratio is None else f'{ratio:g}'} | {gained(row)} | {gained(twin) if twin else ''} | "
+                                 f"{row.seeds} |")
+    return "\n".join(lines)
+
+
 def kind(steps: str) -> str:
     """What a way works on."""
     first = parse(steps.split(" ; ")[0]) if steps else None
@@ -165,6 +196,8 @@ def main() -> None:
     if "zoo:tiny" not in dense:
         sys.exit(f"{LEDGER} holds no records of the suite; run: lithe bench zoo:tiny --suite compress --ledger {LEDGER.name}")
     parts = [INTRODUCTION.format(documents=plan.documents, context=plan.context), "![loss added by bytes](compression.svg)"]
+    parts += ["## What papers claim", "Gains over what each paper compares its method with, in nats a token.",
+              claims(found, plans)]
     for model, own in found.items():
         parts += section(model, plans[model], own)
         parts += bits(own, plans[model])

@@ -21,6 +21,7 @@ from fnmatch import fnmatchcase
 
 from lithe.errors import UnsupportedError, UsageError
 from lithe.model.decoder import Decoder
+from lithe.model.linear import Factored
 
 SITE_UNITS, CUT_UNITS = ("entry", "bits", "rank"), ("channel", "head", "half", "layer", "width")
 UNITS = (*SITE_UNITS, *CUT_UNITS)
@@ -83,6 +84,9 @@ def _of(model: Decoder, number: int, unit: str, patterns: list[str]) -> Iterator
         for site in linear:
             inner = site.split(".", 2)[2]
             if _matches(inner, patterns):
+                if isinstance(linear[site], Factored):
+                    raise UnsupportedError(f"{site} is a pair of thinner matrices already, which nothing else is done to: "
+                                           "factor behind the other steps, or leave such layers out (sites=*+!NAME)")
                 units = weights([site]) if unit == "entry" else min(linear[site].in_features, linear[site].out_features)
                 yield Group(name=site, unit=unit, layer=number, sites=(site,), units=1 if unit == "bits" else units,
                             weights=weights([site]))

@@ -10,10 +10,11 @@ from lithe.contracts.compressing import text
 from lithe.contracts.draft import suited, texts
 from lithe.contracts.small import small_model
 from lithe.decode.plan import plan
+from lithe.model.checkpoint import save
 
 DRAFTS = [entry for entry in registry.entries("decode", "draft") if "same_tokens" in entry.card.promises]
 KINDS = {"cut": ["wanda_sp:unit=width,ratio=0.4,multiple=8 + ranked"], "half gone": ["shortgpt:unit=half,ratio=0.2"],
-         "packed": ["rtn:bits=4"], "pairs": ["welore:ratio=0.1,by=ranks,min_ratio=0.05", "wanda:ratio=0.5"],
+         "packed": ["rtn:bits=4"], "zeros and pairs": ["wanda:ratio=0.5", "pela:ratio=0.3,sites=mlp.*"],
          "cut and packed": ["wanda_sp:unit=channel,ratio=0.25", "gptq:bits=4"]}
 PROMPTS = ([1], [2, 9, 2, 9, 2], list(range(20)))
 
@@ -37,11 +38,9 @@ def test_compressing_changes_the_text():
 
 
 def test_a_compressed_twin_drafts_for_the_model_it_was_made_from(tmp_path):
-    from lithe.model.checkpoint import save
-
     dense = small_model()
     plain = texts(plan(dense), PROMPTS, 24)
-    for kind in ("cut", "pairs"):
+    for kind in ("cut", "zeros and pairs"):
         save(made(kind)[0], tmp_path / kind)
         assert texts(plan(dense, draft=f"draft_model:model={tmp_path / kind}"), PROMPTS, 24) == plain
     twin = recipe.read("twin", "draft")["draft"]

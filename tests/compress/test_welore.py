@@ -80,3 +80,10 @@ def test_only_pairs_are_tuned_and_the_control_tunes_no_more_values():
 def test_shares_of_zeros_have_no_threshold():
     with pytest.raises(UnsupportedError, match="not on entry"):
         stage("wanda:ratio=0.5 + allocate=welore", small_model()).allocate()
+
+
+def test_nothing_is_done_to_pairs_and_what_stayed_dense_can_be_rounded():
+    with pytest.raises(UnsupportedError, match="pair of thinner matrices already"):
+        compress(uneven(), ["welore:ratio=0.2", "wanda:ratio=0.5"], text())
+    work = compress(uneven(), ["welore:ratio=0.2", "rtn:bits=8,sites=mlp.*"], text()).model
+    assert {name.split(".")[2] for name in factored(work)} == {"self_attn"}
