@@ -139,7 +139,7 @@ def claims(found: dict[str, dict[Cell, Record]], plans: dict[str, Plan]) -> str:
                     twin = by.get((ratio, "twin"))
                     lines.append(f"| {number} | {name} | {rival} | {model.removeprefix('zoo:')} | "
                                  f"{'' if ratio is None else f'{ratio:g}'} | {gained(row)} | {gained(twin) if twin else ''} | "
-                                 f"{row.seeds} |")
+                                 f"{row.paired} |")
     return "\n".join(lines)
 
 

@@ -24,7 +24,8 @@ SAME = 0.01  # of the bytes: so much more counts as equal
 class Row:
     """A method at a ratio on a model, as means over seeds. more: nats a token above the dense model. bytes: of its files, as a
     share of the dense model's. gains: what the method it is judged against loses more than this one, in nats a token, with a
-    95 % interval over documents and seeds: those that both ran, or all where the other ran once. None where nothing compares.
+    95 % interval over documents and seeds: those that both ran, or all where the plan has the other run once. None where
+    nothing compares.
     """
 
     method: str
@@ -40,6 +41,7 @@ class Row:
     low: float | None
     high: float | None
     same_bytes: bool | None  # at most 1 % more than the other's
+    paired: int  # seeds that gains are over
 
     @property
     def better(self) -> bool:
@@ -54,16 +56,18 @@ def rows(known: dict[Cell, Record], plan: Plan) -> list[Row]:
             groups[cell.method, cell.ratio, cell.on][cell.seed] = record
     dense = {on: found for (method, _, on), found in groups.items() if method == DENSE}
     against = {entry.name: entry.against for entry in plan.methods}
+    once = {entry.name for entry in plan.methods if len(entry.seeds or plan.seeds) == 1}
     order = {name: i for i, name in enumerate(against)}
     keys = sorted((key for key in groups if key[0] != DENSE), key=lambda key: (order[key[0]], key[1] or 0, key[2]))
-    return [_row(key, groups[key], dense[key[2]][0], groups.get((against[key[0]], *key[1:]), {}), against[key[0]])
+    return [_row(key, groups[key], dense[key[2]][0], groups.get((against[key[0]], *key[1:]), {}), against[key[0]],
+                 against[key[0]] in once)
             for key in keys if key[2] in dense]
 
 
 def _row(key: tuple[str, float | None, str], own: dict[int, Record], dense: Record, other: dict[int, Record], against: str,
-         ) -> Row:
+         once: bool) -> Row:
     of = lambda name, records: mean(record.measured[name] for record in records)
-    other = dict.fromkeys(own, *other.values()) if len(other) == 1 else other  # what draws nothing ran once
+    other = dict.fromkeys(own, *other.values()) if once and other else other  # what draws nothing runs once
     both = sorted(own.keys() & other.keys())
     gains = low = high = None
     same = None
@@ -75,7 +79,8 @@ def _row(key: tuple[str, float | None, str], own: dict[int, Record], dense: Reco
         same = sizes[0] <= sizes[1] * (1 + SAME)
     return Row(method=key[0], ratio=key[1], on=key[2], seeds=len(own), more=of("loss", own.values()) - dense.measured["loss"],
                kl=of("kl", own.values()), bytes=of("bytes", own.values()) / dense.measured["bytes"],
-               seconds=of("seconds", own.values()), against=against, gains=gains, low=low, high=high, same_bytes=same)
+               seconds=of("seconds", own.values()), against=against, gains=gains, low=low, high=high, same_bytes=same,
+               paired=len(both))
 
 
 def compared(worse: Iterable[Record], better: Iterable[Record]) -> tuple[Floats, Floats]:
