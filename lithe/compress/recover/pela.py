@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +41,7 @@ class Method:
     def begin(self, model: Decoder, dense: Decoder, calibration: Calibration, seed: int) -> list[nn.Parameter]:
         found: dict[str, Any] = factored(model) 
         self.dense = dense
-        self.pairs = [(pair, dense.get_submodule(site).weight.detach()) for site, pair in found.items()]  # type: ignore[misc]
+        self.pairs = [(pair, dense.get_parameter(f"{site}.weight").detach()) for site, pair in found.items()]
         return [weight for pair in found.values() for weight in pair.parameters()]
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
