@@ -39,7 +39,7 @@ class Method:
         self.pairs: list[tuple[Factored, Tensor]] = []
 
     def begin(self, model: Decoder, dense: Decoder, calibration: Calibration, seed: int) -> list[nn.Parameter]:
-        found: dict[str, Any] = factored(model) 
+        found = factored(model)
         self.dense = dense
         self.pairs = [(pair, dense.get_parameter(f"{site}.weight").detach()) for site, pair in found.items()]
         return [weight for pair in found.values() for weight in pair.parameters()]
