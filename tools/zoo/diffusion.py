@@ -82,9 +82,9 @@ class Batches:
 def following(step: int, ending: bool = False) -> Batch:
     """The same rows for a model that reads from left to right: what follows in an answer, up to its end."""
     batch = Drawn()(step)
-    ids_BT, learned_BT = batch["ids_BT"], batch["learned_BT"]
-    after_BT = ids_BT[:, 1:].masked_fill(~learned_BT[:, 1:] | ((ids_BT[:, 1:] == ID[END]) & (ids_BT[:, :-1] == ID[END])), IGNORED)
-    return {"ids_BT": ids_BT[:, :-1].contiguous(), "targets_BT": after_BT}
+    before_BT, after_BT, learned_BT = batch["ids_BT"][:, :-1], batch["ids_BT"][:, 1:], batch["learned_BT"][:, 1:]
+    ended_BT = (before_BT == ID[END]) & (after_BT == ID[END])
+    return {"ids_BT": before_BT.contiguous(), "targets_BT": after_BT.masked_fill(~learned_BT | ended_BT, IGNORED)}
 
 
 def begin(model: Decoder, other: Decoder) -> None:
@@ -112,8 +112,8 @@ def card(folder: Path, run: Path) -> str:
     model, state = load(folder), checkpoint.read_state(checkpoint.latest(run))
     causal = model.config.attends == "causal"
     found = (Rival if causal else Course)(model).run(list(cells(SHARES, [""], COUNT)))
-    lines = [f"| {r.settings['task']} | {r.measured['right'].count('1') / COUNT:.1%} | {sum(r.measured['tokens']) / COUNT:.1f} |"
-             for r in found]
+    share = lambda r: f"{r.measured['right'].count('1') / COUNT:.1%} | {sum(r.measured['tokens']) / COUNT:.1f}"
+    lines = [f"| {r.settings['task']} | {share(r)} |" for r in found]
     kind = {"full": "every place sees every other", "blocks": f"blocks of {model.config.block} places, one after the other",
             "causal": "it reads from left to right"}
     c, millions = model.config, sum(weight.numel() for weight in load(folder, fast=False).parameters()) / 1e6
