@@ -21,11 +21,12 @@ PROBE, SHORT, LONG, TRIES = 16, 128, 2048, 4  # rows of a pass that is timed beh
 
 
 def fills(model: Decoder, **settings: Any) -> bool:
-    """Whether a model fills masked places, so that nothing of its texts lies in pages. Raises UsageError for what is about pages."""
+    """Whether a model fills masked places, so that none of its texts lies in pages; UsageError for settings that are about them.
+    """
     if model.config.attends == "causal":
         return False
     if said := [name for name, value in settings.items() if value is not None]:
-        raise UsageError(f"{said[0]} is about what models hold that read from left to right, and {model.source or 'this one'} is a "
+        raise UsageError(f"{said[0]} is about how texts are read from left to right, and {model.source or 'this model'} is a "
                          "diffusion model, which fills masked places: leave it out")
     return True
 

@@ -115,8 +115,8 @@ def _check_filled(body: Shared, law: Law, constraint: Constraint, logprobs: int 
     ranks = None if logprobs is None else "best_of" if getattr(body, "logprobs", None) is None else "logprobs"
     warp = reads if reads is None or hasattr(body, reads) else "lithe.warps"
     if name := form or ("prediction" if body.prediction else None) or ranks or warp:
-        raise bad(f"{name} reads a text from left to right, and this model fills masked places in any order: leave it out", name,
-                  "unsupported_parameter")
+        raise bad(f"{name} reads a text from left to right, and this model fills masked places in any order: leave it out",
+                  name, "unsupported_parameter")
 
 
 def _text_of(constraint: Constraint) -> str | None:
