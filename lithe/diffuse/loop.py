@@ -112,8 +112,8 @@ def check(plan: DiffusePlan, sequence: Sequence) -> None:
         raise UnsupportedError(f"{said} reads the text from left to right, and a diffusion model fills places in any order: "
                                "leave it out")
     if plan.mask in sequence.ids:
-        raise UsageError(f"token {sequence.ids.index(plan.mask)} of the prompt is the mask, which stands for an open place: is it "
-                         "a word that this model does not know?")
+        raise UsageError(f"token {sequence.ids.index(plan.mask)} of the prompt is the mask, which stands for an open place: is "
+                         "it a word that this model does not know?")
 
 
 def begin(plan: DiffusePlan, sequence: Sequence) -> Run:

@@ -21,8 +21,7 @@ PROBE, SHORT, LONG, TRIES = 16, 128, 2048, 4  # rows of a pass that is timed beh
 
 
 def fills(model: Decoder, **settings: Any) -> bool:
-    """Whether a model fills masked places, so that none of its texts lies in pages; UsageError for settings that are about them.
-    """
+    """Whether a model fills masked places, so that none of its texts lies in pages. Raises UsageError for settings of those."""
     if model.config.attends == "causal":
         return False
     if said := [name for name, value in settings.items() if value is not None]:
