@@ -1,6 +1,7 @@
 """A diffusion model behind the engine and the API: canvases that come and go, and what cannot be asked of them."""
 
 import asyncio
+import copy
 import functools
 import json
 
@@ -91,7 +92,7 @@ def test_what_a_canvas_cannot_have_is_said_before_it_is_taken():
 
 
 def test_an_adapter_is_of_its_own_canvases_alone():
-    model, dice = small_model("full", 0), torch.Generator().manual_seed(0)
+    model, dice = copy.deepcopy(small_model("full", 0)), torch.Generator().manual_seed(0)
     request = Request(prompt=(3, 4, 5), max_tokens=12)
     plain = alone(model, request)
     rack = Rack.of(model)

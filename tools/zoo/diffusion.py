@@ -166,6 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=KINDS)
     parser.add_argument("--seconds", type=float, default=3000)
+    parser.add_argument("--steps", type=int, help="instead of seconds")
     parser.add_argument("--zoo", type=Path, default=Path(".lithe/zoo"))
     parser.add_argument("--to", type=Path, default=PACKAGE)
     parser.add_argument("--start", type=Path, help="a model to begin with: its layers are the new one's, or its experts'; by "
@@ -184,8 +185,10 @@ def main() -> None:
                 weight.mul_(50 * settings["width"] ** -0.5)
     if options.start is not None or options.model in STARTS:
         begin(model, load(options.start or options.to / STARTS[options.model], dtype="float32", fast=False))
-    plan = Plan(schedule=Wsd(warmup=100), optimizer=Optimizer(name="adamw", lr=options.rate), seconds=options.seconds,
-                log_every=100)
+    flat = (options.steps or 0) * 3 // 4
+    ending = dict(decay_from=flat, decay_steps=options.steps - flat) if options.steps else {}
+    plan = Plan(schedule=Wsd(warmup=100, **ending), optimizer=Optimizer(name="adamw", lr=options.rate), log_every=100,
+                seconds=None if options.steps else options.seconds)
     causal = settings["attends"] == "causal"
     fit(model, following if causal else Batches(block=settings.get("block", 0)), next_token if causal else denoising, plan,
         folder=options.zoo / options.model)
