@@ -14,6 +14,7 @@ from lithe.contracts.diffuse import small_model
 from lithe.errors import UnsupportedError, UsageError
 from lithe.loops import generate
 from lithe.sampling.law import Law
+from lithe.serve import page
 from lithe.serve.engine import Engine
 from lithe.serve.request import Request
 from lithe.tune.rack import Rack
@@ -192,3 +193,9 @@ def test_a_client_that_leaves_ends_its_canvas(server, client):
     stream.close()
     assert server.idle()
     assert server.service.engine.stats()["ended"].get("cancelled", 0) >= 1
+
+
+def test_the_page_offers_what_fills_canvases(server):
+    route = next(route for route in page.routes(server.service) if route.path == "/catalogue.json")
+    told = json.loads(asyncio.run(route.endpoint(None)).body)
+    assert told["server"]["fills"] and any(m["room"] == "diffuse" and m["shelf"] == "unmask" for m in told["methods"])
