@@ -132,7 +132,7 @@ class Engine:
         return self.counts | {
             "running": len(self.running) + len(self.apart), "waiting": len(self.waiting) + len(self.inbox),
             "sequences": self.sequences, "methods": len(self.desks.held), "ended": dict(self.ended),
-            **({} if self.fills else {"budget": self.budget} | self.room.stats())}
+            **({} if self.fills else {"budget": self.budget, **self.room.stats()})}
 
     # ---- a turn ----
 
