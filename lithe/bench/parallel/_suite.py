@@ -116,10 +116,11 @@ class Course:
 def decoded(model: Decoder, made: DiffusePlan, asked: Seq[Problem], cell: Cell) -> dict[str, Any]:
     """What came out, problem by problem: judged by rule up to the first end of text; passes, rows and keys as counted.
 
-    bits: of all that was committed, by the chances it was committed with. doubt: a place's entropy in first passes, nats.
+    texts: four digits of each answer's hash. bits: of all that was committed, by the chances it was committed with. doubt: a
+    place's entropy in first passes, in nats.
     """
     law = Law.of(temperature=cell.temperature) if cell.temperature else None
-    found: dict[str, Any] = {"right": "", "passes": [], "tokens": [], "bits": 0.0}
+    found: dict[str, Any] = {"right": "", "texts": "", "passes": [], "tokens": [], "bits": 0.0}
     found |= dict.fromkeys(("places", "rows", "keys", "experts"), 0)
     begun, places, doubts = perf_counter(), cell.places or room(asked[0].task), list[float]()
     made.watch = lambda canvas, guess: None if canvas.round else doubts.append(float(guess.entropy_P.mean()))
@@ -130,6 +131,7 @@ def decoded(model: Decoder, made: DiffusePlan, asked: Seq[Problem], cell: Cell) 
         for problem, sequence, each in zip(asked[at:], batch, made.runs, strict=False):
             said = words(model, sequence)
             found["right"] += str(int(problem.right(said)))
+            found["texts"] += digest(said)[:4]
             found["passes"].append(each.spent.passes)
             found["tokens"].append(len(said))
             found["places"] += sum(each.spent.rounds)
