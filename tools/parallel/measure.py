@@ -19,7 +19,7 @@ from lithe.bench.parallel import _suite as suite
 from lithe.bench.parallel._published import published
 from lithe.bench.parallel._rows import Row, good, rows
 from lithe.bench.parallel._suite import Course, best, cells, policies
-from lithe.bench.parallel._tasks import TASKS
+from lithe.bench.parallel._tasks import END, TASKS
 from lithe.cli import run
 from lithe.model.load import load
 
@@ -33,6 +33,7 @@ TRAINED = {"dparallel": "low_entropy", "dparallel:beta=0": "low_entropy", "dpara
 FLOORS = ("0.3", "0.5", "0.7", "0.9", "0.95")
 ENTROPIES = ("0.05", "0.1", "0.45", "0.7")
 STEPS, ROWS = {"dparallel": 400, "dscd": 300, "learn2pd": 2000, "cj_grpo": 100}, 32
+BLOCKS, MIXED = "zoo:tiny-block", "zoo:tiny-diffusion-moe"
 PLAIN: list[str] = [""]
 
 
@@ -143,6 +144,33 @@ def window(desk: Desk, given: argparse.Namespace) -> None:
     desk.run(desk.able()[:5], ["", *(f"window_diffusion{each}" for each in knobs)], 20, places=256, part="window")
 
 
+def ending_blocks(desk: Desk, given: argparse.Namespace) -> None:
+    """AdaBlock where the one delimiter there is, the end of text, may close a block; at a floor of 2 blocks are equal ones."""
+    fixed = [f"confident + equal_blocks:size={size}" for size in (4, 8, 16)]
+    own = [f"confident + adablock:delimiters={END},size={size}" for size in (4, 8, 16)]
+    desk.run(desk.able(), [*fixed, *own, f"{own[1]},floor=2"], 50, places=32, part="blocks")
+
+
+def block_model(desk: Desk, given: argparse.Namespace) -> None:
+    """A block model that verifies its own drafts."""
+    routes = [f"s2d2:route={route}" for route in ("static", "always", "span")]
+    methods = ["", *routes, *(f"{each} + confident:floor={floor}" for floor in ("0.7", "0.85", "0.9")
+                              for each in ("s2d2:route=static", "s2d2:route=dynamic"))]
+    methods += ["confident", "confident:floor=0.85", "confident:floor=0.7", "prefix_cache + confident", "freedave:drafts=4"]
+    desk.run(LEARNED, methods, model=BLOCKS, label=BLOCKS, part="blocks model")
+
+
+def experts(desk: Desk, given: argparse.Namespace) -> None:
+    """Experts shared by a pass's places: as many by votes as names take, and half of all."""
+    names = [f"confident + des:by=seq,each={each}" for each in (1, 2)]
+    found = desk.run(LEARNED, ["", "confident", *names], model=MIXED, label=MIXED, part="experts")
+    model = load(MIXED).config
+    ran = lambda method: (sum(r.measured["experts"] for r in found if r.method == method)
+                          / sum(sum(r.measured["passes"]) for r in found if r.method == method) / model.layers / model.experts)
+    shares = ["1.0", "0.5", *(f"{ran(method):.3f}" for method in names)]
+    desk.run(LEARNED, [f"confident + des:share={share}" for share in shares], model=MIXED, label=MIXED, part="experts")
+
+
 def exact(desk: Desk, given: argparse.Namespace) -> None:
     """FreeDave in float64, where equal texts are no luck of rounding."""
     desk.run(LEARNED, ["", *(f"freedave:drafts={drafts}" for drafts in (2, 4, 8))], 50, dtype="fp64", part="float64")
@@ -178,8 +206,8 @@ def speed_long(desk: Desk, given: argparse.Namespace) -> None:
 
 PARTS: dict[str, Callable[[Desk, argparse.Namespace], None]] = {
     "grid": policy_grid, "published": published_rows, "closed": closed_forms, "filters": filters, "long": long_canvas,
-    "neighbours": neighbours, "trained": trained_models, "window": window, "exact": exact, "rewards": rewards,
-    "speed": speed, "speed-long": speed_long}
+    "neighbours": neighbours, "blocks": ending_blocks, "trained": trained_models, "window": window, "exact": exact,
+    "rewards": rewards, "block-model": block_model, "experts": experts, "speed": speed, "speed-long": speed_long}
 
 if __name__ == "__main__":
     sys.exit(main())
