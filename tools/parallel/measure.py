@@ -60,7 +60,7 @@ class Desk:
         folder = WORK / Path(self.name.removeprefix("zoo:")).name / name
         if not folder.exists():
             method = spec.partition(":")[0]
-            asked = {"--steps": str(STEPS[method]), "--rows": str(ROWS), "--seed": str(seed), "--examples": "3000",
+            asked = {"--steps": str(STEPS[method]), "--rows": str(ROWS), "--seed": str(seed), "--examples": "1500",
                      "--data": f"tasks:{','.join(LEARNED)}", "-o": str(folder)} | more
             if run(["fit", self.name, "--method", spec, *(word for pair in asked.items() for word in pair)]):
                 raise SystemExit(f"{spec}: no fit")

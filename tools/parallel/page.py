@@ -49,7 +49,7 @@ def main() -> None:
     text += section("## ParallelBench's own rows\n", OWN, published(book))
     text += section("## Closed forms\n", FORMS, closed(book))
     said = [[str(c.row), c.claim, c.measured, c.holds] for c in claims_trained.all_of(book, able)]
-    text += ["## What the papers claim\n", WANTED, grid(CLAIMS, said)]
+    text += ["## What the papers claim\n", WANTED, grid(CLAIMS, said, "---")]
     PAGE.write_text("\n".join(text), encoding="utf-8")
     draw(found, trained_rows(book, able))
 
@@ -158,8 +158,8 @@ def closed(book: Book) -> str:
     return grid(CLOSED, made) if made else ""
 
 
-def grid(heads: Seq[str], lines: Seq[Seq[str]]) -> str:
-    table = [heads, ["---"] + ["--:"] * (len(heads) - 1), *lines]
+def grid(heads: Seq[str], lines: Seq[Seq[str]], align: str = "--:") -> str:
+    table = [heads, ["---"] + [align] * (len(heads) - 1), *lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in table) + "\n"
 
 
