@@ -33,5 +33,5 @@ class Book:
         for label in labels:
             yield label.removeprefix(f"{MODEL} + "), self.all(part="trained", model=label)
         for name in dict.fromkeys(r.knobs["unmask.heads"] for r in self.all(part="learn2pd")):
-            spec = "learn2pd" + (":shuffled=true" if name.endswith("shuffled") else "")
+            spec = f"learn2pd, {name.rpartition('/filter-')[2].replace('-', ' wide, ').replace('shuffled', 'labels shuffled')}"
             yield spec, [r for r in self.all(part="learn2pd") if r.knobs["unmask.heads"] == name]

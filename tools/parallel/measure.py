@@ -110,9 +110,11 @@ def closed_forms(desk: Desk, given: argparse.Namespace) -> None:
 
 
 def filters(desk: Desk, given: argparse.Namespace) -> None:
-    """Learn2PD's filter, the same with labels of other steps, at several floors."""
-    real, wrong = desk.fitted("learn2pd:size=8", "filter"), desk.fitted("learn2pd:size=8,shuffled=true", "filter-shuffled")
-    methods = [f"learn2pd:floor={floor},heads={folder}" for folder in (real, wrong) for floor in ("0.96", "0.8", "0.6")]
+    """Learn2PD's filter of two widths, the same with labels of other steps, at several floors."""
+    made = {"learn2pd": "filter-32", "learn2pd:shuffled=true": "filter-32-shuffled",
+            "learn2pd:size=8": "filter-8", "learn2pd:size=8,shuffled=true": "filter-8-shuffled"}
+    folders = [desk.fitted(spec, name) for spec, name in made.items()]
+    methods = [f"learn2pd:floor={floor},heads={folder}" for folder in folders for floor in ("0.96", "0.9", "0.8", "0.6")]
     desk.run(LEARNED, methods, part="learn2pd")
 
 
