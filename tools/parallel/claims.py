@@ -77,8 +77,8 @@ def filters(book: Book, able: Seq[str]) -> list[Claim]:
         control = {c: against(rs, plain) for c, rs in real.items() if "shuffled" in c}
         saving = [row for row in control.values() if row.fewer > 1.05]
         made.append(verdict(2, "labels of other steps: no floor that saves passes loses less than 5 points",
-                            f"{len(control) - len(saving)} of {len(control)} save none, the others lose "
-                            f"{min((row.lost for row in saving), default=0):.1f} and more", all(row.lost >= 5 for row in saving)))
+                            f"{len(control) - len(saving)} of {len(control)} save none, the others lose at least "
+                            f"{min((row.lost for row in saving), default=0):.1f}", all(row.lost >= 5 for row in saving)))
     else:
         made.append(verdict(2, "the filter at one point lost or less", "no floor of those tried loses so little", False))
     return made

@@ -49,8 +49,8 @@ def certain(book: Book, able: Seq[str]) -> list[Claim]:
         return []
     base = cheapest(book, able, "low_entropy")
     best = {spec: cheapest(book, able, "low_entropy", model) for spec, model in after.items()}
-    doubt = [float(np.mean([r.measured["doubt"] for r in book.of(PLAIN, part=part, model=model, tasks=able)]))
-             for part, model in (("", MODEL), ("trained", after["dparallel"]))]
+    doubt = [float(np.mean([r.measured["doubt"] for r in under(book, able, "low_entropy", model)["low_entropy:most=0.45"]]))
+             for model in (MODEL, after["dparallel"])]
     own, plain = best["dparallel"], best["dparallel:beta=0"]
     made = [verdict(40, "entropy of a canvas in its first pass falls by 40 %", f"{doubt[0]:.3f} to {doubt[1]:.3f} nats",
                     doubt[1] <= 0.6 * doubt[0])]

@@ -32,7 +32,7 @@ TRAINED = {"dparallel": "low_entropy", "dparallel:beta=0": "low_entropy", "dpara
            "dscd": "cad:early=0", "dscd:nested=false": "cad:early=0"}  # what is trained, and the policy it is trained for
 FLOORS = ("0.3", "0.5", "0.7", "0.9", "0.95")
 ENTROPIES = ("0.05", "0.1", "0.45", "0.7")
-STEPS, ROWS = {"dparallel": 400, "dscd": 300, "learn2pd": 2000, "cj_grpo": 100}, 32
+STEPS, ROWS = {"dparallel": 400, "dscd": 300, "learn2pd": 2000, "cj_grpo": 100}, 16
 BLOCKS, MIXED = "zoo:tiny-block", "zoo:tiny-diffusion-moe"
 PLAIN: list[str] = [""]
 
@@ -122,7 +122,7 @@ def long_canvas(desk: Desk, given: argparse.Namespace) -> None:
     """A canvas four times as long as answers: ends of text cut it, or are held back."""
     methods = ["", "end_of_text", "equal_blocks:size=8", "equal_blocks:size=8 + end_of_text", "eoser", "eoser:low=0.01",
                "eoser:low=0.01,ascending=true", "eoser:low=1,ascending=true"]
-    desk.run(desk.able(), methods, 50, places=32, part="long")
+    desk.run(desk.able(), methods, 40, places=32, part="long")
 
 
 def neighbours(desk: Desk, given: argparse.Namespace) -> None:
@@ -134,16 +134,17 @@ def trained_models(desk: Desk, given: argparse.Namespace) -> None:
     """dParallel and DSCD with their ablations, each under the policy it is for, and the base under the same."""
     knobs = {"low_entropy": [f"low_entropy:most={most}" for most in ENTROPIES],
              "cad:early=0": [f"cad:early=0,floor={floor}" for floor in FLOORS]}
-    desk.run(LEARNED, [each for several in knobs.values() for each in several], part="trained")
+    able = desk.able()
+    desk.run(able, [each for several in knobs.values() for each in several], part="trained")
     for spec, policy in TRAINED.items():
         folder = desk.fitted(spec, spec.replace(":", "-").replace("=", "-"))
-        desk.run(LEARNED, [*PLAIN, *knobs[policy]], model=folder, label=f"{desk.name} + {spec}", part="trained")
+        desk.run(able, knobs[policy], model=folder, label=f"{desk.name} + {spec}", part="trained")
 
 
 def window(desk: Desk, given: argparse.Namespace) -> None:
     """Windows on a canvas of 256 places."""
     knobs = ("", ":every=16", ":every=64", ":recent=false", ":every=64,recent=false", " + end_of_text")
-    desk.run(desk.able()[:5], ["", *(f"window_diffusion{each}" for each in knobs)], 20, places=256, part="window")
+    desk.run(desk.able()[:4], ["", *(f"window_diffusion{each}" for each in knobs)], 12, places=256, part="window")
 
 
 def ending_blocks(desk: Desk, given: argparse.Namespace) -> None:
