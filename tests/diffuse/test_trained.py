@@ -53,6 +53,14 @@ def test_ends_of_text_cut_a_canvas_that_is_too_long(course):
     assert total(cut, "rows") < 0.9 * total(whole, "rows")
 
 
+def test_a_whole_canvas_is_filled_behind_its_end_and_a_cache_runs_fewer_rows(course):
+    plain, kept, short = (measured(course, f"equal_blocks:size=8{more}", ("copy",), 6, places=40, whole=whole)[0]
+                          for more, whole in (("", True), (" + dual_cache", True), ("", False)))
+    assert plain["places"] == kept["places"] == 6 * 40 > short["places"]
+    assert plain["right"] == kept["right"] and kept["rows"] < plain["rows"] / 2
+    assert plain["passes"] == [40] * 6
+
+
 def test_ascending_steps_take_the_logarithm_of_a_canvas(course):
     found = measured(course, "eoser:low=0.01,ascending=true", ("copy",), places=32)
     assert max(found[0]["passes"]) == 5

@@ -19,7 +19,7 @@ from lithe.bench.parallel import _suite as suite
 from lithe.bench.parallel._published import published
 from lithe.bench.parallel._rows import Row, good, rows
 from lithe.bench.parallel._suite import Course, best, cells, policies
-from lithe.bench.parallel._tasks import END, TASKS
+from lithe.bench.parallel._tasks import END, RANDOM, TASKS
 from lithe.cli import run
 from lithe.model.load import load
 
@@ -114,15 +114,15 @@ def filters(desk: Desk, given: argparse.Namespace) -> None:
     made = {"learn2pd": "filter-32", "learn2pd:shuffled=true": "filter-32-shuffled",
             "learn2pd:size=8": "filter-8", "learn2pd:size=8,shuffled=true": "filter-8-shuffled"}
     folders = [desk.fitted(spec, name) for spec, name in made.items()]
-    methods = [f"learn2pd:floor={floor},heads={folder}" for folder in folders for floor in ("0.96", "0.9", "0.8", "0.6")]
-    desk.run(LEARNED, methods, part="learn2pd")
+    methods = [f"learn2pd:floor={floor},heads={folder}" for folder in folders for floor in ("0.96", "0.9", "0.8")]
+    desk.run(desk.able(), methods, part="learn2pd")
 
 
 def long_canvas(desk: Desk, given: argparse.Namespace) -> None:
     """A canvas four times as long as answers: ends of text cut it, or are held back."""
     methods = ["", "end_of_text", "equal_blocks:size=8", "equal_blocks:size=8 + end_of_text", "eoser", "eoser:low=0.01",
                "eoser:low=0.01,ascending=true", "eoser:low=1,ascending=true"]
-    desk.run(desk.able(), methods, 40, places=32, part="long")
+    desk.run(desk.able(), methods, 25, places=32, part="long")
 
 
 def neighbours(desk: Desk, given: argparse.Namespace) -> None:
@@ -144,14 +144,14 @@ def trained_models(desk: Desk, given: argparse.Namespace) -> None:
 def window(desk: Desk, given: argparse.Namespace) -> None:
     """Windows on a canvas of 256 places."""
     knobs = ("", ":every=16", ":every=64", ":recent=false", ":every=64,recent=false", " + end_of_text")
-    desk.run(desk.able()[:4], ["", *(f"window_diffusion{each}" for each in knobs)], 12, places=256, part="window")
+    desk.run(desk.able()[:4], ["", *(f"window_diffusion{each}" for each in knobs)], 8, places=256, part="window")
 
 
 def ending_blocks(desk: Desk, given: argparse.Namespace) -> None:
     """AdaBlock where the one delimiter there is, the end of text, may close a block; at a floor of 2 blocks are equal ones."""
     fixed = [f"confident + equal_blocks:size={size}" for size in (4, 8, 16)]
     own = [f"confident + adablock:delimiters={END},size={size}" for size in (4, 8, 16)]
-    desk.run(desk.able(), [*fixed, *own, f"{own[1]},floor=2"], 50, places=32, part="blocks")
+    desk.run(desk.able(), [*fixed, *own, f"{own[1]},floor=2"], 25, places=32, part="blocks")
 
 
 def block_model(desk: Desk, given: argparse.Namespace) -> None:
@@ -182,7 +182,7 @@ def exact(desk: Desk, given: argparse.Namespace) -> None:
 def rewards(desk: Desk, given: argparse.Namespace) -> None:
     """CJ-GRPO against one-pass scores, three seeds each, on a task that ascending steps leave below 90 %."""
     ascending = "eoser:low=0.01,ascending=true"
-    first = desk.run(LEARNED, [ascending], 200, part="rewards")
+    first = desk.run([task for task in desk.able() if task in RANDOM], [ascending], 200, part="rewards")
     rate = {r.settings["task"]: r.measured["right"].count("1") / 200 for r in first}
     task = max((name for name in rate if rate[name] < 0.9), key=lambda name: rate[name])
     policy = ascending.replace(",", ";")
@@ -201,10 +201,10 @@ def speed(desk: Desk, given: argparse.Namespace) -> None:
 
 
 def speed_long(desk: Desk, given: argparse.Namespace) -> None:
-    """A text of 512 places, with and without a cache."""
+    """A text of 512 places, all of them filled, with and without a cache; the cached ones on more problems as well."""
     caches = ("", " + dual_cache", " + prefix_cache")
-    both = [f"confident + equal_blocks:size={size}{cache}" for size in (8, 32) for cache in caches]
-    desk.run(FEW, both, 8, places=496, part="speed 512")
+    for policy in ("", "confident + "):
+        desk.run(FEW, [f"{policy}equal_blocks:size=32{cache}" for cache in caches], 4, places=496, whole=True, part="speed 512")
 
 
 PARTS: dict[str, Callable[[Desk, argparse.Namespace], None]] = {

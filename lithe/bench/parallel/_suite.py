@@ -32,7 +32,10 @@ FIRST = 10_000  # seeds from here on were drawn for no training
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One task under one policy. places: of the canvas; 0: as many as the task's longest answer and an end take."""
+    """One task under one policy. places: of the canvas; 0: as many as the task's longest answer and an end take.
+
+    whole: fill it to its last place, whatever text has ended before.
+    """
 
     task: str
     method: str  # "" is one token a step
@@ -41,6 +44,7 @@ class Cell:
     temperature: float = 0.0
     places: int = 0
     items: int = 0  # of a list; 0: any
+    whole: bool = False
     part: str = ""
 
     @property
@@ -125,7 +129,8 @@ def decoded(model: Decoder, made: DiffusePlan, asked: Seq[Problem], cell: Cell) 
     begun, places, doubts = perf_counter(), cell.places or room(asked[0].task), list[float]()
     made.watch = lambda canvas, guess: None if canvas.round else doubts.append(float(guess.entropy_P.mean()))
     for at in range(0, len(asked), TOGETHER):
-        batch = [ask(model, p.prompt, places, law, cell.seed + at + i) for i, p in enumerate(asked[at : at + TOGETHER])]
+        batch = [ask(model, p.prompt, places, law, cell.seed + at + i, whole=cell.whole)
+                 for i, p in enumerate(asked[at : at + TOGETHER])]
         for _ in run(made, batch):
             pass
         for problem, sequence, each in zip(asked[at:], batch, made.runs, strict=False):
@@ -142,10 +147,11 @@ def decoded(model: Decoder, made: DiffusePlan, asked: Seq[Problem], cell: Cell) 
     return found | {"seconds": round(taken, 4), "bits": round(found["bits"], 3), "doubt": round(sum(doubts) / len(doubts), 4)}
 
 
-def ask(model: Decoder, prompt: Seq[str], places: int, law: Law | None, seed: int) -> Sequence:
+def ask(model: Decoder, prompt: Seq[str], places: int, law: Law | None, seed: int, *, whole: bool = False) -> Sequence:
+    """A problem as a request. whole: no token ends it."""
     assert model.tokenizer is not None
     return Sequence(model.tokenizer.encode(" ".join(prompt), bos=False), limit=places, context=model.config.context, law=law,
-                    seed=seed, eos=model.tokenizer.eos_ids)
+                    seed=seed, eos=frozenset() if whole else model.tokenizer.eos_ids)
 
 
 def words(model: Decoder, sequence: Sequence) -> list[str]:
