@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lithe.serve.http import Settings
 
 GROUP = "run"
-KEY = "LITHE_API_KEY"
+KEY, SAMPLE = "LITHE_API_KEY", "Once upon a time"
 
 
 def command(
@@ -117,12 +117,19 @@ def _opening(engine, settings: Settings, address: tuple[str, int]) -> list[tuple
     url = "http://{}:{}".format(f"[{address[0]}]" if ":" in address[0] else address[0], address[1])
     facts = dict(runs_as(report(engine.model)))
     names = ", ".join((settings.name, *settings.adapters))
-    told = engine.stats()
-    budget = f"{told['budget']} rows a round, " if "budget" in told else ""
+    stats = engine.stats()
+    budget = f"{stats['budget']} rows a round, " if "budget" in stats else ""
     limits = f"{budget}{engine.sequences} texts at once, {engine.queue} may wait, context {engine.model.config.context}"
     access = f"keys known: {len(settings.keys)}" if settings.keys else "open to whoever reaches it"
-    return [("model", names), ("method", engine.method or "plain decoding"), ("precision", facts["precision"]),
+    told = [("model", names), ("method", engine.method or "plain decoding"), ("precision", facts["precision"]),
             ("kernels", facts["kernels"]), ("limits", limits), ("access", access),
-            ("serving", f"{url}/v1    (Ctrl-C ends it)"),
-            ("try", f"curl {url}/v1/completions -H 'Content-Type: application/json' "
-                    f"-d '{{\"model\": \"{settings.name}\", \"prompt\": \"Once upon a time\"}}'")]
+            ("serving", f"{url}/v1    (Ctrl-C ends it)")]
+    if _knows(engine.model, SAMPLE):
+        told.append(("try", f"curl {url}/v1/completions -H 'Content-Type: application/json' "
+                            f"-d '{{\"model\": \"{settings.name}\", \"prompt\": \"{SAMPLE}\"}}'"))
+    return told
+
+
+def _knows(model, text: str) -> bool:
+    """Whether a text can be a prompt: a model of few words reads others as open places."""
+    return model.tokenizer is None or model.config.mask_token not in model.tokenizer.encode(text)

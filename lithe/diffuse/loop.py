@@ -91,26 +91,50 @@ class Run:
 
 def run(plan: DiffusePlan, sequences: list[Sequence]) -> Iterator[Step]:
     """Passes until every sequence has finished: a Step a pass and sequence, with the text that became certain from the left."""
-    runs = []
-    for sequence in sequences:
-        if sequence.constraint is not None:
-            raise UnsupportedError("a constraint reads the text from left to right, and a diffusion model fills places in any "
-                                   "order: leave it out")
-        canvas = Canvas.of(sequence, plan.mask)
-        filling = fill(plan.kit(), canvas)
-        with torch.inference_mode():
-            runs.append(Run(canvas, filling, next(filling)))
-    plan.runs = runs
+    plan.runs = runs = [begin(plan, sequence) for sequence in sequences]
     while alive := [each for each in runs if each.query is not None]:
-        begun = perf_counter()
-        with torch.inference_mode():
-            found = plan.reader.run([r.canvas for r in alive], [r.query for r in alive if r.query], [r.spent for r in alive])
-            passed = perf_counter()
-            steps = [_advance(plan, each, guesses) for each, guesses in zip(alive, found, strict=True)]
-        seconds = {"prefill": 0.0, "draft": 0.0, "verify": passed - begun, "walk": perf_counter() - passed, "observe": 0.0}
-        for step in steps:
-            step.seconds = seconds
-            yield step
+        yield from _round(plan, alive)
+
+
+def step(plan: DiffusePlan, sequences: list[Sequence]) -> list[Step]:
+    """One pass for every sequence, none of which has finished. Who comes newly begins, who comes no more is forgotten."""
+    known = {each.canvas.sequence.number: each for each in plan.runs}
+    plan.runs = [known.pop(sequence.number, None) or begin(plan, sequence) for sequence in sequences]
+    for gone in known.values():
+        plan.reader.forget(gone.canvas)
+    return _round(plan, plan.runs)
+
+
+def check(plan: DiffusePlan, sequence: Sequence) -> None:
+    """Raise for a request that no canvas can meet: what it asks for reads the text so far, or it brings open places."""
+    if sequence.constraint is not None or sequence.law.reads_context:
+        said = sequence.law if sequence.constraint is None else "a constraint"
+        raise UnsupportedError(f"{said} reads the text from left to right, and a diffusion model fills places in any order: "
+                               "leave it out")
+    if plan.mask in sequence.ids:
+        raise UsageError(f"token {sequence.ids.index(plan.mask)} of the prompt is the mask, which stands for an open place: is "
+                         "it a word that this model does not know?")
+
+
+def begin(plan: DiffusePlan, sequence: Sequence) -> Run:
+    """A canvas for a request, before its first pass."""
+    check(plan, sequence)
+    canvas = Canvas.of(sequence, plan.mask)
+    filling = fill(plan.kit(), canvas)
+    with torch.inference_mode():
+        return Run(canvas, filling, next(filling))
+
+
+def _round(plan: DiffusePlan, alive: list[Run]) -> list[Step]:
+    begun = perf_counter()
+    with torch.inference_mode():
+        found = plan.reader.run([r.canvas for r in alive], [r.query for r in alive if r.query], [r.spent for r in alive])
+        passed = perf_counter()
+        steps = [_advance(plan, each, guesses) for each, guesses in zip(alive, found, strict=True)]
+    seconds = {"prefill": 0.0, "draft": 0.0, "verify": passed - begun, "walk": perf_counter() - passed, "observe": 0.0}
+    for done in steps:
+        done.seconds = seconds
+    return steps
 
 
 def _advance(plan: DiffusePlan, each: Run, guesses: list[Guess]) -> Step:

@@ -115,7 +115,10 @@ class Reader:
             rows = torch.arange(len(first.places_T))
             cache = Placed([store for store, _, _ in each], torch.stack([keys for _, keys, _ in each]),
                            [(rows, query.places_T) if query.keep else None for _, _, query in each])
-        out = self.model(ids_BT, pos_BT=pos_BT, mask=mask if first.mask is None else first.mask, cache=cache, logits=ALL)
+        adapters = None if self.model.adapters is None else [
+            canvas.sequence.adapter for canvas, count in zip(canvases, counts, strict=True) for _ in range(count)]
+        out = self.model(ids_BT, pos_BT=pos_BT, mask=mask if first.mask is None else first.mask, cache=cache, logits=ALL,
+                         adapters_B=adapters)
         return out.scores
 
     def _guesses(self, canvas: Canvas, query: Query, logits_RTV: Tensor) -> list[Guess]:

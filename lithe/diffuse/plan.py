@@ -13,6 +13,7 @@ from lithe.diffuse.passes import Reader
 from lithe.diffuse.plain import Anew, Surest, Whole
 from lithe.errors import UnsupportedError, UsageError
 from lithe.model.decoder import Decoder
+from lithe.sampling.sequence import Sequence
 
 ROOM = "diffuse"
 SLOTS = ("schedule", "refresh", "unmask", "revise", "stop", "route")
@@ -49,6 +50,13 @@ class DiffusePlan:
     @property
     def mask(self) -> int:
         return int(self.model.config.mask_token or 0)
+
+    def drop(self, sequence: Sequence) -> None:
+        """Forget a canvas that will not be filled to its end."""
+        for each in self.runs:
+            if each.canvas.sequence is sequence:
+                self.reader.forget(each.canvas)
+        self.runs = [each for each in self.runs if each.canvas.sequence is not sequence]
 
     def kit(self) -> Kit:
         """Fresh parts for one canvas; plain ones where no method was named."""

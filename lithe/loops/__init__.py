@@ -30,6 +30,26 @@ def run(plan: Plan, sequences: list[Sequence]) -> Iterator[Step]:
     return diffuse_loop.run(plan, sequences) if isinstance(plan, DiffusePlan) else decode_loop.run(plan, sequences)
 
 
+def step(plan: Plan, sequences: list[Sequence]) -> list[Step]:
+    """One round of either loop for these sequences, none of which has finished."""
+    return diffuse_loop.step(plan, sequences) if isinstance(plan, DiffusePlan) else decode_loop.step(plan, sequences)
+
+
+def check(plan: Plan, sequence: Sequence) -> None:
+    """Raise the LitheError that says why a request cannot be had by this plan."""
+    if isinstance(plan, DiffusePlan):
+        diffuse_loop.check(plan, sequence)
+    else:
+        plan.rule(sequence)
+
+
+def plan_of(model: Decoder, method: str | None) -> Plan:
+    """The plan of one text, which names every method of it; None: plain."""
+    if model.config.attends == "causal":
+        return decode_plan(model, draft=method)
+    return diffuse_plan(model, *([method] if method else ()))
+
+
 def prepare(model: Decoder, methods: Seq[str], slots: dict[str, Any], **law: Any) -> tuple[Plan, Law]:
     """A plan from specs of diffusion methods or from a decoding plan's slots, and the law that settings by name ask for."""
     warps = slots.pop("warps", ())

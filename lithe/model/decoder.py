@@ -281,9 +281,9 @@ class Decoder(nn.Module):
             raise UsageError(f"a batch of {B} sequences was given to a cache of {len(lengths)}")
         if cache is not None:
             cache.reserve(T)
-        elif self.config.context < T:
-            raise TooLargeError(f"{T} tokens do not fit into this model's context of {self.config.context}")
         pos_BT, last = positions(pos_BT, lengths, T, x_BTC.device)
+        if cache is None and self.config.context < min(T, last + 1):  # rows may share a place
+            raise TooLargeError(f"{T} tokens do not fit into this model's context of {self.config.context}")
         return Pass(self, pos_BT, last, mask, docs_BT, list(lengths), cache)
 
     def turns(self, rope: Rope, last: int, device: torch.device) -> tuple[Tensor, Tensor]:

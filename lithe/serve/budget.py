@@ -20,11 +20,14 @@ LEAST, MOST, GRAIN = 32, 2048, 16
 PROBE, SHORT, LONG, TRIES = 16, 128, 2048, 4  # rows of a pass that is timed behind few and many tokens, and how often
 
 
-def from_left(model: Decoder) -> None:
-    """Raise UnsupportedError for a model that does not read from left to right: its texts do not come token by token."""
-    if model.config.attends != "causal":
-        raise UnsupportedError(f"{model.source or 'this model'} is a diffusion model, which fills masked places in any order; "
-                               "only models that read from left to right are served: use lithe generate")
+def fills(model: Decoder, **settings: Any) -> bool:
+    """Whether a model fills masked places, so that none of its texts lies in pages. Raises UsageError for settings of those."""
+    if model.config.attends == "causal":
+        return False
+    if said := [name for name, value in settings.items() if value is not None]:
+        raise UsageError(f"{said[0]} is about how texts are read from left to right, and {model.source or 'this model'} is a "
+                         "diffusion model, which fills masked places: leave it out")
+    return True
 
 
 def profile(model: Decoder, between: float | None = None) -> tuple[int, float]:

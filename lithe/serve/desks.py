@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from lithe.decode.plan import plan
+from lithe.loops import plan_of
 from lithe.model.decoder import Decoder
 from lithe.serve.job import Desk
 from lithe.serve.request import QueueFullError
@@ -39,7 +39,7 @@ class Desks:
             full = len(self.held) >= METHODS
             if full and not idle:
                 raise QueueFullError(f"{len(self.held)} methods are in use already: try again later")
-            desk = Desk(plan(self.model, draft=method))
+            desk = Desk(plan_of(self.model, method))
             self.held = {name: one for name, one in self.held.items() if not full or name != idle[0]} | {method: desk}
         return desk
 

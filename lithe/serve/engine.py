@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
-from lithe.decode.loop import Step, step
 from lithe.errors import LitheError, UsageError
+from lithe.loops import step
 from lithe.model.decoder import Decoder
 from lithe.model.paged import Pages
-from lithe.serve.budget import from_left, pages, policy, profile
+from lithe.sampling.step import Step
+from lithe.serve.budget import fills, pages, policy, profile
 from lithe.serve.desks import Desks
 from lithe.serve.intake import jobs_of
 from lithe.serve.job import BrokenMethod, Desk, Job, logprobs
@@ -48,13 +49,14 @@ class Engine:
         """
         if min(sequences, queue) < 1 or (budget is not None and budget < 1):
             raise UsageError("sequences, queue and budget must be at least 1")
-        from_left(model)
+        self.fills = fills(model, schedule=schedule, share=share, budget=budget, between=between, memory=memory)
         self.model, self.method, self.queue = model, method, queue
         whole = sequences * model.config.context
-        self.budget, self.depth = (budget or whole, 0.0) if budget or not chunking else profile(model, between)
+        self.budget, self.depth = (budget or whole, 0.0) if budget or not chunking or self.fills else profile(model, between)
         self.sequences = min(sequences, self.budget)
         self.policy = policy("serve", "schedule", schedule, "meets_budget")
-        self.room = PagedRoom(Pages.like(model, pages=pages(model, page, self.sequences, memory), size=page), sharing)
+        count = 1 if self.fills else pages(model, page, self.sequences, memory)
+        self.room = PagedRoom(Pages.like(model, pages=count, size=page), sharing)
         self.share = policy("attention", "share", share, "same_tokens").group if sharing else None
         self.waiting: list[Job] = []
         self.running: list[Job] = []
@@ -127,13 +129,10 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """What happened so far and how things stand."""
-        store, tree = self.room.store, self.room.tree
         return self.counts | {
             "running": len(self.running) + len(self.apart), "waiting": len(self.waiting) + len(self.inbox),
-            "budget": self.budget, "sequences": self.sequences, "pages": store.count, "page": store.size,
-            "cache_usage": 1 - self.room.spare / store.count, "pages_kept": len(tree.nodes) if tree else 0,
-            "pages_evicted": tree.evicted if tree else 0, "prefix_queries": self.room.asked, "prefix_hits": self.room.saved,
-            "methods": len(self.desks.held), "ended": dict(self.ended)}
+            "sequences": self.sequences, "methods": len(self.desks.held), "ended": dict(self.ended),
+            **({} if self.fills else {"budget": self.budget} | self.room.stats())}
 
     # ---- a turn ----
 
@@ -225,7 +224,7 @@ class Engine:
         job.followers = []
 
     def _apart(self) -> bool:
-        """Rounds of methods that want the target's lanes, or replace the loop."""
+        """Rounds of methods that want the target's lanes, replace the loop, or fill canvases."""
         desks = list(dict.fromkeys(job.desk for job in self.apart))
         for desk in desks:
             jobs, begun = [job for job in self.apart if job.desk is desk], perf_counter()
@@ -238,6 +237,8 @@ class Engine:
                 job.usage.seconds["decode"] += perf_counter() - begun
                 self._publish(job, done, None)
             self.counts["busy"] += perf_counter() - begun
+            self.counts["rounds"] += 1
+            self.counts["rows"] += sum(done.nodes for done in steps)
         return bool(desks)
 
     # ---- a job's way ----
@@ -262,7 +263,7 @@ class Engine:
         for one in (job, *job.followers):
             self._count(why)
             one.end(why, error)
-        job.desk.left(idle=not any(other.desk is job.desk for other in self.running))
+        job.desk.left(job, idle=not any(other.desk is job.desk for other in self.running))
 
     def _count(self, why: str) -> None:
         self.ended[why] = self.ended.get(why, 0) + 1

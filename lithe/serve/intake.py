@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lithe import registry
 from lithe.decode.generate import request as sequence_of
 from lithe.errors import TooLargeError, UnsupportedError, UsageError
+from lithe.loops import check
 from lithe.sampling.constraint import compiled
 from lithe.serve.job import Desk, Job
 from lithe.serve.request import Request, Ticket
@@ -22,8 +23,9 @@ def jobs_of(engine: Engine, request: Request) -> list[Job]:
     desk = engine.desk(_method(engine, request))
     if request.logprobs is not None and not desk.joins:
         raise UnsupportedError(f"{desk.plan.name} runs in rounds of its own, which tell no log probabilities")
-    if request.constraint is not None and desk.plan.search is not None:
-        raise UnsupportedError(f"{desk.plan.name} chooses tokens itself, so its text cannot be constrained: use a draft")
+    if request.constraint is not None and desk.replaces:
+        raise UnsupportedError(f"{desk.plan.name} chooses tokens itself, so its text cannot be constrained"
+                               + (": this model fills masked places in any order" if desk.fills else ": use a draft"))
     program = None
     if request.constraint is not None:
         program = compiled(model.tokenizer, request.constraint, request.constraint_text)
@@ -33,7 +35,7 @@ def jobs_of(engine: Engine, request: Request) -> list[Job]:
         sequence = sequence_of(model, list(request.prompt), law=request.law, max_tokens=request.max_tokens, stop=request.stops,
                                seed=request.seed + i, ignore_eos=request.ignore_eos, constraint=program)
         sequence.adapter, sequence.prediction = adapter, request.prediction or ()
-        desk.plan.rule(sequence)
+        check(desk.plan, sequence)
         jobs.append(Job(ticket, i, sequence, desk))
     if desk.joins:
         _fits(engine, jobs[0], desk)
@@ -54,6 +56,8 @@ def _check(engine: Engine, request: Request) -> None:
         raise UsageError(f"the deadline must lie above 0 seconds, not {request.deadline}")
     if request.constraint is None and request.constraint_text is not None:
         raise UsageError("constraint_text was given without a constraint that reads it")
+    if request.prediction is not None and engine.fills:
+        raise UnsupportedError("a prediction is verified from left to right, and this model fills masked places: leave it out")
     if request.prediction is not None and request.method is not None:
         raise UsageError("a prediction is a draft of its own: leave out the method, or the prediction")
 

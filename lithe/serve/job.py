@@ -5,16 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Hashable, Sequence as Seq
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lithe.decode.loop import Step, propose
-from lithe.decode.plan import DecodePlan
+from lithe.decode.loop import propose
 from lithe.errors import LitheError
 from lithe.model.paged import Table
 from lithe.ops.tree import Tree
 from lithe.sampling.sequence import Sequence
+from lithe.sampling.step import Step
 from lithe.serve.request import Event, Ticket, TokenLogprob, Usage
 
 OWN_ROUNDS = ("join", "begun", "enters", "late")  # verbs of drafts that want the target's lanes or a pass of their own
@@ -32,10 +33,13 @@ class BrokenMethod(LitheError):
 class Desk:
     """A method and the texts that it decodes."""
 
-    def __init__(self, plan: DecodePlan):
-        self.plan = plan
-        self.joins = plan.search is None and not any(hasattr(plan.draft, verb) for verb in OWN_ROUNDS)
-        self.reads = getattr(plan.draft, "read", None)  # what it learns from prompts, so that none of one may be left out
+    def __init__(self, plan: Any):
+        """plan: of either loop."""
+        self.plan, draft = plan, getattr(plan, "draft", None)
+        self.fills = plan.model.config.attends != "causal"  # canvases, whose rounds are their own
+        self.replaces = self.fills or plan.search is not None  # it replaces the loop that reads from left to right
+        self.joins = not self.replaces and not any(hasattr(draft, verb) for verb in OWN_ROUNDS)
+        self.reads = getattr(draft, "read", None)  # what it learns from prompts, so that none of one may be left out
         self.ready: list[Job] = []  # that decode in this turn, unless the schedule has them wait
         self.slots = 1  # most rows of a tree
         self.gone = 0
@@ -50,8 +54,11 @@ class Desk:
         for job, tree in zip(jobs, trees, strict=True):
             job.tree = tree
 
-    def left(self, idle: bool) -> None:
+    def left(self, job: Job, idle: bool) -> None:
         """A text left before its end, which its draft was never told."""
+        if self.fills:
+            self.plan.drop(job.sequence)
+            return
         self.gone += 1
         method = self.plan.search or self.plan.draft
         if (idle or self.gone >= STALE) and hasattr(method, "start"):
@@ -138,7 +145,8 @@ class Job:
         usage, finished = self.usage, self.sequence.finished
         usage.passes, usage.rows = usage.passes + 1, usage.rows + done.nodes
         usage.generated += len(done.tokens)
-        usage.drafted, usage.accepted = usage.drafted + done.nodes - 1, usage.accepted + len(done.tokens) - 1
+        if not self.desk.fills:
+            usage.drafted, usage.accepted = usage.drafted + done.nodes - 1, usage.accepted + len(done.tokens) - 1
         if self.request.prediction is not None:
             usage.accepted_prediction, usage.rejected_prediction = usage.accepted, usage.drafted - usage.accepted
         self.ticket.publish(Event(self.choice, done.text, done.tokens, done.sources, logprobs, finished,

@@ -27,6 +27,13 @@ class PagedRoom:
         """Pages that can be had."""
         return len(self.store.free) + (self.tree.spare if self.tree else 0)
 
+    def stats(self) -> dict[str, float]:
+        """How full it is, and what was found in it."""
+        store, tree = self.store, self.tree
+        return {"pages": store.count, "page": store.size, "cache_usage": 1 - self.spare / store.count,
+                "pages_kept": len(tree.nodes) if tree else 0, "pages_evicted": tree.evicted if tree else 0,
+                "prefix_queries": self.asked, "prefix_hits": self.saved}
+
     def admit(self, job: Job) -> bool:
         """Whether all that it must read fits beside what those who read will want; pages are taken when they are written."""
         self._adopt(job)

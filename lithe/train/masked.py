@@ -64,19 +64,28 @@ def denoising(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def predicted(model: nn.Module, batch: Batch) -> Tensor:
-    """Logits [B, T, V] of the noisy places: in one pass, beside the clean ones where the model attends by blocks."""
+    """Logits [B, T, V] of the noisy places: in one pass, beside the clean ones where the model attends by blocks.
+
+    Where the logits of a place stand one row before it, those of a block's first place stand in the block before, which is
+    clean by the time they are wanted.
+    """
     config = cast(Any, model).config
     ids_BT = batch["ids_BT"]
     if config.attends == "full":
-        logits_BTV = model(ids_BT, mask=FULL, logits=ALL).logits
+        logits_BTV = clean_BTV = model(ids_BT, mask=FULL, logits=ALL).logits
     elif config.attends == "blocks":
         B, T = ids_BT.shape
         pos_BT = torch.arange(T, device=ids_BT.device).repeat(2).expand(B, -1)
         both_BT = torch.cat((ids_BT, batch["clean_BT"]), 1)
-        logits_BTV = model(both_BT, pos_BT=pos_BT, mask=beside(T, config.block).to(ids_BT.device), logits=ALL).logits[:, :T]
+        both_BTV = model(both_BT, pos_BT=pos_BT, mask=beside(T, config.block).to(ids_BT.device), logits=ALL).logits
+        logits_BTV, clean_BTV = both_BTV[:, :T], both_BTV[:, T:]
     else:
         raise UsageError("this model reads from left to right: it has no masked places to learn")
-    return torch.cat((logits_BTV[:, :1], logits_BTV[:, :-1]), 1) if config.shifted else logits_BTV
+    if not config.shifted:
+        return logits_BTV
+    first_T = torch.arange(1, ids_BT.shape[1], device=ids_BT.device) % max(config.block, 1) == 0
+    before_BTV = torch.where(first_T[:, None], clean_BTV[:, :-1], logits_BTV[:, :-1])
+    return torch.cat((logits_BTV[:, :1], before_BTV), 1)
 
 
 def beside(places: int, block: int) -> Tensor:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from lithe.contracts.diffuse import small_model as diffusion_model
 from lithe.contracts.small import small_model
 from lithe.decode.generate import request as sequence_of
 from lithe.decode.loop import run
@@ -349,11 +348,6 @@ def test_nothing_is_lost_between_the_door_and_the_close():
     engine.close()
     submitter.join()
     assert found[0].finished
-
-
-def test_a_diffusion_model_is_refused_before_anything_is_measured():
-    with pytest.raises(UnsupportedError, match="is a diffusion model"):
-        Engine(diffusion_model("full", 0))
 
 
 def test_chunks_far_behind_are_smaller_where_a_time_was_asked_for(monkeypatch):

@@ -1,4 +1,5 @@
-"""Train the zoo's diffusion models on drawn tasks, and export them. The same command resumes an interrupted run.
+"""Train the zoo's diffusion models on drawn tasks, and export them; and tiny-ar, their rival of equal size, which reads from
+left to right. The same command resumes an interrupted run.
 
 python tools/zoo/diffusion.py tiny-diffusion [--seconds N] [--zoo .lithe/zoo] [--to lithe/zoo]
 """
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from lithe.bench.parallel._ar import Rival
 from lithe.bench.parallel._suite import Course, cells
 from lithe.bench.parallel._tasks import END, OPEN, VOCABULARY, draw
 from lithe.model.checkpoint import save
@@ -21,8 +23,9 @@ from lithe.model.config import Config, Rope
 from lithe.model.decoder import Decoder
 from lithe.model.load import load
 from lithe.train import checkpoint
-from lithe.train.batches import Batch
+from lithe.train.batches import IGNORED, Batch
 from lithe.train.loop import Plan, fit
+from lithe.train.loss import next_token
 from lithe.train.masked import Noised, denoising
 from lithe.train.optim import Optimizer
 from lithe.train.schedule import Wsd
@@ -34,10 +37,13 @@ SHARES = dict(copy=2, reverse=2, sort=2, replace_index=2, insert_index=2, remove
 PROMPT, ROOM, ROWS = 13, 8, 40  # places of the longest prompt and of an answer with an end, rows of a step
 ROOMS = (18, 40, 80, 160, 480)  # of the longer canvases, which hold ends of text for the most part
 EVERY = 16  # steps between them
+COUNT = 200  # problems of a task that a card tells of
 BASE = dict(vocab=len(VOCABULARY), width=64, layers=3, heads=2, kv_heads=2, ffn=176, context=512, tied=True,
             mask_token=ID[OPEN], rope=Rope(theta=100.0))  # rows are short: slower turns would tell places apart too little
 KINDS = {"tiny-diffusion": dict(attends="full"), "tiny-block": dict(attends="blocks", block=4),
-         "tiny-diffusion-moe": dict(attends="full", experts=16, experts_per_token=4, expert_ffn=44)}
+         "tiny-diffusion-moe": dict(attends="full", experts=16, experts_per_token=4, expert_ffn=44),
+         "tiny-ar": dict(attends="causal", mask_token=None)}
+STARTS = {"tiny-block": "tiny-diffusion", "tiny-diffusion-moe": "tiny-diffusion"}  # those that begin with another's layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,14 @@ class Batches:
         return Noised(rows=drawn, mask=ID[OPEN], block=self.block, spread=True)(step)
 
 
+def following(step: int, ending: bool = False) -> Batch:
+    """The same rows for a model that reads from left to right: what follows in an answer, up to its end."""
+    batch = Drawn()(step)
+    before_BT, after_BT, learned_BT = batch["ids_BT"][:, :-1], batch["ids_BT"][:, 1:], batch["learned_BT"][:, 1:]
+    ended_BT = (before_BT == ID[END]) & (after_BT == ID[END])
+    return {"ids_BT": before_BT.contiguous(), "targets_BT": after_BT.masked_fill(~learned_BT | ended_BT, IGNORED)}
+
+
 def begin(model: Decoder, other: Decoder) -> None:
     """Take over what has the same name; experts that have none take rows of the dense layer they replace, drawn at random.
 
@@ -96,15 +110,19 @@ def begin(model: Decoder, other: Decoder) -> None:
 def card(folder: Path, run: Path) -> str:
     """What the model is, what it learned from, and what it is worth: accuracy by task, one token a step."""
     model, state = load(folder), checkpoint.read_state(checkpoint.latest(run))
-    course = Course(model)
-    found = course.run(list(cells(SHARES, [""], 200)))
-    lines = [f"| {r.settings['task']} | {r.measured['right'].count('1') / 2:.1f} % | {sum(r.measured['tokens']) / 200:.1f} |"
-             for r in found]
-    kind = {"full": "every place sees every other", "blocks": f"blocks of {model.config.block} places, one after the other"}
-    c, millions = model.config, sum(weight.numel() for weight in model.parameters()) / 1e6
+    causal = model.config.attends == "causal"
+    found = (Rival if causal else Course)(model).run(list(cells(SHARES, [""], COUNT)))
+    share = lambda r: f"{r.measured['right'].count('1') / COUNT:.1%} | {sum(r.measured['tokens']) / COUNT:.1f}"
+    lines = [f"| {r.settings['task']} | {share(r)} |" for r in found]
+    kind = {"full": "every place sees every other", "blocks": f"blocks of {model.config.block} places, one after the other",
+            "causal": "it reads from left to right"}
+    c, millions = model.config, sum(weight.numel() for weight in load(folder, fast=False).parameters()) / 1e6
     experts = f", {c.experts} experts a layer of which {c.experts_per_token} run" if c.experts else ""
+    told = (dict(what="model", use="measured against", loss="the loss of the next word of an answer") if causal else
+            dict(what="masked diffusion model", use="tested and measured on", loss="LLaDA's loss"))
     return CARD.format(name=folder.name, millions=millions, kind=kind[c.attends], experts=experts, c=c, steps=state["step"],
-                       minutes=state["seconds"] / 60, lines="\n".join(lines))
+                       minutes=state["seconds"] / 60, lines="\n".join(lines), count=COUNT,
+                       start=f", beginning with {STARTS[folder.name]}" if folder.name in STARTS else "", **told)
 
 
 CARD = """---
@@ -114,15 +132,15 @@ library_name: lithe
 ---
 # {name}
 
-A masked diffusion model of {millions:.2f} M parameters that lithe's sampler is tested and measured on: {kind}{experts}.
+A {what} of {millions:.2f} M parameters that lithe's sampler is {use}: {kind}{experts}.
 It answers problems in a vocabulary of {c.vocab} words and knows nothing else: a test object.
 
 - Layout: Llama, {c.layers} layers, width {c.width}, {c.heads} heads, FFN {c.ffn}, context {c.context}, tied, bf16.
-- Learned from drawn problems alone (`lithe/bench/parallel/_tasks.py`), by LLaDA's loss, {steps:,} steps in {minutes:.0f}
-  minutes of a shared core: `python tools/zoo/diffusion.py {name}`. Nothing was downloaded.
+- Learned from drawn problems alone (`lithe/bench/parallel/_tasks.py`), by {loss}, {steps:,} steps in {minutes:.0f}
+  minutes of a shared core{start}: `python tools/zoo/diffusion.py {name}`. Nothing was downloaded.
 - Try it: `lithe generate zoo:{name} "reverse : ant bear cat deer _ _ =" --max-tokens 8`.
 
-One token a step, 200 problems of each task that were not learned from, judged by rule:
+One token a step, {count} problems of each task that were not learned from, judged by rule:
 
 | task | right | words of an answer |
 |---|---|---|
@@ -137,7 +155,8 @@ def companions(folder: Path) -> Path:
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made.add_special_tokens([END, OPEN])
     made.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": END, "mask_token": OPEN}, indent=2) + "\n")
+    settings = {"eos_token": END, "mask_token": OPEN, "chat_template": "{{ messages[-1]['content'] }}"}  # a problem a message
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     for file in ("config.json", "generation_config.json"):
         (folder / file).write_text(json.dumps({"eos_token_id": ID[END], "pad_token_id": ID[END]}, indent=2) + "\n")
     return folder
@@ -147,9 +166,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=KINDS)
     parser.add_argument("--seconds", type=float, default=3000)
+    parser.add_argument("--steps", type=int, help="instead of seconds")
     parser.add_argument("--zoo", type=Path, default=Path(".lithe/zoo"))
     parser.add_argument("--to", type=Path, default=PACKAGE)
-    parser.add_argument("--start", type=Path, help="a model to begin with: its layers are the new one's, or its experts'")
+    parser.add_argument("--start", type=Path, help="a model to begin with: its layers are the new one's, or its experts'; by "
+                                                    "default the one that this kind begins with")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--card", action="store_true", help="train nothing: measure what was exported and write its card")
     options = parser.parse_args()
@@ -162,11 +183,15 @@ def main() -> None:
         for name, weight in model.named_parameters():
             if weight.dim() == 2 and not name.startswith("embed"):
                 weight.mul_(50 * settings["width"] ** -0.5)
-    if options.start is not None:
-        begin(model, load(options.start, dtype="float32", fast=False))
-    plan = Plan(schedule=Wsd(warmup=100), optimizer=Optimizer(name="adamw", lr=options.rate), seconds=options.seconds,
-                log_every=100)
-    fit(model, Batches(block=settings.get("block", 0)), denoising, plan, folder=options.zoo / options.model)
+    if options.start is not None or options.model in STARTS:
+        begin(model, load(options.start or options.to / STARTS[options.model], dtype="float32", fast=False))
+    flat = (options.steps or 0) * 3 // 4
+    ending = dict(decay_from=flat, decay_steps=options.steps - flat) if options.steps else {}
+    plan = Plan(schedule=Wsd(warmup=100, **ending), optimizer=Optimizer(name="adamw", lr=options.rate), log_every=100,
+                seconds=None if options.steps else options.seconds)
+    causal = settings["attends"] == "causal"
+    fit(model, following if causal else Batches(block=settings.get("block", 0)), next_token if causal else denoising, plan,
+        folder=options.zoo / options.model)
     folder = save(model.eval(), options.to / options.model, dtype=torch.bfloat16,
                   tokenizer_from=companions(options.zoo / "words"), overwrite=True)
     (folder / "model.safetensors").chmod(0o644)

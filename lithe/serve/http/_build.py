@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lithe import registry
+from lithe.diffuse.plan import ROOM, SLOTS
 from lithe.errors import LitheError, UnsupportedError
 from lithe.model.decoder import Decoder
 from lithe.model.tokenizer import Tokenizer
@@ -20,6 +21,7 @@ from lithe.serve.http._errors import bad, told
 from lithe.serve.http._shared import Constraint, Shared
 from lithe.serve.request import Request
 
+READS = {("decode", "draft"), ("decode", "tree"), ("decode", "accept"), ("decode", "search")}  # of models from left to right
 SPEC = re.compile(r"[\w/=]+(:.*)?", re.DOTALL)  # a name of the shelf: no path, which would be somebody's file
 
 
@@ -31,6 +33,16 @@ class Bench:
     adapters: tuple[str, ...] = ()
     methods: frozenset[str] = frozenset()  # specs that a request may name whatever they say
     timeout: float = 600.0
+
+    @property
+    def fills(self) -> bool:
+        """Whether the model fills masked places instead of reading from left to right."""
+        return self.model.config.attends != "causal"
+
+    @property
+    def shelves(self) -> set[tuple[str, str]]:
+        """Rooms and shelves whose methods a request may name."""
+        return ({(ROOM, slot) for slot in SLOTS} if self.fills else READS) | {("sampling", "warp")}
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -83,13 +95,28 @@ def request(bench: Bench, body: Shared, prompt: tuple[int, ...], *, choices: int
         raise bad(f"the context is {context} tokens: {param} has {len(prompt)}{wanted}; shorten it"
                   f"{' or lower max_tokens' if body.limit else ''}", param, "context_length_exceeded")
     deadline = min(bench.timeout, ours.deadline if ours and ours.deadline else bench.timeout)
+    chosen = law(bench, body)
+    if bench.fills:
+        _check_filled(body, chosen, constraint, logprobs)
     with blamed("prediction"):
         guess = None if body.prediction is None else tuple(bench.tokenizer.encode(body.prediction.text, bos=False))
     return Request(
-        prompt=prompt, law=law(bench, body), max_tokens=limit, seed=seed, stops=body.stops, ignore_eos=body.ignore_eos,
+        prompt=prompt, law=chosen, max_tokens=limit, seed=seed, stops=body.stops, ignore_eos=body.ignore_eos,
         choices=choices, method=method(bench, body), adapter=body.model if body.model in bench.adapters else None,
         constraint=constraint and constraint[0], constraint_text=_text_of(constraint), prediction=guess,
         logprobs=logprobs, echo=echo, priority=ours.priority if ours else 0, deadline=deadline, user=body.user)
+
+
+def _check_filled(body: Shared, law: Law, constraint: Constraint, logprobs: int | None) -> None:
+    """Name the parameter that would read a text from left to right: this model fills masked places in any order."""
+    reads = next((spec.entry.name for spec, warp in zip(law.specs, law.warps, strict=True) if warp.reads_context), None)
+    formats = ("structured_outputs", "response_format", "tools")
+    form = next((name for name in formats if getattr(body, name, None)), formats[0]) if constraint else None
+    ranks = None if logprobs is None else "best_of" if getattr(body, "logprobs", None) is None else "logprobs"
+    warp = reads if reads is None or hasattr(body, reads) else "lithe.warps"
+    if name := form or ("prediction" if body.prediction else None) or ranks or warp:
+        raise bad(f"{name} reads a text from left to right, and this model fills masked places in any order: leave it out",
+                  name, "unsupported_parameter")
 
 
 def _text_of(constraint: Constraint) -> str | None:
@@ -151,8 +178,8 @@ def _check_spec(bench: Bench, text: str, where: str, shelf: str | None) -> None:
         raise bad(f"{where} is {text!r:.80}, which is not name:knob=value,knob=value", where)
     with blamed(where):
         spec = registry.parse(text, shelf)
-        if (spec.entry.room, spec.entry.shelf) not in SHELVES and shelf is None:
-            raise UnsupportedError(f"{spec.entry.address} does not take part in generating")
+        if (spec.entry.room, spec.entry.shelf) not in bench.shelves and shelf is None:
+            raise UnsupportedError(f"{spec.entry.address} does not take part in generating by this model")
         if (spec.entry.shelf == "warp") != (shelf == "warp"):
             raise UnsupportedError(f"{spec.entry.address} is a warp: it belongs in lithe.warps")
         knobs = spec.entry.module.Knobs.__dataclass_fields__
@@ -161,9 +188,6 @@ def _check_spec(bench: Bench, text: str, where: str, shelf: str | None) -> None:
             if str in (hints[name], *typing.get_args(hints[name])) and not knobs[name].metadata.get("choices"):
                 raise UnsupportedError(f"{spec.entry.name}: {name} is for whoever runs the server, who can allow "
                                        f"{text!r:.80} by --allow-method")
-
-
-SHELVES = {("decode", "draft"), ("decode", "tree"), ("decode", "accept"), ("decode", "search"), ("sampling", "warp")}
 
 
 def choices_of(body: Completion) -> int:

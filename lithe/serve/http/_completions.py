@@ -75,7 +75,7 @@ class Plain(Shape):
         self.texts[number] += event.text
         logprobs = None if self.body.logprobs is None or not new else self._logprobs(new, before)
         more = {"lithe": self.traces[number].add(event)} if self.report else {}
-        if text or logprobs or event.finished or more:
+        if text or logprobs or event.finished or (more and event.tokens):
             yield self._choice(number, text, logprobs, event.finished) | more
 
     def choices(self) -> list[dict[str, Any]]:

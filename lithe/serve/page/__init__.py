@@ -40,7 +40,8 @@ def routes(service: Any) -> list[Route]:
     """The page's routes, for a server's `App`."""
     tokenizer = service.model.tokenizer
     server = {"model": service.settings.name, "context": service.facts.context, "lithe": __version__,
-              "chat": tokenizer is not None and tokenizer.template is not None, "method": service.engine.method}
+              "chat": tokenizer is not None and tokenizer.template is not None, "method": service.engine.method,
+              "fills": service.bench.fills}  # a diffusion model has methods of its own
 
     async def answer(request: Request) -> Response:
         found = page(request.url.path)

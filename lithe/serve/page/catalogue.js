@@ -9,15 +9,15 @@ function made(tag, text = "", name = "") {
   return element;
 }
 
-export function catalogue(methods, use) {
+export function catalogue(methods, use, fits) {
   const rooms = ["all", ...new Set(methods.map((m) => m.room))];
   let room = "all";
-  const cards = methods.map((m) => ({ method: m, words: words(m), card: card(m, use) }));
+  const cards = methods.map((m) => ({ method: m, words: words(m), card: card(m, use, fits(m)) }));
   const show = () => {
     const wanted = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
-    const fits = cards.filter((c) => (room === "all" || c.method.room === room) && wanted.every((word) => c.words.includes(word)));
-    $("methods").replaceChildren(...fits.map((c) => c.card));
-    $("found").textContent = `${fits.length} of ${methods.length} methods`;
+    const found = cards.filter((c) => (room === "all" || c.method.room === room) && wanted.every((word) => c.words.includes(word)));
+    $("methods").replaceChildren(...found.map((c) => c.card));
+    $("found").textContent = `${found.length} of ${methods.length} methods`;
   };
   $("filters").replaceChildren(...rooms.map((name) => {
     const chip = made("button", name);
@@ -37,7 +37,7 @@ export function catalogue(methods, use) {
 const words = (m) => [m.name, m.name.replaceAll("_", " "), m.room, m.shelf, m.summary, m.paper, m.status, ...m.promises, ...m.needs,
   m.lossless ? "lossless" : ""].join(" ").toLowerCase();
 
-function card(m, use) {
+function card(m, use, fits) {
   const item = made("li");
   const title = made("h3", m.name.replaceAll("_", " "));
   title.append(made("small", `${m.room} / ${m.shelf}`));
@@ -59,7 +59,7 @@ function card(m, use) {
       line.append(made("b", `${name}: `), text);
       more.append(line);
     }
-  if (m.room === "decode" && m.shelf === "draft") {
+  if (fits) {
     const button = made("button", "Watch it", "plain");
     button.type = "button";
     button.addEventListener("click", () => use(m.name));

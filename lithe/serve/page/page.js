@@ -12,15 +12,19 @@ async function start() {
   const { model, context, lithe } = known.server;
   $("model").textContent = `${model} · context ${context} · lithe ${lithe}`;
   offer($("method"), drafts().map((m) => [m.measured?.spec ?? m.name, label(m)]));
-  offer($("constraint"), known.methods.filter((m) => m.shelf === "constrain").map((m) => [m.name, m.name.replace("_", " ")]));
-  catalogue(known.methods, use);
+  const constraints = known.methods.filter((m) => m.shelf === "constrain" && !known.server.fills);
+  offer($("constraint"), constraints.map((m) => [m.name, m.name.replace("_", " ")]));
+  catalogue(known.methods, use, fits);
   turnTo();
 }
 
-// Drafts that need nothing beside the model, those measured fastest first.
+// Whether a method may stand alone in a request of this model.
+const fits = (m) => known.server.fills ? m.room === "diffuse" && m.shelf === "unmask" : m.room === "decode" && m.shelf === "draft";
+
+// Methods that need nothing beside the model, those measured fastest first.
 function drafts() {
   const free = (m) => !m.trains && !m.needs.some((need) => ["second_model", "corpus"].includes(need));
-  return known.methods.filter((m) => m.room === "decode" && m.shelf === "draft" && m.lossless && free(m))
+  return known.methods.filter((m) => fits(m) && (m.lossless || known.server.fills) && free(m))
     .sort((a, b) => (b.measured?.speed ?? 0) - (a.measured?.speed ?? 0) || a.name.localeCompare(b.name));
 }
 
