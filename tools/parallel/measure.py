@@ -16,6 +16,7 @@ from typing import Any
 
 from lithe.bench.ledger import Ledger, Record
 from lithe.bench.parallel import _suite as suite
+from lithe.bench.parallel._ar import Rival
 from lithe.bench.parallel._published import published
 from lithe.bench.parallel._rows import Row, good, rows
 from lithe.bench.parallel._suite import Course, best, cells, policies
@@ -33,7 +34,7 @@ TRAINED = {"dparallel": "low_entropy", "dparallel:beta=0": "low_entropy", "dpara
 FLOORS = ("0.3", "0.5", "0.7", "0.9", "0.95")
 ENTROPIES = ("0.05", "0.1", "0.45", "0.7")
 STEPS, ROWS = {"dparallel": 400, "dscd": 300, "learn2pd": 2000, "cj_grpo": 100}, 16
-BLOCKS, MIXED = "zoo:tiny-block", "zoo:tiny-diffusion-moe"
+BLOCKS, MIXED, RIVAL = "zoo:tiny-block", "zoo:tiny-diffusion-moe", "zoo:tiny-ar"
 PLAIN: list[str] = [""]
 
 
@@ -48,7 +49,8 @@ class Desk:
         """Records of these cells. model: another than the desk's own, under this label."""
         target = load(model or self.name, dtype=dtype)
         target.source = label or self.name
-        course = Course(target, self.ledger, lambda line: print(f"{part}: {line}", flush=True), given=given or {})
+        kind = Rival if target.config.attends == "causal" else Course
+        course = kind(target, self.ledger, lambda line: print(f"{part}: {line}", flush=True), given=given or {})
         return course.run(list(cells(tasks, methods, count, seed, given=given, part=part, **settings)))
 
     def able(self) -> list[str]:
@@ -174,6 +176,11 @@ def experts(desk: Desk, given: argparse.Namespace) -> None:
     desk.run(LEARNED, [f"confident + des:share={share}" for share in shares], model=MIXED, label=MIXED, part="experts")
 
 
+def rival(desk: Desk, given: argparse.Namespace) -> None:
+    """A model of the same size and tasks that reads from left to right, plainly and by drafts that need no weights."""
+    desk.run(LEARNED, ["", "prompt_lookup", "suffix", "token_recycling", "lookahead"], model=RIVAL, label=RIVAL, part="rival")
+
+
 def exact(desk: Desk, given: argparse.Namespace) -> None:
     """FreeDave in float64, where equal texts are no luck of rounding."""
     desk.run(LEARNED, ["", *(f"freedave:drafts={drafts}" for drafts in (2, 4, 8))], 50, dtype="fp64", part="float64")
@@ -210,7 +217,8 @@ def speed_long(desk: Desk, given: argparse.Namespace) -> None:
 PARTS: dict[str, Callable[[Desk, argparse.Namespace], None]] = {
     "grid": policy_grid, "published": published_rows, "closed": closed_forms, "filters": filters, "long": long_canvas,
     "neighbours": neighbours, "blocks": ending_blocks, "trained": trained_models, "window": window, "exact": exact,
-    "rewards": rewards, "block-model": block_model, "experts": experts, "speed": speed, "speed-long": speed_long}
+    "rewards": rewards, "block-model": block_model, "experts": experts, "rival": rival, "speed": speed,
+    "speed-long": speed_long}
 
 if __name__ == "__main__":
     sys.exit(main())

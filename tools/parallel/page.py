@@ -46,6 +46,7 @@ def main() -> None:
     text += ["## Policies\n", policies(found), chosen(book, found, able)]
     text += ["## By task\n", BY_TASK, by_task(book)]
     text += section("## Trained\n", LEARNED, trained(book, able))
+    text += section("## Beside a model that reads from left to right\n", BESIDE, rivals(book, able))
     text += section("## ParallelBench's own rows\n", OWN, published(book))
     text += section("## Closed forms\n", FORMS, closed(book))
     said = [[str(c.row), c.claim, c.measured, c.holds] for c in claims_trained.all_of(book, able)]
@@ -59,6 +60,9 @@ step's score, and which. **Area**: accuracy, a mean over speeds from one token a
 """
 LEARNED = """`lithe fit` on drawn problems of the same tasks; each under the policy that it is for, whose threshold
 goes from cautious to bold. **Points lost** and **fewer passes** are against the untrained model at one token a step.
+"""
+BESIDE = """`zoo:tiny-ar`, as large and trained on the same tasks, by drafts that need no weights; its passes are rounds, the
+prompt's own the first. The same problems, the tasks from above. A canvas holds 8 places whatever the answer takes.
 """
 OWN = """Lists of 3 to 6 names and whole squares, **every name renamed** to a word that the model knows, one to one and
 in order: a list operation asks the same under any names. Lists of 15, Sudoku and all tasks of sentences are left out. The
@@ -132,6 +136,21 @@ def trained(book: Book, able: Seq[str]) -> str:
     made = [[f"`{label}`", f"`{row.method.partition(',heads')[0].replace('plain', 'one a step')}`", *cells(row), headroom(row)]
             for label, row in trained_rows(book, able)]
     return grid(TRAINED, made) if made else ""
+
+
+def rivals(book: Book, able: Seq[str]) -> str:
+    """Passes a problem of both kinds of model."""
+    lines = []
+    few = (PLAIN, "confident", "entropy_budget:budget=0.1", best())
+    for model, part, only in (("zoo:tiny-ar", "rival", None), (MODEL, "", few)):
+        for method in dict.fromkeys(r.method for r in book.all(part=part, model=model)):
+            own = [r for r in book.of(method, part=part, model=model, tasks=able) if "error" not in r.measured]
+            if own and (only is None or method in only):
+                right = [int(bit) for r in own for bit in r.measured["right"]]
+                lines.append([f"`{model}`", f"`{method}`", f"{sum(right) / len(right):.1%}",
+                              f"{sum(sum(r.measured['passes']) for r in own) / len(right):.2f}",
+                              f"{sum(r.measured['rows'] for r in own) / len(right):.0f}"])
+    return grid(("model", "method", "right", "passes", "rows"), lines) if len(lines) > 4 else ""
 
 
 def published(book: Book) -> str:
