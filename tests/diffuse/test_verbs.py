@@ -27,7 +27,8 @@ def folder(tmp_path_factory):
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made.add_special_tokens([END, OPEN])
     made.save(str(place / "tokenizer.json"))
-    (place / "tokenizer_config.json").write_text(json.dumps({"eos_token": END, "mask_token": OPEN}))
+    (place / "tokenizer_config.json").write_text(json.dumps(
+        {"eos_token": END, "mask_token": OPEN, "chat_template": "{{ messages[-1]['content'] }}"}))
     for file in ("config.json", "generation_config.json"):
         (place / file).write_text(json.dumps({"eos_token_id": 0, "pad_token_id": 0}))
     config = Config(vocab=len(VOCABULARY), width=32, layers=1, heads=2, kv_heads=2, ffn=32, context=64, tied=True,
