@@ -201,6 +201,12 @@ def theory(book: Book, able: Seq[str]) -> list[Claim]:
                             all(abs(each) <= 5 for each in share.values())))
     made.append(verdict(7, "copy stays at 97 % and more when all is sampled at once", f"{found['copy', 6]:.1%}",
                         found["copy", 6] >= 0.97))
+    rival = {r.settings["task"]: r.measured["right"].count("1") / len(r.measured["right"])
+             for r in book.of(PLAIN, part="rival", model="zoo:tiny-ar", tasks=able)}
+    if rival:
+        made.append(verdict(7, "a model that reads from left to right stays at 97 % and more on all of these tasks", "below: "
+                            + ", ".join(f"{task} {share:.0%}" for task, share in rival.items() if share < 0.97),
+                            min(rival.values()) >= 0.97))
     three = [found[task, 6] for task in ("copy", "replace_random", "shuffle")]
     made.append(verdict(7, "all at once: copy before replace_random before shuffle", ", ".join(f"{each:.1%}" for each in three),
                         three[0] > three[1] > three[2]))

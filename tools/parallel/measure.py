@@ -143,6 +143,13 @@ def trained_models(desk: Desk, given: argparse.Namespace) -> None:
         desk.run(able, knobs[policy], model=folder, label=f"{desk.name} + {spec}", part="trained")
 
 
+def longer(desk: Desk, given: argparse.Namespace) -> None:
+    """dParallel for five times as long, on three times the examples: how far it can go."""
+    folder = desk.fitted("dparallel", "dparallel-longer", **{"--steps": "2000", "--examples": "4500"})
+    methods = [f"low_entropy:most={most}" for most in ("0.02", *ENTROPIES)]
+    desk.run(desk.able(), methods, model=folder, label=f"{desk.name} + dparallel, 2000 steps", part="trained")
+
+
 def window(desk: Desk, given: argparse.Namespace) -> None:
     """Windows on a canvas of 256 places."""
     knobs = ("", ":every=16", ":every=64", ":recent=false", ":every=64,recent=false", " + end_of_text")
@@ -216,8 +223,8 @@ def speed_long(desk: Desk, given: argparse.Namespace) -> None:
 
 PARTS: dict[str, Callable[[Desk, argparse.Namespace], None]] = {
     "grid": policy_grid, "published": published_rows, "closed": closed_forms, "filters": filters, "long": long_canvas,
-    "neighbours": neighbours, "blocks": ending_blocks, "trained": trained_models, "window": window, "exact": exact,
-    "rewards": rewards, "block-model": block_model, "experts": experts, "rival": rival, "speed": speed,
+    "neighbours": neighbours, "blocks": ending_blocks, "trained": trained_models, "longer": longer, "window": window,
+    "exact": exact, "rewards": rewards, "block-model": block_model, "experts": experts, "rival": rival, "speed": speed,
     "speed-long": speed_long}
 
 if __name__ == "__main__":
