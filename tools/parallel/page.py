@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from book import MODEL, ROOT, Book
 
 from lithe.bench.ledger import Record
-from lithe.bench.parallel._curves import SHARES, curves
+from lithe.bench.parallel._curves import SHARES, curves, family
 from lithe.bench.parallel._rows import Row, good, rows
 from lithe.bench.parallel._suite import PLAIN, best
 from lithe.bench.parallel._tasks import one_shot
@@ -184,11 +184,11 @@ def grid(heads: Seq[str], lines: Seq[Seq[str]], align: str = "--:") -> str:
 
 def draw(found: Seq[Row], learned: Seq[tuple[str, Row]]) -> None:
     """A point a policy, its families joined; the oracle apart."""
-    figure, side = plt.subplots(figsize=(8, 4.6))
+    figure, side = plt.subplots(figsize=(8.5, 5))
     families: dict[str, list[Row]] = {}
     for row in found:
         if not row.error:
-            families.setdefault(row.method.partition(":")[0].partition(" +")[0], []).append(row)
+            families.setdefault(family(row.method), []).append(row)
     for row in learned:
         families.setdefault(f"after {row[0]}", []).append(row[1])
     for name, several in families.items():
