@@ -78,7 +78,8 @@ def consistent(book: Book, able: Seq[str]) -> list[Claim]:
     row = against(apart, own)
     return [verdict(10, "passes at one point lost or less fall by 20 % under the same policy", f"base {told(base)}; trained "
                     f"{told(nested)}", nested is not None and nested.passes <= 0.8 * base.passes),
-            verdict(10, "masks drawn apart are no better (at a floor of 0.9)", f"apart {lost(row)} against nested", row.lost >= 0)]
+            verdict(10, "masks drawn apart are no better (at a floor of 0.9)", f"apart {lost(row)} against nested",
+                    row.lost >= 0)]
 
 
 def windows(book: Book, able: Seq[str]) -> list[Claim]:
@@ -161,7 +162,8 @@ def experts(book: Book, able: Seq[str]) -> list[Claim]:
     kept = row.accuracy / (row.accuracy + row.lost / 100)
     made = [verdict(34, "all experts shared is no sharing", f"{same} of {count} texts", same == count),
             verdict(34, "half of the experts keep 97 % of the accuracy and run 30 % fewer a pass",
-                    f"{kept:.1%} of it, {1 - ran(half) / ran(free):.0%} fewer run", kept >= 0.97 and ran(half) <= 0.7 * ran(free))]
+                    f"{kept:.1%} of it, {1 - ran(half) / ran(free):.0%} fewer run",
+                    kept >= 0.97 and ran(half) <= 0.7 * ran(free))]
     shares = [m for m in dict.fromkeys(r.method for r in book.all(part="experts", model=MIXED)) if "share=" in m]
     for each in (1, 2):
         names = of(f"confident + des:by=seq,each={each}")
@@ -184,8 +186,8 @@ def verified(book: Book, able: Seq[str]) -> list[Claim]:
         alone = some("confident" if floor == "0.9" else f"confident:floor={floor}")
         for route in ("static", "dynamic"):
             row = against(some(f"s2d2:route={route} + confident:floor={floor}"), alone)
-            made.append(verdict(49, f"`s2d2:route={route}` with `confident:floor={floor}`: no more passes than the threshold alone "
-                                "and no less accuracy", f"{fewer(row)}, {lost(row)}", row.fewer >= 1 and row.lost <= 0))
+            made.append(verdict(49, f"`s2d2:route={route}` with `confident:floor={floor}`: no more passes than the threshold "
+                                "alone and no less accuracy", f"{fewer(row)}, {lost(row)}", row.fewer >= 1 and row.lost <= 0))
     return made
 
 
