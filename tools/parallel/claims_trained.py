@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence as Seq
 import claims
 import numpy as np
 from book import MODEL, Book
-from claims import Claim, lost, total, verdict
+from claims import Claim, fewer, lost, total, verdict
 
 from lithe.bench.ledger import Record
 from lithe.bench.parallel._rows import Row, against, good
