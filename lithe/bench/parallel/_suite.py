@@ -157,7 +157,8 @@ def ask(model: Decoder, prompt: Seq[str], places: int, law: Law | None, seed: in
 def words(model: Decoder, sequence: Sequence) -> list[str]:
     """The answer, up to its end."""
     assert model.tokenizer is not None
-    said = [model.tokenizer.decode([token]).strip() for token in sequence.tokens if token not in sequence.eos]
+    ends = [i for i, token in enumerate(sequence.tokens) if token in model.tokenizer.eos_ids]
+    said = [model.tokenizer.decode([token]).strip() for token in sequence.tokens[: ends[0] if ends else None]]
     return said if END not in said else said[: said.index(END)]
 
 
