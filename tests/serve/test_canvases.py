@@ -162,7 +162,8 @@ def test_a_method_is_of_its_request_and_tells_its_cost(client):
     ("prediction", {"prediction": {"type": "content", "content": "a"}}),
     ("structured_outputs", {"structured_outputs": {"choice": ["ant"]}}), ("presence_penalty", {"presence_penalty": 1}),
     ("repetition_penalty", {"repetition_penalty": 1.2}), ("lithe.method", {"lithe": {"method": "prompt_lookup"}}),
-    ("lithe.method", {"lithe": {"method": "learn2pd:heads=/tmp"}}), ("suffix", {"suffix": "ant"})])
+    ("lithe.method", {"lithe": {"method": "learn2pd:heads=/tmp"}}), ("suffix", {"suffix": "ant"}),
+    ("prompt", {"prompt": "Once upon a time"})])
 def test_what_reads_from_left_to_right_is_a_400_by_name(server, param, body):
     asked = {"model": "tiny-diffusion", "prompt": PROBLEM} | body
     status, _, data = asyncio.run(acall(server.app, "POST", "/v1/completions", asked))

@@ -23,7 +23,7 @@ from lithe.train.masked import Noised, denoising
 from lithe.train.optim import Optimizer
 from lithe.train.schedule import Cosine
 
-BLOCK, LENGTH, ROWS, HELD = 4, 96, 8, 12  # places of a block and of a row, rows of a step, held-out batches
+BLOCK, LENGTH, ROWS, HELD = 4, 64, 8, 6  # places of a block and of a row, rows of a step, held-out batches
 SHARES = {"stories": 1.0, "books_children": 1.0}
 
 
@@ -64,7 +64,7 @@ def main() -> None:
         return map(held, range(HELD))
 
     plan = Plan(schedule=Cosine(steps=options.steps, warmup=10), optimizer=Optimizer(name="adamw", lr=options.rate),
-                log_every=10, check_every=max(1, options.steps // 5))
+                log_every=10, check_every=max(1, options.steps // 3))
     fit(model, lambda step, ending: train(step), denoising, plan, valid=valid)
     if options.to is not None:
         print(save(model.eval(), options.to, dtype=torch.bfloat16, tokenizer_from=source.folder, overwrite=True))

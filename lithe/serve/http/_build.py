@@ -98,6 +98,8 @@ def request(bench: Bench, body: Shared, prompt: tuple[int, ...], *, choices: int
     chosen = law(bench, body)
     if bench.fills:
         _check_filled(body, chosen, constraint, logprobs)
+        if bench.model.config.mask_token in prompt:
+            raise bad(f"{param} holds the mask, which stands for an open place: is a word of it unknown here?", param)
     with blamed("prediction"):
         guess = None if body.prediction is None else tuple(bench.tokenizer.encode(body.prediction.text, bos=False))
     return Request(
