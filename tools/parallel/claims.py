@@ -61,7 +61,7 @@ def filters(book: Book, able: Seq[str]) -> list[Claim]:
     if not own:
         return []
     plain, threshold, oracle = (book.of(m, tasks=able) for m in (PLAIN, FLOOR, best()))
-    real = {m: book.of(m, part="learn2pd", tasks=able) for m in own}
+    real = {m: rs for m in own if len(rs := book.of(m, part="learn2pd", tasks=able)) == len(plain)}  # whole ones
     held = {m: against(rs, plain) for m, rs in real.items() if "shuffled" not in m}
     fits = {m: row for m, row in held.items() if row.lost <= 1}
     made = []
