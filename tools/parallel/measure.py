@@ -124,7 +124,7 @@ def long_canvas(desk: Desk, given: argparse.Namespace) -> None:
     """A canvas four times as long as answers: ends of text cut it, or are held back."""
     methods = ["", "end_of_text", "equal_blocks:size=8", "equal_blocks:size=8 + end_of_text", "eoser", "eoser:low=0.01",
                "eoser:low=0.01,ascending=true", "eoser:low=1,ascending=true"]
-    desk.run(desk.able(), methods, 25, places=32, part="long")
+    desk.run(desk.able()[::2], methods, 25, places=32, part="long")
 
 
 def neighbours(desk: Desk, given: argparse.Namespace) -> None:
@@ -153,7 +153,7 @@ def longer(desk: Desk, given: argparse.Namespace) -> None:
 def window(desk: Desk, given: argparse.Namespace) -> None:
     """Windows on a canvas of 256 places."""
     knobs = ("", ":every=16", ":every=64", ":recent=false", ":every=64,recent=false", " + end_of_text")
-    desk.run(desk.able()[:4], ["", *(f"window_diffusion{each}" for each in knobs)], 8, places=256, part="window")
+    desk.run(desk.able()[:4], ["", *(f"window_diffusion{each}" for each in knobs)], 6, places=256, part="window")
 
 
 def ending_blocks(desk: Desk, given: argparse.Namespace) -> None:
@@ -175,12 +175,12 @@ def block_model(desk: Desk, given: argparse.Namespace) -> None:
 def experts(desk: Desk, given: argparse.Namespace) -> None:
     """Experts shared by a pass's places: as many by votes as names take, and half of all."""
     names = [f"confident + des:by=seq,each={each}" for each in (1, 2)]
-    found = desk.run(LEARNED, ["", "confident", *names], model=MIXED, label=MIXED, part="experts")
+    found = desk.run(desk.able(), ["confident", *names], 50, model=MIXED, label=MIXED, part="experts")
     model = load(MIXED).config
     ran = lambda method: (sum(r.measured["experts"] for r in found if r.method == method)
                           / sum(sum(r.measured["passes"]) for r in found if r.method == method) / model.layers / model.experts)
     shares = ["1.0", "0.5", *(f"{ran(method):.3f}" for method in names)]
-    desk.run(LEARNED, [f"confident + des:share={share}" for share in shares], model=MIXED, label=MIXED, part="experts")
+    desk.run(desk.able(), [f"confident + des:share={share}" for share in shares], 50, model=MIXED, label=MIXED, part="experts")
 
 
 def rival(desk: Desk, given: argparse.Namespace) -> None:
@@ -223,8 +223,7 @@ def speed_long(desk: Desk, given: argparse.Namespace) -> None:
 def cached_long(desk: Desk, given: argparse.Namespace) -> None:
     """The same on more problems, for the accuracy."""
     both = ["confident + equal_blocks:size=32", "confident + equal_blocks:size=32 + dual_cache"]
-    desk.run(FEW, both, 32, places=496, whole=True, part="cache 512")
-    desk.run(FEW, ["equal_blocks:size=32 + dual_cache"], 16, places=496, whole=True, part="cache 512")
+    desk.run(FEW, both, 16, places=496, whole=True, part="cache 512")
 
 
 PARTS: dict[str, Callable[[Desk, argparse.Namespace], None]] = {
