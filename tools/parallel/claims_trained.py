@@ -137,7 +137,7 @@ def speeds(book: Book, able: Seq[str]) -> list[Claim]:
             right = [sum(r.measured["right"].count("1") for r in rs) / sum(len(r.measured["right"]) for r in rs)
                      for rs in (turns[PLAIN], own)]
             passes = total(turns[PLAIN], "passes") / total(own, "passes")
-            made.append(verdict(7, f"`{method}`: 3 times fewer passes, 2.5 times the tokens a second, one point lost or less",
+            made.append(verdict(0, f"`{method}`: 3 times fewer passes, 2.5 times the tokens a second, one point lost or less",
                                 f"{passes:.2f} and {ratio:.2f} times, {100 * (right[0] - right[1]):+.1f} points",
                                 passes >= 3 and ratio >= 2.5 and right[0] - right[1] <= 0.01))
     for method in dict.fromkeys(r.method for r in book.all(part="speed 512") if "cache" in r.method):
@@ -145,7 +145,7 @@ def speeds(book: Book, able: Seq[str]) -> list[Claim]:
         own = book.of(method, part="speed 512")
         bare = book.of(without, part="speed 512", tasks=[r.settings["task"] for r in own])
         same, count = claims.alike(own, bare)
-        made.append(verdict(28, f"`{method}`, 512 places: twice the tokens a second of no cache, the same texts",
+        made.append(verdict(0, f"`{method}`, 512 places: twice the tokens a second of no cache, the same texts",
                             f"{total(bare, 'seconds') / total(own, 'seconds'):.2f} times, {same} of {count} texts",
                             total(bare, "seconds") >= 2 * total(own, "seconds") and same == count))
     return made
