@@ -142,7 +142,7 @@ def paralleled(model: str, *, methods: Seq[str], tasks: Seq[str], problems: int,
     course = Course(target, book, tell, given=given)
     asked = ["", *methods] if methods else policies()
     found, code = [], 0
-    for cell in cells(tasks or given or TASKS, asked, problems, seed, given=given, places=places):
+    for cell in cells(tasks or list(given) or TASKS, asked, problems, seed, given=given, places=places):
         try:
             found += course.run([cell])
         except KeyboardInterrupt:
