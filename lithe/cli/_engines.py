@@ -27,7 +27,7 @@ ROUNDS = Annotated[int, typer.Option(help="of --suite engines: turns that every 
 # Options of one suite alone.
 OWN = {"methods": set(), "engines": {"engine", "precision", "rounds"}, "tuning": {"plan", "shift", "runs"},
        "compress": {"plan", "runs"}, "serving": {"part"}, "json": {"schemas", "write"},
-       "parallel": {"task", "problems", "places"}}
+       "parallel": {"task", "problems", "places", "rows"}}
 BOTH = {"model", "suite", "as_json", "ledger", "no_ledger", "threads", "offline"}
 SHARED = {"engines": BOTH | {"prompts", "limit"}, "tuning": BOTH | {"method"}, "compress": BOTH | {"method"},
           "serving": BOTH | {"dtype"}, "json": BOTH | {"limit", "max_tokens", "seed", "dtype", "device"},

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Sequence as Seq
+from collections import Counter
+from collections.abc import Callable, Sequence as Seq
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,7 @@ from lithe.errors import FormatError, UsageError
 if TYPE_CHECKING:
     from lithe.bench.ledger import Ledger
     from lithe.bench.parallel._rows import Row
+    from lithe.bench.parallel._tasks import Problem
     from lithe.diffuse.learn import Example
     from lithe.model.decoder import Decoder
     from lithe.registry import Spec
@@ -27,6 +29,8 @@ TASK = Annotated[list[str] | None, typer.Option("--task", help="of --suite paral
 PROBLEMS = Annotated[int, typer.Option("--problems", help="of --suite parallel: how many of each task", min=2)]
 PLACES = Annotated[int, typer.Option("--places", help="of --suite parallel: places of a canvas; 0: what the longest answer "
                                                       "of the task takes", min=0)]
+ROWS = Annotated[str | None, typer.Option("--rows", help="of --suite parallel: ParallelBench's parallel_bench_data.zip, whose "
+                                          "lists and squares are asked instead of drawn ones")]
 DRAWN = "tasks:"  # begins what names drawn problems instead of a file
 FITS = {"model", "method", "data", "output", "steps", "rows", "warmup", "examples", "seed", "dtype", "device", "threads",
         "offline", "as_json"}  # options of a fit that mean something to a diffusion model
@@ -72,7 +76,7 @@ def _read(line: str, where: str, model: Decoder) -> Example:
 def _drawn(names: str, model: Decoder, count: int) -> list[Example]:
     import numpy as np
 
-    from lithe.bench.parallel._tasks import TASKS, Problem, draw, room
+    from lithe.bench.parallel._tasks import TASKS, draw, room
     from lithe.diffuse.learn import Example
 
     assert model.tokenizer is not None
@@ -125,25 +129,27 @@ def unfit(context: typer.Context) -> None:
         raise UsageError(f"--{given[0]} is for models that read from left to right: leave it out")
 
 
-def paralleled(model: str, *, methods: Seq[str], tasks: Seq[str], problems: int, places: int, seed: int,
+def paralleled(model: str, *, methods: Seq[str], tasks: Seq[str], problems: int, places: int, seed: int, rows: str | None,
                dtype: str, threads: int | None, offline: bool, as_json: bool, book: Ledger | None) -> int:
     """Run what the ledger lacks of the suite and print all of it. 130 where Ctrl-C ended the run."""
-    from lithe.bench.parallel._rows import good, rows
+    from lithe.bench.parallel._rows import good, rows as compared
     from lithe.bench.parallel._suite import Course, best, cells, policies
     from lithe.bench.parallel._tasks import TASKS
 
+    tell = lambda line: print(line, file=sys.stderr, flush=True)
     target = open_model(model, dtype=dtype, threads=threads, offline=offline)
-    course = Course(target, book, tell=lambda line: print(line, file=sys.stderr, flush=True))
+    given = _published(rows, tell) if rows else {}
+    course = Course(target, book, tell, given=given)
     asked = ["", *methods] if methods else policies()
     found, code = [], 0
-    for cell in cells(tasks or TASKS, asked, problems, seed, places=places):
+    for cell in cells(tasks or list(given) or TASKS, asked, problems, seed, given=given, places=places):
         try:
             found += course.run([cell])
         except KeyboardInterrupt:
             code = 130
             break
     able = good(found)
-    told = rows(found, able, best())
+    told = compared(found, able, best())
     if as_json:
         for row in told:
             print(json.dumps(row.json(), ensure_ascii=False))
@@ -151,6 +157,20 @@ def paralleled(model: str, *, methods: Seq[str], tasks: Seq[str], problems: int,
     print(f"tasks on which one token a step is right for 80 % and more: {', '.join(able) or 'none'}")
     table(HEADS, [_cells(row) for row in told])
     return code
+
+
+def _published(source: str, tell: Callable[[str], None]) -> dict[str, list[Problem]]:
+    """The problems of published rows, and a line for each group of files and reason of what is left out."""
+    from lithe.bench.parallel._published import published
+
+    found, left = published(Path(source).expanduser()), Counter[tuple[str, str]]()
+    for name, reasons in found.left_out.items():
+        for why, count in reasons.items():
+            left[name.partition("/")[0], why] += count
+    for (group, why), count in left.items():
+        tell(f"left out of {group}: {count} rows: {why}")
+    tell("every name, of people and of symbols, was renamed to a word that the model knows, one to one and in order")
+    return found.problems
 
 
 def _cells(row: Row) -> list[Any]:

@@ -11,7 +11,7 @@ import typer
 from lithe.cli._common import DEVICE, DTYPE, JSON, METHODS, OFFLINE, SEED, THREADS, open_model, table
 from lithe.cli._compression import compressed
 from lithe.cli._engines import ENGINE, PRECISION, ROUNDS, SUITE, checked, compare
-from lithe.cli._filling import PLACES, PROBLEMS, TASK, paralleled
+from lithe.cli._filling import PLACES, PROBLEMS, ROWS, TASK, paralleled
 from lithe.cli._json import SCHEMAS, WRITE, structured
 from lithe.cli._measure import LEDGER, LIMIT, NO_LEDGER, PROMPTS, chosen_kinds, open_ledger, progress
 from lithe.cli._serving import PART, served
@@ -41,7 +41,7 @@ def command(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on to --max-tokens past an end of text")] = False,
     suite: SUITE = "methods", engine: ENGINE = None, precision: PRECISION = None, rounds: ROUNDS = 9,
     plan: PLAN = None, shift: SHIFT = None, runs: RUNS = None, part: PART = None, schemas: SCHEMAS = None, write: WRITE = 10,
-    task: TASK = None, problems: PROBLEMS = 100, places: PLACES = 0,
+    task: TASK = None, problems: PROBLEMS = 100, places: PLACES = 0, rows: ROWS = None,
     as_json: JSON = False, ledger: LEDGER = None, no_ledger: NO_LEDGER = False,
     seed: SEED = 0, dtype: DTYPE = "auto", device: DEVICE = "cpu", threads: THREADS = None, offline: OFFLINE = False,
 ) -> int:
@@ -63,14 +63,14 @@ def command(
     target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline)
     try:
         with progress("measuring") as tell:
-            rows = bench(target, method or (), [prompt for prompt, _ in asked], kinds=[kind for _, kind in asked], batch=batch,
+            told = bench(target, method or (), [prompt for prompt, _ in asked], kinds=[kind for _, kind in asked], batch=batch,
                          max_tokens=max_tokens, repeats=repeats, accept=accept, seed=seed, ignore_eos=ignore_eos, ledger=book,
                          warps=warp or (), temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, progress=tell)
     except Stopped as stop:
         _tell(stop.rows, as_json)
         return 130
-    _tell(rows, as_json)
-    return 1 if any(row.error for row in rows) else 0
+    _tell(told, as_json)
+    return 1 if any(row.error for row in told) else 0
 
 
 def _suite(suite: str, given: dict[str, Any]) -> int:
@@ -87,7 +87,7 @@ def _suite(suite: str, given: dict[str, Any]) -> int:
     if suite == "serving":
         return served(model, parts=several("part"), dtype=given["dtype"], **asked)
     if suite == "parallel":
-        own = {name: given[name] for name in ("problems", "places", "seed", "dtype")}
+        own = {name: given[name] for name in ("problems", "places", "rows", "seed", "dtype")}
         return paralleled(model, methods=several("method"), tasks=several("task"), **own, **asked)
     if suite == "json":
         own = {name: given[name] for name in ("write", "limit", "max_tokens", "seed", "dtype", "device")}

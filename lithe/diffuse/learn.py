@@ -137,7 +137,8 @@ def learn(spec: Spec, model: Decoder, examples: Seq[Example], lesson: Lesson, *,
             training = dataclasses.asdict(lesson) | {"seconds": round(at.seconds, 1), "loss": at.loss}
             fitted.save(folder, entry.name, knobs, model, module.eval(), training=training)
         return module.eval()
-    student = copy.deepcopy(model).requires_grad_(True)  # the model itself stays as it is: the method's teacher
+    shared = {id(model.tokenizer): model.tokenizer}  # a chat template's engine cannot be copied
+    student = copy.deepcopy(model, shared).requires_grad_(True)  # the model itself stays as it is: the method's teacher
     method = entry.module.Method(knobs, model)
     method.begin(room, student)
     fit(student, method.batch, method.loss, settings, folder=work, quiet=quiet, identity=identity)

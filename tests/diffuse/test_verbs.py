@@ -6,11 +6,11 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lithe.bench.ledger import Ledger
-from lithe.bench.parallel._rows import good, rows
+from lithe.bench.parallel._rows import against, good, rows, same_texts
 from lithe.bench.parallel._suite import Cell, Course, problems, words
 from lithe.bench.parallel._tasks import END, OPEN, TASKS, VOCABULARY, room
 from lithe.cli import run
-from lithe.errors import FormatError
+from lithe.errors import FormatError, UsageError
 from lithe.model.checkpoint import save
 from lithe.model.config import Config
 from lithe.model.decoder import Decoder
@@ -27,7 +27,8 @@ def folder(tmp_path_factory):
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made.add_special_tokens([END, OPEN])
     made.save(str(place / "tokenizer.json"))
-    (place / "tokenizer_config.json").write_text(json.dumps({"eos_token": END, "mask_token": OPEN}))
+    (place / "tokenizer_config.json").write_text(json.dumps(
+        {"eos_token": END, "mask_token": OPEN, "chat_template": "{{ messages[-1]['content'] }}"}))
     for file in ("config.json", "generation_config.json"):
         (place / file).write_text(json.dumps({"eos_token_id": 0, "pad_token_id": 0}))
     config = Config(vocab=len(VOCABULARY), width=32, layers=1, heads=2, kv_heads=2, ffn=32, context=64, tied=True,
@@ -87,6 +88,18 @@ def test_rows_compare_with_one_token_a_step_problem_by_problem(folder):
     assert plain.lost == 0 and plain.fewer == 1 and fast.lost == 25 and fast.fewer == 2
     assert fast.lost_interval[0] <= 25 <= fast.lost_interval[1]
     assert rows(found, ["copy"], "steady:tokens=2")[1].headroom == 1
+    beside = against([found[1]], [found[0]])
+    assert beside.lost == 25 and beside.fewer == 2
+    with pytest.raises(UsageError, match="same problems"):
+        against([found[1]], [found[2]])
+
+
+def test_records_tell_texts_bits_and_doubt(folder):
+    course = Course(load(folder))
+    plain, fast, again = course.run([Cell(task="copy", method=m, problems=5) for m in ("", "steady:tokens=8", "freedave")])
+    assert same_texts(plain, again) == (5, 5) and same_texts(plain, fast)[0] < 5
+    assert 0 < plain.measured["doubt"] == fast.measured["doubt"] < 6 and plain.measured["bits"] > 0  # nats of 48 words
+    assert course.run([Cell(task="copy", method="", problems=5)]) == [plain]
 
 
 def test_answers_are_read_as_they_were_written(folder):

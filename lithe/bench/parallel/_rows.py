@@ -11,6 +11,7 @@ import numpy as np
 from lithe.bench import stats
 from lithe.bench.ledger import Record
 from lithe.bench.parallel._suite import PLAIN
+from lithe.errors import UsageError
 
 ENOUGH = 0.8  # of one token a step: on tasks below, a policy's loss says little
 
@@ -57,6 +58,23 @@ def rows(records: Iterable[Record], tasks: Iterable[str], best: str = "") -> lis
     plain = by.get(PLAIN, {})
     least = _passes(by[best].values()) if best in by and not any("error" in r.measured for r in by[best].values()) else None
     return [_row(method, each, plain, least) for method, each in by.items() if each.keys() == plain.keys()]
+
+
+def against(own: Iterable[Record], other: Iterable[Record]) -> Row:
+    """One policy beside another on the same problems, in whose place it stands: `lost` and `fewer` are against that one.
+
+    Raises UsageError where their problems are not the same.
+    """
+    mine, theirs = ({r.settings["task"]: r for r in each} for each in (own, other))
+    if not mine or {t: r.prompts_hash for t, r in mine.items()} != {t: r.prompts_hash for t, r in theirs.items()}:
+        raise UsageError("two policies are compared on the same problems")
+    return _row(next(iter(mine.values())).method, mine, theirs, None)
+
+
+def same_texts(own: Record, other: Record) -> tuple[int, int]:
+    """How many answers two records have in common, and of how many."""
+    each = [[r.measured["texts"][i : i + 4] for i in range(0, len(r.measured["texts"]), 4)] for r in (own, other)]
+    return sum(a == b for a, b in zip(*each, strict=True)), len(each[0])
 
 
 def _row(method: str, own: dict[str, Record], plain: dict[str, Record], least: float | None) -> Row:

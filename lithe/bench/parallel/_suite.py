@@ -23,6 +23,7 @@ from lithe.model.decoder import Decoder
 from lithe.sampling.law import Law
 from lithe.sampling.sequence import Sequence
 
+Given = dict[str, list[Problem]]  # problems by task
 PLAIN = "plain"
 SHIPPED = Path(__file__).with_name("policies.toml")
 TOGETHER = 64  # problems that are decoded at once
@@ -31,7 +32,10 @@ FIRST = 10_000  # seeds from here on were drawn for no training
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One task under one policy. places: of the canvas; 0: as many as the task's longest answer and an end take."""
+    """One task under one policy. places: of the canvas; 0: as many as the task's longest answer and an end take.
+
+    whole: fill it to its last place, whatever text has ended before.
+    """
 
     task: str
     method: str  # "" is one token a step
@@ -40,6 +44,7 @@ class Cell:
     temperature: float = 0.0
     places: int = 0
     items: int = 0  # of a list; 0: any
+    whole: bool = False
     part: str = ""
 
     @property
@@ -57,19 +62,24 @@ def best(path: Path = SHIPPED) -> str:
     return str(tomllib.loads(path.read_text(encoding="utf-8"))["best"])
 
 
-def problems(cell: Cell) -> list[Problem]:
-    """The problems of a cell: of a task, count and seed always the same."""
+def problems(cell: Cell, given: Given | None = None) -> list[Problem]:
+    """The problems of a cell: the first that are given of its task, else drawn: of a task, count and seed always the same."""
+    if given and cell.task in given:
+        return given[cell.task][: cell.problems]
+    if cell.task not in TASKS:
+        raise UsageError(f"there is no task {cell.task!r}")
     return [draw(cell.task, np.random.default_rng([FIRST + cell.seed, i]), cell.items or None) for i in range(cell.problems)]
 
 
 @dataclass
 class Course:
-    """A model and what is known of it so far."""
+    """A model and what is known of it so far. given: problems of tasks that are not drawn."""
 
     model: Decoder
     ledger: Ledger | None = None
     tell: Callable[[str], None] = lambda line: None
     known: dict[Cell, Record] = field(default_factory=dict)
+    given: Given = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.model.tokenizer is None:
@@ -78,7 +88,7 @@ class Course:
             return
         own = fingerprint(self.model.folder)
         for found in self.ledger.read():
-            if found.suite == SUITE and found.model_hash == own and (cell := cell_of(found)) is not None:
+            if found.suite == SUITE and found.model_hash == own and (cell := cell_of(found, self.given)) is not None:
                 self.known[cell] = found
 
     def run(self, cells: Seq[Cell]) -> list[Record]:
@@ -94,7 +104,7 @@ class Course:
 
     def measure(self, cell: Cell) -> Record:
         """Decode a cell's problems. A method that this model cannot run is a record too, which says why."""
-        asked = problems(cell)
+        asked = problems(cell, self.given)
         made: DiffusePlan | None = None
         try:
             made = plan(self.model, *filter(None, [cell.method]))
@@ -108,57 +118,71 @@ class Course:
 
 
 def decoded(model: Decoder, made: DiffusePlan, asked: Seq[Problem], cell: Cell) -> dict[str, Any]:
-    """What came out, problem by problem: judged by rule up to the first end of text; passes, rows and keys as counted."""
+    """What came out, problem by problem: judged by rule up to the first end of text; passes, rows and keys as counted.
+
+    texts: four digits of each answer's hash. bits: of all that was committed, by the chances it was committed with. doubt: a
+    place's entropy in first passes, in nats.
+    """
     law = Law.of(temperature=cell.temperature) if cell.temperature else None
-    found: dict[str, Any] = {"right": "", "passes": [], "tokens": [], "places": 0, "rows": 0, "keys": 0, "experts": 0}
-    begun, places = perf_counter(), cell.places or room(cell.task)
+    found: dict[str, Any] = {"right": "", "texts": "", "passes": [], "tokens": [], "bits": 0.0}
+    found |= dict.fromkeys(("places", "rows", "keys", "experts"), 0)
+    begun, places, doubts = perf_counter(), cell.places or room(asked[0].task), list[float]()
+    made.watch = lambda canvas, guess: None if canvas.round else doubts.append(float(guess.entropy_P.mean()))
     for at in range(0, len(asked), TOGETHER):
-        batch = [ask(model, p.prompt, places, law, cell.seed + at + i) for i, p in enumerate(asked[at : at + TOGETHER])]
+        batch = [ask(model, p.prompt, places, law, cell.seed + at + i, whole=cell.whole)
+                 for i, p in enumerate(asked[at : at + TOGETHER])]
         for _ in run(made, batch):
             pass
         for problem, sequence, each in zip(asked[at:], batch, made.runs, strict=False):
             said = words(model, sequence)
             found["right"] += str(int(problem.right(said)))
+            found["texts"] += digest(said)[:4]
             found["passes"].append(each.spent.passes)
             found["tokens"].append(len(said))
             found["places"] += sum(each.spent.rounds)
+            found["bits"] -= float(each.canvas.sure_T.log2().sum())
             for name in ("rows", "keys", "experts"):
                 found[name] += getattr(each.spent, name)
-    return found | {"seconds": round(perf_counter() - begun, 4)}
+    taken = perf_counter() - begun
+    return found | {"seconds": round(taken, 4), "bits": round(found["bits"], 3), "doubt": round(sum(doubts) / len(doubts), 4)}
 
 
-def ask(model: Decoder, prompt: Seq[str], places: int, law: Law | None, seed: int) -> Sequence:
+def ask(model: Decoder, prompt: Seq[str], places: int, law: Law | None, seed: int, *, whole: bool = False) -> Sequence:
+    """A problem as a request. whole: no token ends it."""
     assert model.tokenizer is not None
     return Sequence(model.tokenizer.encode(" ".join(prompt), bos=False), limit=places, context=model.config.context, law=law,
-                    seed=seed, eos=model.tokenizer.eos_ids)
+                    seed=seed, eos=frozenset() if whole else model.tokenizer.eos_ids)
 
 
 def words(model: Decoder, sequence: Sequence) -> list[str]:
     """The answer, up to its end."""
     assert model.tokenizer is not None
-    said = [model.tokenizer.decode([token]).strip() for token in sequence.tokens if token not in sequence.eos]
+    ends = [i for i, token in enumerate(sequence.tokens) if token in model.tokenizer.eos_ids]
+    said = [model.tokenizer.decode([token]).strip() for token in sequence.tokens[: ends[0] if ends else None]]
     return said if END not in said else said[: said.index(END)]
 
 
-def cell_of(found: Record) -> Cell | None:
+def cell_of(found: Record, given: Given | None = None) -> Cell | None:
     """The cell of a record, None where its problems were other ones."""
     method = "" if found.method == PLAIN else found.method
     try:
         cell = Cell(**found.settings, method=method, seed=found.seed or 0)
-        same = found.prompts_hash == digest([p.prompt for p in problems(cell)])
-    except (TypeError, ValueError, KeyError):
+        same = found.prompts_hash == digest([p.prompt for p in problems(cell, given)])
+    except (TypeError, ValueError, KeyError, UsageError):
         return None
     return cell if same else None
 
 
-def cells(tasks: Seq[str], methods: Seq[str], count: int, seed: int = 0, **settings: Any) -> Iterator[Cell]:
+def cells(tasks: Seq[str], methods: Seq[str], count: int, seed: int = 0, *, given: Given | None = None,
+          **settings: Any) -> Iterator[Cell]:
     """Task by task, every policy. Raises UsageError for an unknown task."""
+    most = dict.fromkeys(TASKS, count) | {task: len(each) for task, each in (given or {}).items()}
     for task in tasks:
-        if task not in TASKS:
-            raise UsageError(f"there is no task {task!r}; known: {', '.join(TASKS)}")
+        if task not in most:
+            raise UsageError(f"there is no task {task!r}; known: {', '.join(most)}")
     for task in tasks:
         for method in methods:
-            yield Cell(task=task, method=method, problems=count, seed=seed, **settings)
+            yield Cell(task=task, method=method, problems=min(count, most[task]), seed=seed, **settings)
 
 
 def told(measured: dict[str, Any]) -> str:

@@ -58,36 +58,31 @@ def _exactly(answer: Words) -> Callable[[Sequence[str]], bool]:
 def _list(task: str, dice: np.random.Generator, n: int) -> Problem:
     drawn = [WORDS[i] for i in dice.choice(len(WORDS), n + 1, replace=False)]
     items, new = drawn[:n], drawn[n]
-    at, more = int(dice.integers(n)), []
-    answer, rule = list(items), None
-    match task:
-        case "reverse":
-            answer.reverse()
-        case "sort":
-            answer.sort()
-        case "replace_index":
-            answer[at], more = new, ["with", new, "at", DIGITS[at]]
-        case "insert_index":
-            answer.insert(at, new)
-            more = ["with", new, "at", DIGITS[at]]
-        case "remove_index":
-            del answer[at]
-            more = ["at", DIGITS[at]]
-        case "shuffle":
-            while answer == items:
-                answer = [items[i] for i in dice.permutation(n)]
-            rule = lambda said: sorted(said) == sorted(items) and list(said) != items
-        case "replace_random":
-            answer[at], more = new, ["with", new]
-            rule = lambda said: any(list(said) == [*items[:i], new, *items[i + 1 :]] for i in range(n))
-        case "insert_random":
-            answer.insert(int(dice.integers(n + 1)), new)
-            more = ["with", new]
-            rule = lambda said: any(list(said) == [*items[:i], new, *items[i:]] for i in range(n + 1))
-        case "remove_random":
-            del answer[at]
-            rule = lambda said: any(list(said) == [*items[:i], *items[i + 1 :]] for i in range(n))
-    return Problem(task, [task, *more, ":", *items, *["_"] * (LONGEST - n), "="], answer, rule or _exactly(answer))
+    at, order = int(dice.integers(n)), list(items)
+    while task == "shuffle" and order == items:
+        order = [items[i] for i in dice.permutation(n)]
+    if task == "insert_random":
+        at = int(dice.integers(n + 1))
+    return listed(task, items, new, at, order)
+
+
+def listed(task: str, items: Words, new: str = "", at: int = 0, order: Words | None = None) -> Problem:
+    """A list operation as a form. at: the place that is asked for, or that of the answer shown; order: a shuffled list."""
+    kind, _, where = task.partition("_")
+    changed: Callable[[int], Words] | None = {
+        "replace": lambda i: [*items[:i], new, *items[i + 1 :]], "insert": lambda i: [*items[:i], new, *items[i:]],
+        "remove": lambda i: [*items[:i], *items[i + 1 :]]}.get(kind)
+    if changed is None:
+        answer = {"copy": items, "reverse": items[::-1], "sort": sorted(items), "shuffle": order or items}[kind]
+        right = [answer]
+    else:
+        places = [at] if where == "index" else range(len(items) + (kind == "insert"))
+        answer, right = changed(at), [changed(i) for i in places]
+    rule = lambda said: list(said) in right
+    if task == "shuffle":
+        rule = lambda said: sorted(said) == sorted(items) and list(said) != items
+    more = [*(["with", new] if kind in ("replace", "insert") else []), *(["at", DIGITS[at]] if where == "index" else [])]
+    return Problem(task, [task, *more, ":", *items, *["_"] * (LONGEST - len(items)), "="], answer, rule)
 
 
 def _sum(task: str, dice: np.random.Generator, digits: int) -> Problem:
@@ -107,7 +102,11 @@ def _square(dice: np.random.Generator) -> Problem:
     """A 4 x 4 Latin square with 8 cells open; several squares may fit."""
     whole = [cell for row in SQUARES[int(dice.integers(len(SQUARES)))] for cell in row]
     hidden = set(dice.choice(16, 8, replace=False).tolist())
-    given = ["_" if i in hidden else cell for i, cell in enumerate(whole)]
+    return squared(["_" if i in hidden else cell for i, cell in enumerate(whole)], whole)
+
+
+def squared(given: Words, whole: Words) -> Problem:
+    """A Latin square to fill, cells row by row, `_` where one is open; whole: a square that fits."""
 
     def right(said: Sequence[str]) -> bool:
         rows = [said[i : i + 4] for i in range(0, 16, 4)]

@@ -1,0 +1,197 @@
+"""The checks of what is trained, cached and timed, as claims.py states those of policies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence as Seq
+
+import claims
+import numpy as np
+from book import MODEL, Book
+from claims import Claim, fewer, lost, total, verdict
+
+from lithe.bench.ledger import Record
+from lithe.bench.parallel._rows import Row, against, good
+from lithe.bench.parallel._suite import PLAIN
+
+BLOCKS, MIXED = "zoo:tiny-block", "zoo:tiny-diffusion-moe"
+ASCENDING = "eoser:low=0.01,ascending=true"
+
+
+def all_of(book: Book, able: Seq[str]) -> list[Claim]:
+    """The claims that the ledger can speak to, by row."""
+    found = [claim for check in CHECKS for claim in check(book, able)]
+    return sorted(found, key=lambda claim: claim.row)
+
+
+def under(book: Book, able: Seq[str], policy: str, model: str = MODEL) -> dict[str, list[Record]]:
+    """Records of a policy at all its thresholds, of the base or of a model that was trained from it."""
+    found: dict[str, list[Record]] = {}
+    for r in book.all(part="trained", model=model):
+        if r.method.partition(":")[0] == policy and r.settings["task"] in able:
+            found.setdefault(r.method, []).append(r)
+    return found
+
+
+def cheapest(book: Book, able: Seq[str], policy: str, model: str = MODEL) -> Row | None:
+    """The threshold with fewest passes of those that lose a point at most against the untrained model at one token a step."""
+    plain = book.of(PLAIN, tasks=able)
+    held = [row for rs in under(book, able, policy, model).values() if (row := against(rs, plain)).lost <= 1]
+    return min(held, key=lambda row: row.passes, default=None)
+
+
+def told(row: Row | None) -> str:
+    return "none loses so little" if row is None else f"{row.passes:.2f} passes (`{row.method}`, {lost(row)})"
+
+
+def certain(book: Book, able: Seq[str]) -> list[Claim]:
+    """40: certainty forced where the model is right."""
+    after = {spec: f"{MODEL} + {spec}" for spec in ("dparallel", "dparallel:beta=0", "dparallel:correct=false")}
+    if not all(under(book, able, "low_entropy", model) for model in after.values()):
+        return []
+    base = cheapest(book, able, "low_entropy")
+    best = {spec: cheapest(book, able, "low_entropy", model) for spec, model in after.items()}
+    doubt = [float(np.mean([r.measured["doubt"] for r in under(book, able, "low_entropy", model)["low_entropy:most=0.45"]]))
+             for model in (MODEL, after["dparallel"])]
+    own, plain = best["dparallel"], best["dparallel:beta=0"]
+    made = [verdict(40, "entropy of a canvas in its first pass falls by 40 %", f"{doubt[0]:.3f} to {doubt[1]:.3f} nats",
+                    doubt[1] <= 0.6 * doubt[0])]
+    if base and own:
+        made.append(verdict(40, "passes at one point lost or less fall by 30 % under the same policy",
+                            f"base {told(base)}; trained {told(own)}", own.passes <= 0.7 * base.passes))
+        made.append(verdict(40, "without the entropy term they fall less", told(plain),
+                            plain is None or plain.passes > own.passes))
+    only, everywhere = (under(book, able, "low_entropy", after[spec])["low_entropy:most=0.45"]
+                        for spec in ("dparallel", "dparallel:correct=false"))
+    row = against(everywhere, only)
+    made.append(verdict(40, "entropy asked for everywhere, not only where right, costs accuracy (at 0.45 nats)", lost(row),
+                        row.lost > 0))
+    return made
+
+
+def consistent(book: Book, able: Seq[str]) -> list[Claim]:
+    """10: consistency distillation, nested masks or not."""
+    nested, base = (cheapest(book, able, "cad", model) for model in (f"{MODEL} + dscd", MODEL))
+    own, apart = (under(book, able, "cad", f"{MODEL} + {spec}").get("cad:early=0,floor=0.9")
+                  for spec in ("dscd", "dscd:nested=false"))
+    if not own or not apart or base is None:
+        return []
+    row = against(apart, own)
+    return [verdict(10, "passes at one point lost or less fall by 20 % under the same policy", f"base {told(base)}; trained "
+                    f"{told(nested)}", nested is not None and nested.passes <= 0.8 * base.passes),
+            verdict(10, "masks drawn apart are no better (at a floor of 0.9)", f"apart {lost(row)} against nested",
+                    row.lost >= 0)]
+
+
+def windows(book: Book, able: Seq[str]) -> list[Claim]:
+    """28: windows on a canvas of 256 places."""
+    of = lambda method: book.of(method, part="window")
+    if not of("window_diffusion"):
+        return []
+    row, cut = against(of("window_diffusion"), of(PLAIN)), against(of("window_diffusion + end_of_text"), of(PLAIN))
+    share = lambda method: total(of(method), "rows") / total(of(PLAIN), "rows")
+    time = lambda method: total(of(method), "seconds") / total(of(PLAIN), "seconds")
+    made = [verdict(28, f"`{m}`, 256 places: 15 % of the rows, 40 % of the time, 2 points lost or less",
+                    f"{share(m):.0%} of the rows, {time(m):.0%} of the time, {lost(r)}",
+                    share(m) <= 0.15 and time(m) <= 0.4 and r.lost <= 2)
+            for m, r in (("window_diffusion", row), ("window_diffusion + end_of_text", cut))]
+    stale = against(of("window_diffusion:every=64"), of("window_diffusion:every=16"))
+    made.append(verdict(28, "all computed anew every 16 steps is no worse than every 64", f"64: {lost(stale)}",
+                        stale.lost >= 0))
+    for every in ("", "every=64,"):
+        without = against(of(f"window_diffusion:{every}recent=false"), of(f"window_diffusion:{every}".rstrip(":,")))
+        made.append(verdict(28, f"leaving out what was decided lately does not help ({every.rstrip(',') or 'every=32'})",
+                            lost(without), without.lost >= 0))
+    return made
+
+
+def rewarded(book: Book, able: Seq[str]) -> list[Claim]:
+    """133: credit in the canvases in which tokens were decided."""
+    gains: dict[str, list[float]] = {"true": [], "false": []}
+    task, before = "", 0.0
+    for name in dict.fromkeys(name for name, part, *_ in book.held if part == "rewards" and name != MODEL):
+        own = book.of(ASCENDING, part="rewards", model=name)[0]
+        task = own.settings["task"]
+        base = book.of(ASCENDING, part="rewards", tasks=[task])[0]
+        before = base.measured["right"].count("1") / 2
+        gains["true" if "trace=true" in name else "false"].append(own.measured["right"].count("1") / 2 - before)
+    if not task:
+        return []
+    mean = {name: float(np.mean(each)) for name, each in gains.items()}
+    each = {name: ", ".join(f"{gain:+.1f}" for gain in several) for name, several in gains.items()}
+    return [verdict(133, f"100 steps of CJ-GRPO on {task} ({before:.1f} % at ascending steps before) gain 10 points",
+                    f"{mean['true']:+.1f} ({each['true']})", mean["true"] >= 10),
+            verdict(133, "and more than scores of one pass do", f"{mean['false']:+.1f} ({each['false']})",
+                    mean["true"] > mean["false"])]
+
+
+def speeds(book: Book, able: Seq[str]) -> list[Claim]:
+    """The two figures in seconds."""
+    made = []
+    turns: dict[str, list[Record]] = {}
+    for seed in (2, 3, 4):
+        for r in book.all(part="speed", seed=seed):
+            turns.setdefault(r.method, []).append(r)
+    for method, own in turns.items():
+        if method != PLAIN:
+            ratio = total(turns[PLAIN], "seconds") / total(own, "seconds")
+            right = [sum(r.measured["right"].count("1") for r in rs) / sum(len(r.measured["right"]) for r in rs)
+                     for rs in (turns[PLAIN], own)]
+            passes = total(turns[PLAIN], "passes") / total(own, "passes")
+            made.append(verdict(0, f"`{method}`: 3 times fewer passes, 2.5 times the tokens a second, one point lost or less",
+                                f"{passes:.2f} and {ratio:.2f} times, {100 * (right[0] - right[1]):+.1f} points",
+                                passes >= 3 and ratio >= 2.5 and right[0] - right[1] <= 0.01))
+    for method in dict.fromkeys(r.method for r in book.all(part="speed 512") if "cache" in r.method):
+        without = " + ".join(part for part in method.split(" + ") if "cache" not in part)
+        own = book.of(method, part="speed 512")
+        bare = book.of(without, part="speed 512", tasks=[r.settings["task"] for r in own])
+        same, count = claims.alike(own, bare)
+        made.append(verdict(0, f"`{method}`, 512 places: twice the tokens a second of no cache, the same texts",
+                            f"{total(bare, 'seconds') / total(own, 'seconds'):.2f} times, {same} of {count} texts",
+                            total(bare, "seconds") >= 2 * total(own, "seconds") and same == count))
+    return made
+
+
+def experts(book: Book, able: Seq[str]) -> list[Claim]:
+    """34: places of a pass share experts."""
+    of = lambda method: book.of(method, part="experts", model=MIXED)
+    whole, half, free = (of(method) for method in ("confident + des:share=1.0", "confident + des:share=0.5", "confident"))
+    if not half:
+        return []
+    same, count = claims.alike(whole, free)
+    ran = lambda records: total(records, "experts") / total(records, "passes")
+    row = against(half, free)
+    kept = row.accuracy / (row.accuracy + row.lost / 100)
+    made = [verdict(34, "all experts shared is no sharing", f"{same} of {count} texts", same == count),
+            verdict(34, "half of the experts keep 97 % of the accuracy and run 30 % fewer a pass",
+                    f"{kept:.1%} of it, {1 - ran(half) / ran(free):.0%} fewer run",
+                    kept >= 0.97 and ran(half) <= 0.7 * ran(free))]
+    shares = [m for m in dict.fromkeys(r.method for r in book.all(part="experts", model=MIXED)) if "share=" in m]
+    for each in (1, 2):
+        names = of(f"confident + des:by=seq,each={each}")
+        near = min(shares, key=lambda m, names=names: abs(ran(of(m)) - ran(names)))
+        row = against(of(near), names)
+        made.append(verdict(34, f"votes are no worse than {each} named by each token, as many experts running",
+                            f"`{near}`: {ran(of(near)):.1f} against {ran(names):.1f} a pass, {lost(row)}", row.lost <= 0))
+    return made
+
+
+def verified(book: Book, able: Seq[str]) -> list[Claim]:
+    """49: a block model that verifies its own drafts, against thresholds alone."""
+    of = lambda method: book.of(method, part="blocks model", model=BLOCKS)
+    known = good(of(PLAIN), "blocks model")
+    some = lambda method: [r for r in of(method) if r.settings["task"] in known]
+    if not known or "error" in of("s2d2:route=static")[0].measured:
+        return []
+    made = []
+    for floor in ("0.7", "0.85", "0.9"):
+        alone = some("confident" if floor == "0.9" else f"confident:floor={floor}")
+        for route in ("static", "dynamic"):
+            row = against(some(f"s2d2:route={route} + confident:floor={floor}"), alone)
+            made.append(verdict(49, f"`s2d2:route={route}` with `confident:floor={floor}`: no more passes than the threshold "
+                                "alone and no less accuracy", f"{fewer(row)}, {lost(row)}", row.fewer >= 1 and row.lost <= 0))
+    return made
+
+
+CHECKS: list[Callable[[Book, Seq[str]], list[Claim]]] = [
+    claims.filters, claims.ends, claims.leaps, claims.coherent, claims.explored, claims.drafts, claims.theory, certain,
+    consistent, experts, verified, windows, rewarded, speeds]
