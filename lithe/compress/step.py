@@ -91,6 +91,16 @@ class Step:
             raise UnsupportedError(f"{self.text!r}: its importance scores {', '.join(scored)}, not {chosen}")
         return chosen
 
+    @property
+    def units(self) -> set[str]:
+        """All units that it works on."""
+        return {self.unit}
+
+    @property
+    def parts(self) -> list[Any]:
+        """The methods that do its work."""
+        return [self.importance, self.allocate, self.act, self.recover]
+
     def change(self, group: Group, level: Level, source: Any) -> Any:
         """What becomes of a group."""
         if self.act is not None and not hasattr(self.act, "change"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,15 @@ def cut(model: Decoder, done: Sequence[tuple[Group, Change]]) -> Decoder:
     settings = _settings(model, config, stay, state)
     renamed = {_moved(name, stay): tensor for name, tensor in state.items() if _moved(name, stay)}
     return remade(model, settings, renamed)
+
+
+def renamed(model: Decoder, done: Sequence[tuple[Group, Change]]) -> list[tuple[Group, Change]]:
+    """Changes by the names that their sites have once units are cut; those of layers that are gone are left out."""
+    stay = _config(model, [(group, change.kept) for group, change in done if change.kept is not None])[1]
+    by_site = ("weights", "biases", "levels", "pairs", "packed", "ranges")
+    moved = lambda change: {name: {_moved(site, stay): held for site, held in getattr(change, name).items()}
+                            for name in by_site}
+    return [(group, dataclasses.replace(change, **moved(change))) for group, change in done if group.layer in stay]
 
 
 def remade(model: Decoder, config: Config, state: dict[str, Tensor]) -> Decoder:
