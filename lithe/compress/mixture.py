@@ -152,7 +152,7 @@ def _way(text: str, own: dict[str, Any], specs: dict[str, Spec]) -> Step:
     way = Step(text, steps._target(own, text), {shelf: specs[shelf] for shelf in (*steps.SHELVES, "recover") if shelf in specs})
     if way.recover is not None or way.unit not in (*SITE_UNITS, "half"):
         raise UnsupportedError(f"{text!r} cannot be a way of a mixture: those are about {', '.join(SITE_UNITS)} or half")
-    if any(hasattr(way.act, verb) for verb in ("prepare", "smooth", "block", "options")):
+    if any(hasattr(way.act, verb) for verb in ("prepare", "smooth", "block")):
         raise UnsupportedError(f"{text!r} works on several sites at once, which a mixture cannot: make it a step of its own")
     if way.target.rank is not None or way.target.pattern or way.target.count != "stored":
         raise UsageError(f"{text!r}: a way says levels=..., and counts what is stored")

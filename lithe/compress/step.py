@@ -120,7 +120,9 @@ class Step:
     def options(self, model: Decoder, groups: list[Group], item: int) -> dict[str, list[Option]]:
         """What each group may get, cheapest first. item: bytes of a weight as stored."""
         own = getattr(self.act, "options", None)
-        made = {group.name: own(group, self.target, item) if own else _options(self, model, group, item) for group in groups}
+        module = lambda group: model.get_submodule(group.sites[0])
+        made = {group.name: own(group, module(group), self.target, item) if own else _options(self, model, group, item)
+                for group in groups}
         return {name: sorted(options, key=lambda option: option.cost) for name, options in made.items()}
 
     def budget(self, groups: list[Group], options: dict[str, list[Option]], rest: float) -> float:

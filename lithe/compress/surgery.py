@@ -104,7 +104,7 @@ def _settings(model: Decoder, widths: list[list[int]], stay: list[int], state: d
     for name in ("windowed", "expert_layers"):
         if isinstance(flags := getattr(old, name), tuple):
             changes[name] = tuple(flags[i] for i in stay)
-    for name in ("ranks", "inputs"):
+    for name in ("ranks", "inputs", "blocks"):
         changes[name] = tuple(sorted((_moved(site, stay), number) for site, number in getattr(old, name) if _moved(site, stay)))
     return old.replace(**changes)
 
