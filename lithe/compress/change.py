@@ -27,8 +27,9 @@ from lithe.model.site import Site
 @dataclass
 class Change:
     """By site: new weights [N, K] and biases [N] in the shapes of before; whole-number levels [N, K] with scales [N, G]; pairs
-    A [R, K], B [N, R], or blocks of such (model/blocks.py); matrices packed already, for forms that levels cannot say; ranges of inputs that are rounded, as (bits,
-    low, step). kept: the units [U] that stay of a group that is cut, ascending. Without anything: as it was.
+    A [R, K], B [N, R], or blocks of such (model/blocks.py); matrices packed already, for forms that levels cannot say; ranges
+    of inputs that are rounded, as (bits, low, step). kept: the units [U] that stay of a group that is cut, ascending. Without
+    anything: as it was.
     """
 
     weights: dict[str, Tensor] = field(default_factory=dict)

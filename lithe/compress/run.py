@@ -111,6 +111,8 @@ class Stage:
         self.work, self.step, self.calibration, self.seed, self.tell = work, step, calibration, seed, tell
         self.kept, self.number = kept, number
         self.notes: dict[str, Any] = {}
+        if work.config.pool:
+            raise UnsupportedError("this model's layers read their weights from one array: compress the model it was made from")
         self.dense = work  # until a copy is needed
         self.groups = step.groups(work)
         self.options = step.options(work, self.groups, item)

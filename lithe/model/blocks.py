@@ -71,9 +71,8 @@ class Structured(Factored):
     def __init__(self, inputs: int, outputs: int, rank: int, blocks: tuple[int, int], *, bias: bool):
         nn.Module.__init__(self)
         self.in_features, self.out_features = inputs, outputs
-        made: Any = [nn.Linear(k, n, bias=b) if g == 1 else Blocks(k, n, g, strided=strided, bias=b)
-                     for k, n, g, strided, b in ((inputs, rank, blocks[0], False, False), (rank, outputs, blocks[1], True, bias))]
-        self.a, self.b = made
+        made: Any = lambda k, n, g, strided, b: nn.Linear(k, n, bias=b) if g == 1 else Blocks(k, n, g, strided=strided, bias=b)
+        self.a, self.b = made(inputs, rank, blocks[0], False, False), made(rank, outputs, blocks[1], True, bias)
 
     @property
     def weight(self) -> Tensor:

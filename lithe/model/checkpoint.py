@@ -167,8 +167,9 @@ def _weights(folder: Path, model: Decoder, found: dict[str, Entry], table: dict[
     state: dict[str, Tensor] = {}
     for name, tensor in _read(found, table):
         members = table[name]
-        whole = tensor.flatten(0, -2) if tensor.dim() > 2 and tensor.shape != shapes.get(members[0]) else tensor
-        for member, piece in zip(members, whole.split([shapes[m][0] for m in members]) if members[1:] else [whole], strict=True):
+        whole = tensor if tensor.dim() <= 2 or tensor.shape == shapes.get(members[0]) else tensor.flatten(0, -2)
+        pieces = whole.split([shapes[member][0] for member in members]) if members[1:] else [whole]
+        for member, piece in zip(members, pieces, strict=True):
             if (layer := layer_of.get(member)) is None:
                 state[member] = take(piece)
             elif member.endswith(".data"):

@@ -69,7 +69,8 @@ class Method:
             return Change()
         (site,) = group.sites
         weight_NK, form = source.weight(site), self.knobs.form
-        start, g = self.knobs.start, self.knobs.blocks if form == "block_dense" else int(level) if form == "block_shuffle" else 1
+        start = self.knobs.start
+        g = self.knobs.blocks if form == "block_dense" else int(level) if form == "block_shuffle" else 1
         if start != "weights":
             dice = torch.Generator().manual_seed(source.seed * 1_000_003 + sum(map(ord, site)))
             drawn = torch.randn(weight_NK.shape, generator=dice, dtype=weight_NK.dtype)
@@ -95,7 +96,7 @@ def dense(weight_NK: Tensor, rank: int, g: int) -> tuple[Tensor, Tensor]:
 def shuffled(weight_NK: Tensor, g: int) -> tuple[Tensor, Tensor]:
     """The nearest twice block-diagonal product: a [G, R/G, K/G], b [G, N/G, R/G], R the thinner side.
 
-    Of what stretch i of the inputs gives every G-th output from j on, a share of R/G^2 passes: a problem apart for each i and j.
+    From stretch i of the inputs to every G-th output from j on goes a rank of R/G^2: a problem apart for each i and j.
     """
     n, k = weight_NK.shape
     each = min(n, k) // (g * g)
@@ -103,7 +104,7 @@ def shuffled(weight_NK: Tensor, g: int) -> tuple[Tensor, Tensor]:
     u, s, v = torch.linalg.svd(part_GGSP, full_matrices=False)
     root = s[..., :each].sqrt()
     down_GGRP, up_GGSR = root[..., None] * v[..., :each, :], u[..., :each] * root[..., None, :]
-    a = down_GGRP.transpose(1, 2).reshape(g, each * g, k // g)  # inner entry: (stretch, rank, stride), so the stride is its rest
+    a = down_GGRP.transpose(1, 2).reshape(g, each * g, k // g)  # inner entries by stretch, rank, stride
     b = up_GGSR.permute(1, 2, 0, 3).reshape(g, n // g, g * each)  # of a stride, entries come by stretch, then by rank
     return a, b
 
