@@ -141,7 +141,8 @@ class Problem:
     @cached_property
     def bound(self) -> dict[str, tuple[str, ...]]:
         """Halves that may go beside the sites that go with them: all of a half are at their lowest option, or none is."""
-        return {group.name: group.sites for group in self.groups if group.unit == "half" and group.sites[0] in self.options}
+        return {group.name: group.sites for group in self.groups
+                if group.unit == "half" and group.sites[0] in self.options and len(self.options[group.name]) > 1}
 
     def whole(self, plan: Plan) -> bool:
         """Whether halves and their sites go together."""

@@ -57,8 +57,11 @@ def test_the_program_drops_a_half_whole_or_not_at_all():
     best = _by_hand(problem, errors)
     assert problem.notes["objective"] == pytest.approx(best, rel=1e-9)
     assert not problem.whole(plan | {"layers.0.mlp": 0})
-    problem.budget = problem.standing().least
+    problem.budget = 1.1 * problem.standing().least
     assert 0 not in solve.uniform(problem).values()  # what knows nothing of losses drops no half
+    standing = problem.standing()
+    kept = solve.best_sum(standing, {name: list(range(len(found), 0, -1)) for name, found in standing.options.items()})
+    assert not standing.bound and {1, "gptq=3", "gptq=4"} == set(kept.values())
 
 
 def _by_hand(problem, errors):
