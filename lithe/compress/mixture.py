@@ -81,7 +81,7 @@ class Mixture(Step):
 
     @property
     def units(self) -> set[str]:
-        return set().union(*(way.units for way in self.ways.values()))
+        return {unit for way in self.ways.values() for unit in way.units}
 
     @property
     def parts(self) -> list[Any]:

@@ -50,8 +50,8 @@ def renamed(model: Decoder, done: Sequence[tuple[Group, Change]]) -> list[tuple[
     """Changes by the names that their sites have once units are cut; those of layers that are gone are left out."""
     stay = _config(model, [(group, change.kept) for group, change in done if change.kept is not None])[1]
     by_site = ("weights", "biases", "levels", "pairs", "packed", "ranges")
-    moved = lambda change: {name: {_moved(site, stay): held for site, held in getattr(change, name).items()}
-                            for name in by_site}
+    moved: Any = lambda change: {name: {_moved(site, stay): held for site, held in getattr(change, name).items()}
+                                 for name in by_site}
     return [(group, dataclasses.replace(change, **moved(change))) for group, change in done if group.layer in stay]
 
 

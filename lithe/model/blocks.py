@@ -81,7 +81,7 @@ class Structured(Factored):
 
 def of_pair(a: Tensor, b: Tensor, bias_N: Tensor | None) -> Factored:
     """The layer of a pair of matrices or blocks."""
-    counts = tuple(1 if t.dim() == 2 else len(t) for t in (a, b))
+    counts = (1 if a.dim() == 2 else len(a), 1 if b.dim() == 2 else len(b))
     inputs, rank, outputs = a.shape[-1] * counts[0], a.shape[-2] * counts[0], b.shape[-2] * counts[1]
     made = Structured(inputs, outputs, rank, counts, bias=bias_N is not None) if max(counts) > 1 else Factored(
         inputs, outputs, rank, bias=bias_N is not None)
