@@ -102,7 +102,8 @@ def test_a_fold_of_pretrained_weights_is_their_mean_by_slot():
     layers = [module for module in work.modules() if isinstance(module, Pooled)]
     names = [name for name, module in work.named_modules() if isinstance(module, Pooled)]
     wanted = [small_model().get_submodule(name).weight.flatten() for name in names]
-    lost = lambda: sum(float((layer.weight.flatten() - w).square().sum()) for layer, w in zip(layers, wanted, strict=True))
+    lost = lambda: sum(float((layer.weight.flatten() - w).detach().square().sum())
+                       for layer, w in zip(layers, wanted, strict=True))
     best = lost()
     with torch.no_grad():
         work.pool.weight += 1e-3 * torch.randn_like(work.pool.weight)
