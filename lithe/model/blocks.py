@@ -30,6 +30,8 @@ TURNS, GAIN = 5, 0.95  # passes that are timed each way; merged layers must take
 class Blocks(nn.Module):
     """A linear layer of G blocks [G, N/G, K/G]. strided: block g reads and writes every G-th entry from g on, not a stretch."""
 
+    bias: nn.Parameter | None
+
     def __init__(self, inputs: int, outputs: int, blocks: int, *, strided: bool, bias: bool = False):
         super().__init__()
         if inputs % blocks or outputs % blocks:
@@ -115,7 +117,7 @@ def merge_where_faster(model: Decoder, kind: str) -> bool:
         return False
     apart = _row_seconds(model)
     for name, pair in pairs.items():
-        plain = nn.Linear(pair.in_features, pair.out_features, bias=pair.bias is not None, device="meta")
+        plain: Any = nn.Linear(pair.in_features, pair.out_features, bias=pair.bias is not None, device="meta")
         plain.weight = nn.Parameter(_matrix(pair), requires_grad=False)
         plain.bias = None if pair.bias is None else nn.Parameter(pair.bias.float(), requires_grad=False)
         Site(name, model).swap(PackedLinear.of(plain, kind))
