@@ -45,9 +45,20 @@ async def ask(args: argparse.Namespace, body: dict, seen: dict) -> None:
     seen["whole"].append(perf_counter() - begun)
 
 
+def drawn(prompts: list, fresh: bool, dice: random.Random) -> str | list[int]:
+    """A prompt. fresh: one that begins as none before, so that no server remembers what it holds of it."""
+    prompt = dice.choice(prompts)
+    if not fresh:
+        return prompt
+    if isinstance(prompt, str):
+        return f"{dice.random()} {prompt}"
+    return [*(dice.choice(dice.choice(prompts)) for _ in "ab"), *prompt]
+
+
 async def client(args: argparse.Namespace, prompts: list, seen: dict, dice: random.Random, end: float) -> None:
     while perf_counter() < end:
-        body = {"model": args.model, "prompt": dice.choice(prompts), "max_tokens": args.tokens, "temperature": args.temperature}
+        prompt = drawn(prompts, args.fresh, dice)
+        body = {"model": args.model, "prompt": prompt, "max_tokens": args.tokens, "temperature": args.temperature}
         if not args.whole:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         await ask(args, body | json.loads(args.extra), seen)
@@ -58,7 +69,7 @@ async def measure(args: argparse.Namespace) -> dict:
     seen: dict = {"tokens": 0, "first": [], "between": [], "whole": [], "errors": []}
     begun, busy = perf_counter(), process_time()
     end = begun + args.seconds
-    await asyncio.gather(*[client(args, prompts, seen, random.Random(seed), end) for seed in range(args.clients)])
+    await asyncio.gather(*[client(args, prompts, seen, random.Random(f"{args.seed} {n}"), end) for n in range(args.clients)])
     seconds = perf_counter() - begun
     told = {
         "clients": args.clients,
@@ -86,6 +97,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="of a text")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--prompts", type=Path, default=PROMPTS, help="lines with a prompt each, text or token ids")
+    parser.add_argument("--fresh", action="store_true", help="no prompt begins as another one")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--whole", action="store_true", help="answers at once, not streamed")
     parser.add_argument("--extra", default="{}", help="more of the body, as JSON")
     print(json.dumps(asyncio.run(measure(parser.parse_args()))))

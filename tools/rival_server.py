@@ -6,8 +6,8 @@ LLAMA_SERVER is llama.cpp's own `llama-server`, built for this machine. Without 
 its batched decoding by its C interface, sixteen sequences that are followed by the next as they end, with nothing to parse,
 send or receive; so what lithe's server gives through HTTP is set against a bound. Each way of each is a process that waits for
 its turn: round after round every one gets the load of `tools/load.py`, which is a process of its own. Of each the way with the
-largest median stands for it; the ratio is the median of the rounds'. Prompts are token ids, texts are greedy and of one length.
-Needs a quiet machine.
+largest median stands for it; the ratio is the median of the rounds'. Prompts are token ids of which no two begin alike, as both
+servers remember what they have read; texts are greedy and of one length. Needs a quiet machine.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def start(name: str, words: list[str], folder: Path, gguf: Path, server: str, pr
         line = [sys.executable, "-m", "lithe", "serve", str(folder), "--dtype", precision, "--name", "m", "--log", "off"]
         line += ["--sequences", str(CLIENTS)]
     else:
-        line = [server, "-m", str(gguf), "-np", str(CLIENTS), "-c", str(ROOM), "--no-mmap", "--no-webui"]
+        line = [server, "-m", str(gguf), "-np", str(CLIENTS), "-c", str(ROOM), "--load-mode", "none", "--no-ui"]
     process = subprocess.Popen([*line, "--port", port, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(600):
         try:
@@ -100,10 +100,11 @@ def start(name: str, words: list[str], folder: Path, gguf: Path, server: str, pr
     raise SystemExit(f"{name} did not start")
 
 
-def under_load(url: str, prompts: Path, seconds: float, whole: bool) -> dict:
+def under_load(url: str, prompts: Path, seconds: float, whole: bool, number: int) -> dict:
     extra = json.dumps({"ignore_eos": True})
     line = [sys.executable, str(LOAD), url, "--model", "m", "--clients", str(CLIENTS), "--tokens", str(TOKENS)]
-    line += ["--seconds", str(seconds), "--prompts", str(prompts), "--extra", extra, *(["--whole"] if whole else [])]
+    line += ["--seconds", str(seconds), "--prompts", str(prompts), "--extra", extra, "--fresh", "--seed", str(number)]
+    line += ["--whole"] if whole else []
     return json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
 
 
@@ -165,9 +166,9 @@ def race(args: argparse.Namespace, home: Path) -> dict:
     found: dict[tuple[str, str], list[dict]] = {}
     heard = quiet.listen()
 
-    def turn(key: tuple[str, str], seconds: float) -> dict:
+    def turn(key: tuple[str, str], seconds: float, number: int) -> dict:
         if key in servers:
-            return under_load(servers[key][1], prompts, seconds, args.whole)
+            return under_load(servers[key][1], prompts, seconds, args.whole, number)
         line = [sys.executable, __file__, "--bound", str(gguf), str(prompts), *asked[key], str(seconds)]
         return json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
 
@@ -177,7 +178,7 @@ def race(args: argparse.Namespace, home: Path) -> dict:
                 servers[name, way] = start(name, asked[name, way], target.folder, gguf, args.server, args.precision)
         for number in range(args.rounds + 1):  # the first warms up
             for key in asked if number else servers:
-                told = turn(key, args.seconds if number else 1.0)
+                told = turn(key, args.seconds if number else 1.0, number)
                 print(number, *key, json.dumps(told), flush=True)
                 found.setdefault(key, []).extend([told] if number else [])
     finally:

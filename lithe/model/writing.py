@@ -1,30 +1,33 @@
-"""A model folder that is seen under its name only when it is whole."""
+"""A folder that is seen under its name only when it is whole."""
 
 from __future__ import annotations
 
 import fnmatch
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lithe.errors import UsageError
 from lithe.model.header import INDEX
 
+MODEL = ("config.json", "lithe.json", INDEX, "model*.safetensors")  # files of a model
+
 
 @contextmanager
-def writing(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the name `folder` once all is written. Files of a model that lay there are replaced, others
-    kept. Raises UsageError for a place that cannot be written."""
+def writing(folder: Path, replaces: Iterable[str] = MODEL) -> Iterator[Path]:
+    """A temporary folder that takes the name `folder` once all is written.
+
+    Of what lay there, files whose names match `replaces` go, others stay. Raises UsageError for a place that cannot be written.
+    """
     draft = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         yield draft
         for old in folder.iterdir() if folder.is_dir() else ():
-            replaced = old.name in ("config.json", "lithe.json", INDEX) or fnmatch.fnmatch(old.name, "model*.safetensors")
-            if not replaced and not (draft / old.name).exists():
+            if not any(fnmatch.fnmatch(old.name, name) for name in replaces) and not (draft / old.name).exists():
                 shutil.copytree(old, draft / old.name) if old.is_dir() else shutil.copy2(old, draft)
         draft.chmod(0o755)
         if folder.is_dir():

@@ -206,7 +206,7 @@ class Engine:
                 self._fork(job)
         for job, why in done.failed:
             self.running.remove(job)
-            self._leave(job, "error", why)
+            self._leave(job, "refused", why)
         for job, result, found in done.steps:
             top = job.request.logprobs
             told = None if top is None else logprobs(found.logits_NV[[0, *found.walk.path]], result.tokens, top)

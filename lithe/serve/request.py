@@ -80,10 +80,10 @@ class Event:
     tokens: list[int] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)  # of each token: the draft's word for it, "" for the model's own
     logprobs: list[TokenLogprob] | None = None
-    finished: str | None = None  # "stop", "eos", "length", "cancelled", "deadline" or "error"
+    finished: str | None = None  # "stop", "eos", "length", "cancelled", "deadline", "refused" (it cannot be met) or "error"
     usage: Usage | None = None  # with the last event of a choice
     prompt_logprobs: list[TokenLogprob] | None = None  # with the first event, where echo was asked for
-    error: str | None = None  # what went wrong, where finished is "error"
+    error: str | None = None  # what went wrong, where finished is "refused" or "error"
 
 
 class Ticket:

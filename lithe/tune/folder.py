@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from lithe.model.checkpoint import fingerprint
 from lithe.model.decoder import Decoder
 from lithe.model.header import FOREIGN, inside, read_header, read_json, some
 from lithe.model.parts import PARTS, wide_dtype
+from lithe.model.writing import writing
 from lithe.tune import peft, peft_read
 from lithe.tune.targets import plain_module
 
@@ -45,19 +44,10 @@ def save(parts: Mapping[str, Part], receipt: dict[str, Any], model: Decoder, fol
     file, (config, tensors) = (OURS, _own(parts)) if expressed is None else (THEIRS, expressed)
     held = {"version": VERSION, "adapter": {**receipt, "base": describe(model)}}
     tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
-    draft = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    with writing(folder, (THEIRS, OURS, RECEIPT, WEIGHTS)) as draft:
         for name, content in ((file, config), (RECEIPT, held)):
             (draft / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
-        _replace(draft, folder)
-    except OSError as error:
-        raise UsageError(f"cannot write {folder}: {error.strerror or error}; choose a folder you may write to") from error
-    finally:
-        if draft is not None:
-            shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 
@@ -186,18 +176,3 @@ def _parts(where: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> d
     if not parts:
         raise FormatError(f"{where} has no parts")
     return parts
-
-
-def _replace(draft: Path, folder: Path) -> None:
-    """Give the draft the folder's name; other files of a folder that is replaced come along."""
-    draft.chmod(0o755)
-    if not folder.is_dir():
-        draft.rename(folder)
-        return
-    for old in folder.iterdir():
-        if old.name not in (THEIRS, OURS, RECEIPT, WEIGHTS):
-            shutil.copytree(old, draft / old.name) if old.is_dir() else shutil.copy2(old, draft)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    folder.rename(aside / "old")
-    draft.rename(folder)
-    shutil.rmtree(aside)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from lithe import registry
 from lithe.serve import http, page
 from lithe.serve.engine import Engine
 from lithe.serve.http import _bodies, _params
@@ -237,3 +238,20 @@ def test_a_model_without_a_tokenizer_takes_ids_and_says_what_it_cannot():
     assert status == 200 and json.loads(data)["server"]["chat"] is False
     assert engine.stats()["running"] == engine.stats()["waiting"] == 0
     engine.close()
+
+
+@pytest.mark.skipif(not registry.entries("sampling", "constrain"), reason="the shelf sampling/constrain has no methods")
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_grammar_given_up_within_a_text_is_told_as_what_it_is(stream):
+    """Ever more ways to read a text: llguidance's own limit is met some twenty letters on, and others go on."""
+    ways = " | ".join(" ".join(["e"] * count) for count in range(2, 13))
+    grammar = f'start: e\ne: {ways} | "a" | "b"'
+    asked = {"model": "tiny", "prompt": "a", "max_tokens": 200, "structured_outputs": {"grammar": grammar}, "stream": stream}
+    asked |= {"temperature": 0, "logit_bias": {"0": -100}}  # no end
+    status, _, data = call(bare(), "POST", PLAIN, asked)
+    line = data if not stream else next(part for part in data.split(b"\n\n") if b'"error"' in part).removeprefix(b"data: ")
+    error = json.loads(line)["error"]
+    assert status == (200 if stream else 400)  # a stream had begun
+    assert error["code"] == "unsupported" and error["type"] == "invalid_request_error"
+    assert "llguidance gave up" in error["message"]
+    assert call(bare(), "POST", PLAIN, {"model": "tiny", "prompt": "a", "max_tokens": 2})[0] == 200

@@ -14,11 +14,11 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from lithe.serve.http._errors import ApiError
+from lithe.serve.http._errors import ApiError, bad
 from lithe.serve.http._metrics import Watch
 from lithe.serve.request import Event, Ticket, Usage
 
-ENDS = {"eos": "stop", "cancelled": None, "error": None}  # others are called as they are, or `length`
+ENDS = {"eos": "stop", "cancelled": None, "refused": None, "error": None}  # others are called as they are, or `length`
 QUIET = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 SLACK = 0.01  # seconds by which a loop's alarm may be early
@@ -67,6 +67,8 @@ class Answer:
 
     def _check(self, event: Event, begun: bool) -> None:
         """An end that is no answer."""
+        if event.finished == "refused":  # known only now: a grammar that its library gave up on, or that no token meets
+            raise bad(event.error or "this text cannot be written", code="unsupported")
         if event.finished == "error":
             raise ApiError(500, event.error or "the engine failed", code="engine_error")
         if event.finished == "cancelled":
