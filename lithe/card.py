@@ -42,6 +42,7 @@ NEEDS = {
     "moments": "the same, for second moments of it",
     "gradients": "the same, for gradients of the loss",
     "loss": "the same, for what a plan loses in the end",
+    "pairs": "low-rank layers, which a step before it makes",
     "ghosts": "rows of the verifying pass that nobody sees and nothing keeps, whose logits go to the draft",
 }
 

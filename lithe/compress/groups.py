@@ -22,6 +22,7 @@ from fnmatch import fnmatchcase
 
 from lithe.errors import UnsupportedError, UsageError
 from lithe.model.decoder import Decoder
+from lithe.model.linear import Factored
 
 SITE_UNITS, CUT_UNITS = ("entry", "bits", "rank"), ("channel", "head", "half", "layer", "width")
 UNITS = (*SITE_UNITS, *CUT_UNITS)
@@ -64,7 +65,8 @@ def known(units: Iterable[str]) -> list[str]:
 
 def find(model: Decoder, unit: str, sites: str = "*") -> list[Group]:
     """The groups of a model, in the order of the walk. sites: of entry, bits and rank, patterns joined by +, such as
-    "mlp.*+self_attn.o_proj". Raises UsageError where there are none, UnsupportedError for traits that cannot be cut.
+    "mlp.*+self_attn.o_proj", those behind a ! left out: "*+!k_proj". Raises UsageError where there are none,
+    UnsupportedError for traits that cannot be cut.
     """
     if unit not in UNITS:
         raise UsageError(f"there is no unit {unit!r}; known: {', '.join(UNITS)}")
@@ -83,7 +85,10 @@ def _of(model: Decoder, number: int, unit: str, patterns: list[str]) -> Iterator
     if unit in SITE_UNITS:
         for site in linear:
             inner = site.split(".", 2)[2]
-            if any(fnmatchcase(inner, pattern) or fnmatchcase(inner.rpartition(".")[2], pattern) for pattern in patterns):
+            if _matches(inner, patterns):
+                if isinstance(linear[site], Factored):
+                    raise UnsupportedError(f"{site} is a pair of thinner matrices already, which nothing else is done to: "
+                                           "factor behind the other steps, or leave such layers out (sites=*+!NAME)")
                 units = weights([site]) if unit == "entry" else min(linear[site].in_features, linear[site].out_features)
                 yield Group(name=site, unit=unit, layer=number, sites=(site,), units=1 if unit == "bits" else units,
                             weights=weights([site]))
@@ -99,6 +104,13 @@ def _of(model: Decoder, number: int, unit: str, patterns: list[str]) -> Iterator
     if unit in ("channel", "half") and ffn:
         units = 1 if unit == "half" else linear[f"{name}.mlp.down_proj"].in_features
         yield Group(name=f"{name}.mlp", unit=unit, layer=number, sites=ffn, units=units, weights=weights(ffn))
+
+
+def _matches(inner: str, patterns: list[str]) -> bool:
+    """Whether a site, by its full name in the block or the last part of it, is asked for and not left out."""
+    said = [(not p.startswith("!"), any(fnmatchcase(name, p.removeprefix("!")) for name in (inner, inner.rpartition(".")[2])))
+            for p in patterns]
+    return any(wanted and hit for wanted, hit in said) and not any(hit and not wanted for wanted, hit in said)
 
 
 def _whole(inner: str, module: object) -> bool:

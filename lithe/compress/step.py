@@ -115,7 +115,8 @@ class Step:
         return solve.ranked(problem) if self.unit in ("half", "layer") else solve.uniform(problem)
 
     def groups(self, model: Decoder) -> list[Group]:
-        return find(model, self.unit, self.target.sites)
+        found, wants = find(model, self.unit, self.target.sites), getattr(self.act, "wants", None)
+        return found if wants is None else [group for group in found if wants(group)]
 
     def options(self, model: Decoder, groups: list[Group], item: int) -> dict[str, list[Option]]:
         """What each group may get, cheapest first. item: bytes of a weight as stored."""
@@ -291,7 +292,8 @@ def _rank_options(step: Step, model: Decoder, group: Group, item: int) -> list[O
             raise UsageError(f"{group.name}: rank {step.target.rank} is more than its {group.units}")
         return [Option(level=step.target.rank, cost=step.target.rank * sides * item)]
     most = (full - 1) // sides  # above it, two matrices are larger than one
-    ranks = step.target.levels or range(max(1, most // 64), most + 1, max(1, most // 64))
+    each = 1 if getattr(step.allocate, "every_rank", False) else max(1, most // 64)
+    ranks = step.target.levels or range(each, most + 1, each)
     return [Option(level=int(rank), cost=rank * sides * item) for rank in ranks] + [Option(level=None, cost=full * item)]
 
 

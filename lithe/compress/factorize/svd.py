@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from lithe.card import Card
 from lithe.compress.calibrate import Source
 from lithe.compress.change import Change
 from lithe.compress.groups import Group, Level
+from lithe.compress.pairs import nearest
 
 CARD = Card(paper="Truncated SVD (Eckart and Young 1936)", promises=("meets_budget", "level_zero_is_identity", "touches_only",
                                                                     "masked_equals_cut"))
@@ -30,7 +29,4 @@ class Method:
         if level is None:
             return Change()
         (site,) = group.sites
-        rank, weight_NK = int(level), source.weight(site)
-        u_NR, s_R, v_RK = torch.linalg.svd(weight_NK, full_matrices=False)
-        root_R = s_R[:rank].sqrt()
-        return Change(pairs={site: (root_R[:, None] * v_RK[:rank], u_NR[:, :rank] * root_R)})
+        return Change(pairs={site: nearest(source.weight(site), int(level))})
