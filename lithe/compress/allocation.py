@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from lithe.compress.groups import UNITS, Group, Level
+from lithe.compress.groups import MIXED, UNITS, Group, Level
 from lithe.errors import FormatError, UnsupportedError, UsageError
 
 Plan = dict[str, Level]  # a level for each group, by its name
@@ -43,12 +43,13 @@ class Allocation:
     def of(cls, raw: object, where: str = "plan") -> Allocation:
         """From JSON. Raises FormatError for what is no allocation."""
         fields = {"unit", "levels", "cost", "budget", "full", "notes"}
-        if not isinstance(raw, dict) or raw.keys() != fields or raw["unit"] not in UNITS or not isinstance(raw["notes"], dict):
-            raise FormatError(f"{where}: an allocation has {', '.join(sorted(fields))}; its unit is one of {', '.join(UNITS)}")
+        known = (*UNITS, MIXED)
+        if not isinstance(raw, dict) or raw.keys() != fields or raw["unit"] not in known or not isinstance(raw["notes"], dict):
+            raise FormatError(f"{where}: an allocation has {', '.join(sorted(fields))}; its unit is one of {', '.join(known)}")
         levels = raw["levels"]
-        good = isinstance(levels, dict) and all(type(v) in (int, float, type(None)) for v in levels.values())
+        good = isinstance(levels, dict) and all(type(v) in (int, float, str, type(None)) for v in levels.values())
         if not good or any(type(raw[name]) not in (int, float) for name in ("cost", "budget", "full")):
-            raise FormatError(f"{where}: levels must be numbers by group, and cost, budget and full numbers")
+            raise FormatError(f"{where}: levels must be numbers or ways by group, and cost, budget and full numbers")
         return cls(**raw)
 
     @classmethod
@@ -128,9 +129,30 @@ class Problem:
         if self.find_errors is not None:
             return self.find_errors()
         rich = {name: options[-1].level for name, options in self.options.items()}
-        base = self.loss(rich)
-        return {name: [self.loss(rich | {name: option.level}) - base for option in options]
-                for name, options in self.options.items()}
+        base, gone = self.loss(rich), {site for sites in self.bound.values() for site in sites}
+        alone = lambda name, i: 0.0 if not i and name in gone else self.loss(rich | self._lowest(name, i)) - base
+        return {name: [alone(name, i) for i in range(len(options))] for name, options in self.options.items()}
+
+    def _lowest(self, name: str, i: int) -> Plan:
+        """A group at an option, and what is bound to it."""
+        bound = self.bound.get(name, ()) if not i else ()
+        return {name: self.options[name][i].level} | {site: self.options[site][0].level for site in bound}
+
+    @cached_property
+    def bound(self) -> dict[str, tuple[str, ...]]:
+        """Halves that may go beside the sites that go with them: all of a half are at their lowest option, or none is."""
+        return {group.name: group.sites for group in self.groups
+                if group.unit == "half" and group.sites[0] in self.options and len(self.options[group.name]) > 1}
+
+    def whole(self, plan: Plan) -> bool:
+        """Whether halves and their sites go together."""
+        low = lambda name: plan.get(name, self.options[name][-1].level) == self.options[name][0].level
+        return all(low(site) == low(half) for half, sites in self.bound.items() for site in sites)
+
+    def standing(self) -> Problem:
+        """The same where no half may go."""
+        going = {name for half, sites in self.bound.items() for name in (half, *sites)}
+        return replace(self, options={name: options[name in going :] for name, options in self.options.items()})
 
     def cost(self, plan: Plan) -> float:
         """Bytes of a plan. Raises UsageError for a level that is no option."""

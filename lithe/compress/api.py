@@ -13,10 +13,11 @@ import torch
 from lithe import __version__
 from lithe.compress import calibrate, run, surgery
 from lithe.compress.calibrate import Calibration
-from lithe.compress.groups import find
+from lithe.compress.groups import MIXED, find
 from lithe.compress.kept import Kept
+from lithe.compress.mixture import parse
 from lithe.compress.run import Result, Tell
-from lithe.compress.step import Step, left_bytes, parse
+from lithe.compress.step import Step, left_bytes
 from lithe.errors import LitheError, UnsupportedError, UsageError
 from lithe.kernels import sparse
 from lithe.model import checkpoint
@@ -93,7 +94,8 @@ def _dense(model: str | Path | Decoder, offline: bool) -> Decoder:
 
 def _check_zeros(steps: Sequence[Step], dtype: torch.dtype, dense_zeros: bool) -> None:
     """Refuse budgets in bytes that single zeros cannot meet."""
-    asked = [step.text for step in steps if step.recover is None and step.target.bytes is not None and step.unit == "entry"]
+    asked = [step.text for step in steps if step.recover is None and "entry" in step.units
+             and (step.target.bytes is not None or step.unit == MIXED)]
     if asked and (dense_zeros or dtype not in sparse.KINDS.values()):
         why = "with dense_zeros" if dense_zeros else f"in {str(dtype).removeprefix('torch.')}"
         raise UnsupportedError(f"{asked[0]!r}: {why} zeros are stored like other weights and save no bytes: say ratio or "

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from lithe.compress.groups import Group
 from lithe.errors import FormatError, UnsupportedError
 from lithe.model.adapted import remade
+from lithe.model.blocks import of_pair, product
 from lithe.model.decoder import Decoder
-from lithe.model.linear import Factored, Ranged
+from lithe.model.linear import Ranged
 from lithe.model.narrow import RANGES, Narrow, layer, of_levels
 from lithe.model.site import Site
 
@@ -26,8 +27,9 @@ from lithe.model.site import Site
 @dataclass
 class Change:
     """By site: new weights [N, K] and biases [N] in the shapes of before; whole-number levels [N, K] with scales [N, G]; pairs
-    A [R, K], B [N, R]; matrices packed already, for forms that levels cannot say; ranges of inputs that are rounded, as (bits,
-    low, step). kept: the units [U] that stay of a group that is cut, ascending. Without anything: as it was.
+    A [R, K], B [N, R], or blocks of such (model/blocks.py); matrices packed already, for forms that levels cannot say; ranges
+    of inputs that are rounded, as (bits, low, step). kept: the units [U] that stay of a group that is cut, ascending. Without
+    anything: as it was.
     """
 
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -102,7 +104,7 @@ def width_of(inputs: int, scales: int) -> int:
 
 def store(model: Decoder, done: Sequence[tuple[Group, Change]]) -> None:
     """Put levels in as packed weights and pairs as two matrices: what masks stood for. Units are cut by `surgery.cut`."""
-    ranks, ranged = dict(model.config.ranks), dict(model.config.inputs)
+    ranks, ranged, blocks = dict(model.config.ranks), dict(model.config.inputs), dict(model.config.blocks)
     for _, change in done:
         for site, (levels_NK, scale_NG) in change.levels.items():
             if (kind := kind_of(levels_NK)) is None:
@@ -113,13 +115,13 @@ def store(model: Decoder, done: Sequence[tuple[Group, Change]]) -> None:
         ranged |= {site: int(three[0]) for site, three in change.ranges.items()}
         for site, (a_RK, b_NR) in change.pairs.items():
             old = _module(model, site)
-            pair = Factored(old.in_features, old.out_features, len(a_RK), bias=old.bias is not None)
-            pair.fill(a_RK.to(old.weight.dtype), b_NR.to(old.weight.dtype), old.bias)
+            pair = of_pair(a_RK.to(old.weight.dtype), b_NR.to(old.weight.dtype), old.bias)
             Site(site, model).swap(pair)
-            ranks[site] = len(a_RK)
-    if (ranks, ranged) != (dict(model.config.ranks), dict(model.config.inputs)):  # fused layouts cannot tell pieces apart
-        model.config = model.config.replace(ranks=tuple(sorted(ranks.items())), inputs=tuple(sorted(ranged.items())),
-                                            family="llama")
+            ranks[site] = pair.rank
+            blocks |= {f"{site}.{half}": len(t) for half, t in (("a", a_RK), ("b", b_NR)) if t.dim() == 3}
+    made = {name: tuple(sorted(held.items())) for name, held in (("ranks", ranks), ("inputs", ranged), ("blocks", blocks))}
+    if any(made[name] != getattr(model.config, name) for name in made):  # fused layouts cannot tell pieces apart
+        model.config = model.config.replace(**made, family="llama")
 
 
 def kind_of(levels_NK: Tensor) -> str | None:
@@ -143,7 +145,7 @@ def _weight(change: Change, site: str, module: Any) -> Tensor:
         return dequantized(*change.levels[site])
     if site in change.pairs:
         a_RK, b_NR = change.pairs[site]
-        return b_NR @ a_RK
+        return product(a_RK, b_NR)
     if site in change.packed:
         return change.packed[site].weight()
     return change.weights.get(site, module.weight)

@@ -9,6 +9,7 @@ from lithe.compress import solve
 from lithe.compress.allocation import Problem
 
 TRIES = 100  # at a mutation that keeps within the budget
+HALVES = 4  # one child of so many drops a half or takes one back, where halves may go
 Plan = dict[str, int]
 
 
@@ -28,13 +29,14 @@ def drawn(problem: Problem, dice: random.Random) -> Plan:
 
 def fits(problem: Problem, plan: Plan) -> bool:
     """Whether a plan keeps within the budget."""
-    return solve.spent(problem, plan) <= problem.budget * (1 + solve.SLACK)
+    return solve.spent(problem, plan) <= problem.budget * (1 + solve.SLACK) and all(
+        (not plan[half]) == (not plan[site]) for half, sites in problem.bound.items() for site in sites)
 
 
 def alike(problem: Problem) -> list[list[str]]:
     """Groups whose options cost the same."""
     classes: dict[tuple, list[str]] = {}
-    for name, options in problem.options.items():
+    for name, options in ((name, options) for name, options in problem.options.items() if name not in problem.bound):
         classes.setdefault(tuple(round(option.cost, 3) for option in options), []).append(name)
     return list(classes.values())
 
@@ -47,6 +49,8 @@ def mutated(problem: Problem, parent: Plan, most: int, dice: random.Random, clas
     """
     able = [names for names in (alike(problem) if classes is None else classes) if len(names) > 1]
     plan, wanted = dict(parent), min(dice.randint(1, most), dice.randint(1, most))
+    if problem.bound and not dice.randrange(HALVES):
+        return turned(problem, parent, dice)
     for _ in range(TRIES):
         if not able or (wanted <= 0 and plan != parent):
             break
@@ -57,6 +61,23 @@ def mutated(problem: Problem, parent: Plan, most: int, dice: random.Random, clas
         if fits(problem, child):
             plan, wanted = child, wanted - 1
     return None if plan == parent else plan
+
+
+def turned(problem: Problem, parent: Plan, dice: random.Random) -> Plan | None:
+    """The plan with a half gone that was there, or there again, and other groups raised or lowered at random in return."""
+    half = dice.choice(list(problem.bound))
+    plan = parent | dict.fromkeys((half, *problem.bound[half]), 0 if parent[half] else 1)
+    able = [name for name, i in plan.items() if i and name not in problem.bound]
+    least = {name: int(any(name in sites for sites in problem.bound.values())) for name in able}
+    for way in (-1, 1):
+        for _ in range(TRIES * len(able)):
+            if not able or (way < 0 and fits(problem, plan)):
+                break
+            name = dice.choice(able)
+            at = plan[name] + way
+            if least[name] <= at < len(problem.options[name]) and (way < 0 or fits(problem, plan | {name: at})):
+                plan[name] = at
+    return plan if fits(problem, plan) and plan != parent else None
 
 
 def selected(problem: Problem, parent: Plan, children: list[Plan], stages: Sequence[tuple[int, int]], seen: dict) -> Plan:

@@ -9,6 +9,7 @@
 | width | a block's FFN, and its attention | as of channels and of heads |
 | bits | a linear site | bits of a weight |
 | rank | a linear site | inner width of the two matrices that replace it |
+| site | a linear site, in a mixture | a way and its level, such as way=3; 0 gone with its half |
 
 A level of None leaves a group as it is.
 """
@@ -25,8 +26,9 @@ from lithe.model.linear import Factored
 
 SITE_UNITS, CUT_UNITS = ("entry", "bits", "rank"), ("channel", "head", "half", "layer", "width")
 UNITS = (*SITE_UNITS, *CUT_UNITS)
+MIXED = "site"
 WIDTHS = ("head", "channel")  # what "width" stands for
-Level = int | float | None
+Level = int | float | str | None
 ATTENTION, FFN = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 
 

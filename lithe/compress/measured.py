@@ -47,12 +47,14 @@ class Measured:
         if self.fitness is None:
             self.store({name: [option.level for option in found] for name, found in options.items()})
         assert self.fitness is not None and self.model is not None
-        for group in self.stage.groups:
-            level = plan.get(group.name, options[group.name][-1].level)
-            if group.name not in self.now or self.now[group.name] != level:
-                undo(self.model, self.before.pop(group.name, {}))
-                self.before[group.name] = put(self.model, group, self.changes[group.name, level])
-                self.now[group.name] = level
+        levels = {name: plan.get(name, found[-1].level) for name, found in options.items()}
+        moved = [group for group in self.stage.groups
+                 if group.name not in self.now or self.now[group.name] != levels[group.name]]
+        for group in reversed(moved):  # what was put last may hold a site that another group has too
+            undo(self.model, self.before.pop(group.name, {}))
+        for group in moved:
+            self.before[group.name] = put(self.model, group, self.changes[group.name, levels[group.name]])
+        self.now = levels
         return self.fitness(self.model, tokens)
 
     def store(self, levels: Mapping[str, Sequence[Level]], carry: str = "dense") -> None:

@@ -23,8 +23,9 @@ from lithe.compress.change import Change, put, store
 from lithe.compress.groups import CUT_UNITS, Group
 from lithe.compress.kept import Kept
 from lithe.compress.measured import Measured, slope
+from lithe.compress.mixture import parse
 from lithe.compress.recovery import recover
-from lithe.compress.step import Step, parse
+from lithe.compress.step import Step
 from lithe.errors import UnsupportedError, UsageError
 from lithe.model.decoder import Decoder
 from lithe.model.linear import PackedLinear
@@ -84,7 +85,7 @@ def check(model: Decoder, steps: Sequence[Step], calibration: Calibration | None
         if calibration is None and (step.needs & {"inputs", "moments", "gradients", "loss"} or step.recover is not None):
             raise UsageError(f"{step.text!r} needs a calibration text: give --calibration FILE")
         later = [other for other in steps[place + 1:] if not getattr(other.recover, "after_packing", False)]
-        if step.recover is None and step.unit == "bits" and later:
+        if step.recover is None and "bits" in step.units and later:
             raise UnsupportedError(f"{step.text!r} packs weights, which nothing can change after it: put it last")
         if step.recover is None:
             step.groups(model)
@@ -110,6 +111,8 @@ class Stage:
         self.work, self.step, self.calibration, self.seed, self.tell = work, step, calibration, seed, tell
         self.kept, self.number = kept, number
         self.notes: dict[str, Any] = {}
+        if work.config.pool:
+            raise UnsupportedError("this model's layers read their weights from one array: compress the model it was made from")
         self.dense = work  # until a copy is needed
         self.groups = step.groups(work)
         self.options = step.options(work, self.groups, item)
@@ -145,6 +148,8 @@ class Stage:
         found = Allocation.read(path)
         if found.unit != self.step.unit or found.levels.keys() != self.options.keys():
             raise UsageError(f"{path} is a plan of other groups than {self.step.text!r} has here")
+        if not self.problem.whole(found.levels):
+            raise UsageError(f"{path}: a half goes with all of its sites or with none")
         if (cost := self.problem.cost(found.levels)) > self.problem.budget * (1 + 1e-9):
             raise UsageError(f"{path}: this plan takes {cost:,.0f} bytes, {self.problem.budget:,.0f} are allowed")
         return found.levels
@@ -213,7 +218,7 @@ def finished(work: Decoder, done: list[tuple[Group, Change]]) -> Decoder:
     biased = [site for _, change in done for site in change.biases]
     if biased:
         surgery.with_biases(work, biased)
-    if any(group.unit in CUT_UNITS for group, _ in done):
-        work = surgery.cut(work, done)
+    if any(group.unit in CUT_UNITS and change.kept is not None for group, change in done):
+        work, done = surgery.cut(work, done), surgery.renamed(work, done)
     store(work, done)
     return work

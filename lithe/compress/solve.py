@@ -17,6 +17,7 @@ SLACK = 1e-9  # of a budget, for sums of floats
 def at_shares(problem: Problem, shares: Mapping[str, float]) -> Plan:
     """The richest option of each group within its share of its full cost; what is then left goes, a step at a time, to the
     group furthest below its share."""
+    problem = problem.standing() if problem.bound else problem
     problem.check()
     wanted = {name: shares[name] * options[-1].cost for name, options in problem.options.items()}
     at = {name: max([i for i, option in enumerate(options) if option.cost <= wanted[name] * (1 + SLACK)], default=0)
@@ -75,9 +76,15 @@ def best_sum(problem: Problem, errors: Mapping[str, list[float]], seconds: float
     owner = np.repeat(np.arange(len(names)), [len(problem.options[name]) for name in names])
     one = (owner[None] == np.arange(len(names))[:, None]).astype(float)
     scale = max(float(np.abs(value).max()), 1e-30)
+    low = {name: int(np.argmax(owner == i)) for i, name in enumerate(names)}
+    tied = np.zeros((sum(map(len, problem.bound.values())), len(value)))
+    for row, (half, site) in zip(tied, ((h, s) for h, sites in problem.bound.items() for s in sites), strict=True):
+        row[low[half]], row[low[site]] = 1, -1
+    within = LinearConstraint(cost[None] / problem.budget, -np.inf, 1 + SLACK)
+    bound = [LinearConstraint(tied, 0, 0)] if len(tied) else []
     found = milp(value / scale, integrality=np.ones(len(value)), bounds=Bounds(0, 1),
                  options={"time_limit": seconds, "mip_rel_gap": 0},
-                 constraints=[LinearConstraint(one, 1, 1), LinearConstraint(cost[None] / problem.budget, -np.inf, 1 + SLACK)])
+                 constraints=[*bound, LinearConstraint(one, 1, 1), within])
     if found.status != 0:
         raise LitheError(f"the integer program was not solved: {found.message}")
     problem.notes |= {"status": "optimal", "objective": float(value @ np.round(found.x))}

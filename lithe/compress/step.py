@@ -91,6 +91,16 @@ class Step:
             raise UnsupportedError(f"{self.text!r}: its importance scores {', '.join(scored)}, not {chosen}")
         return chosen
 
+    @property
+    def units(self) -> set[str]:
+        """All units that it works on."""
+        return {self.unit}
+
+    @property
+    def parts(self) -> list[Any]:
+        """The methods that do its work."""
+        return [self.importance, self.allocate, self.act, self.recover]
+
     def change(self, group: Group, level: Level, source: Any) -> Any:
         """What becomes of a group."""
         if self.act is not None and not hasattr(self.act, "change"):
@@ -111,7 +121,8 @@ class Step:
     def options(self, model: Decoder, groups: list[Group], item: int) -> dict[str, list[Option]]:
         """What each group may get, cheapest first. item: bytes of a weight as stored."""
         own = getattr(self.act, "options", None)
-        made = {group.name: own(group, self.target, item) if own else _options(self, model, group, item) for group in groups}
+        ask = lambda g: own(g, model.get_submodule(g.sites[0]), self.target, item) if own else _options(self, model, g, item)
+        made = {group.name: ask(group) for group in groups}
         return {name: sorted(options, key=lambda option: option.cost) for name, options in made.items()}
 
     def budget(self, groups: list[Group], options: dict[str, list[Option]], rest: float) -> float:
@@ -186,13 +197,11 @@ def _named(head: str, text: str) -> list[Entry]:
 
 
 def _target(values: dict[str, Any], text: str) -> Target:
-    hints = {f.name: f for f in dataclasses.fields(Target)}
     kinds = {"ratio": float, "bits": float, "bytes": float, "rank": int, "group": int, "multiple": int}
     made: dict[str, Any] = {}
     for key, value in values.items():
         made[key] = registry._convert(value, {"levels": tuple[float, ...], "sequential": bool}.get(key, kinds.get(key, str)),
                                       f"{text}: {key}")
-    assert made.keys() <= hints.keys()
     target = Target(**made)
     check_knobs(target, text)
     if target.pattern:

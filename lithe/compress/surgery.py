@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,15 @@ def cut(model: Decoder, done: Sequence[tuple[Group, Change]]) -> Decoder:
     settings = _settings(model, config, stay, state)
     renamed = {_moved(name, stay): tensor for name, tensor in state.items() if _moved(name, stay)}
     return remade(model, settings, renamed)
+
+
+def renamed(model: Decoder, done: Sequence[tuple[Group, Change]]) -> list[tuple[Group, Change]]:
+    """Changes by the names that their sites have once units are cut; those of layers that are gone are left out."""
+    stay = _config(model, [(group, change.kept) for group, change in done if change.kept is not None])[1]
+    by_site = ("weights", "biases", "levels", "pairs", "packed", "ranges")
+    moved: Any = lambda change: {name: {_moved(site, stay): held for site, held in getattr(change, name).items()}
+                                 for name in by_site}
+    return [(group, dataclasses.replace(change, **moved(change))) for group, change in done if group.layer in stay]
 
 
 def remade(model: Decoder, config: Config, state: dict[str, Tensor]) -> Decoder:
@@ -94,7 +104,7 @@ def _settings(model: Decoder, widths: list[list[int]], stay: list[int], state: d
     for name in ("windowed", "expert_layers"):
         if isinstance(flags := getattr(old, name), tuple):
             changes[name] = tuple(flags[i] for i in stay)
-    for name in ("ranks", "inputs"):
+    for name in ("ranks", "inputs", "blocks"):
         changes[name] = tuple(sorted((_moved(site, stay), number) for site, number in getattr(old, name) if _moved(site, stay)))
     return old.replace(**changes)
 

@@ -162,13 +162,14 @@ def _weights(folder: Path, model: Decoder, found: dict[str, Entry], table: dict[
              take: Callable[[Tensor], Tensor]) -> tuple[dict[str, packing.Matrix], dict[str, Tensor]]:
     """Matrices as packed, and what is not packed as `take` gives it."""
     layer_of = {packing.weight_of(model, name): name for name in kinds} | {f"{name}.data": name for name in kinds}
-    size, sizes = packing.linears(model), {name: len(weight) for name, weight in model.named_parameters()}
+    size, shapes = packing.linears(model), {name: weight.shape for name, weight in model.named_parameters()}
     packed: dict[str, packing.Matrix] = {}
     state: dict[str, Tensor] = {}
     for name, tensor in _read(found, table):
         members = table[name]
-        whole = tensor.flatten(0, -2) if tensor.dim() > 2 else tensor
-        for member, piece in zip(members, whole.split([sizes[m] for m in members]) if members[1:] else [whole], strict=True):
+        whole = tensor if tensor.dim() <= 2 or tensor.shape == shapes.get(members[0]) else tensor.flatten(0, -2)
+        pieces = whole.split([shapes[member][0] for member in members]) if members[1:] else [whole]
+        for member, piece in zip(members, pieces, strict=True):
             if (layer := layer_of.get(member)) is None:
                 state[member] = take(piece)
             elif member.endswith(".data"):

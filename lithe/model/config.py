@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from lithe.errors import FormatError
 
-LATER = ("attends", "block", "mask_token", "shifted", "ranks", "inputs", "chosen")  # settings that not every model's name says
+# settings that not every model's name says
+LATER = ("attends", "block", "mask_token", "shifted", "ranks", "inputs", "chosen", "blocks", "pool")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +94,13 @@ class Config:
     mask_token: int | None = None  # what an undecided place holds
     shifted: bool = False  # the logits of place i stand at i - 1, as in a model that once was causal (Dream)
     ranks: tuple[tuple[str, int], ...] = ()  # linear layers that are a product of two matrices, and its inner width
+    blocks: tuple[tuple[str, int], ...] = ()  # which of those two, "<layer>.a" and "<layer>.b", are block-diagonal, of how many
     inputs: tuple[tuple[str, int], ...] = ()  # linear layers that read rounded inputs, and of how many bits
+    pool: tuple[tuple[str, int], ...] = ()  # linear layers that read one array (model/pooled.py), and its slots, seed, chunk
     chosen: tuple[tuple[str, int], ...] = ()  # FFNs that compute what a predictor chooses, and the predictor's rank
 
     def __post_init__(self) -> None:
-        for field, most in (("ranks", 2**28), ("inputs", 16), ("chosen", 2**28)):
+        for field, most in (("ranks", 2**28), ("blocks", 2**16), ("pool", 2**40), ("inputs", 16), ("chosen", 2**28)):
             pairs = tuple((name, number) for name, number in getattr(self, field))
             object.__setattr__(self, field, pairs)
             if any(not 0 < number <= most for _, number in pairs) or len(dict(pairs)) < len(pairs):

@@ -131,7 +131,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps, config.norm_offset)
         self.lm_head: nn.Module | None = None if config.tied else nn.Linear(config.width, config.vocab, bias=False)
-        remake(self, config.ranks, config.inputs, config.chosen)
+        remake(self, config.ranks, config.inputs, config.chosen, config.blocks, config.pool)
         shapes = [layer for i in range(config.layers) if (layer := config.layer(i)).heads]
         self.windows, self.ropes = {layer.window for layer in shapes}, {layer.rope for layer in shapes}
         self.fast: Fast | None = None  # compiled layers, where they were asked for

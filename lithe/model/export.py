@@ -82,7 +82,7 @@ def _config(old: Config, notes: list[str]) -> Config:
         if old.sub_norm or old.qk_norm == "all":
             raise UnsupportedError("this model norms a layer's heads or channels together: padding would change the norm")
         notes.append(f"{padded} of {old.layers} layers are padded with zeros to {most}: right logits, no speed-up")
-    new = old.replace(**most, ranks=(), inputs=())
+    new = old.replace(**most, ranks=(), inputs=(), blocks=(), pool=())
     tries = [new, new.replace(qkv_bias=True, out_bias=True)] if old.qkv_bias or old.out_bias else [new]
     for found in tries:
         if families.express(found) is not None:

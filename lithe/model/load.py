@@ -10,6 +10,7 @@ import torch
 from lithe.errors import UnsupportedError, UsageError
 from lithe.kernels import library
 from lithe.model import runtime
+from lithe.model.blocks import merge_where_faster
 from lithe.model.checkpoint import is_packed, load as load_weights
 from lithe.model.decoder import Decoder
 from lithe.model.fast import fuse
@@ -79,6 +80,8 @@ def load(name: str | Path, *, dtype: torch.dtype | str | None = None, device: st
         model.tokenizer = Tokenizer(folder, model.config.vocab)
     if fast and device.type == "cpu" and model.dtype in EXACT:
         fuse(widen(model), wanted.kind or EXACT[model.dtype], wanted.group)
+        if model.config.ranks and not wanted.kind and EXACT[model.dtype] == "fp32":
+            merge_where_faster(model, "fp32")
         if model.fast is not None:
             runtime.take_threads(model, threads)
     return model

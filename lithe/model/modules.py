@@ -110,16 +110,24 @@ def _choose(model: nn.Module, chosen: Pairs) -> None:
         setattr(parent, leaf, Chosen(old, rank))
 
 
-def remake(model: nn.Module, ranks: Pairs, inputs: Pairs, chosen: Pairs = ()) -> None:
+def remake(model: nn.Module, ranks: Pairs, inputs: Pairs, chosen: Pairs = (), blocks: Pairs = (), pool: Pairs = ()) -> None:
     """Make linear layers products of two, or readers of rounded inputs, and FFNs choose their channels. Raises FormatError for
     names of no such layer."""
     if chosen:
         _choose(model, chosen)
-    if not (ranks or inputs):
+    if pool:
+        from lithe.model.pooled import pool_layers
+
+        pool_layers(model, pool)
+    if not (ranks or inputs or blocks):
         return
+    from lithe.model.blocks import in_blocks
     from lithe.model.linear import Factored, Ranged  # which bring the kernels along
 
-    for name, number, ranged in [*((*pair, False) for pair in ranks), *((*pair, True) for pair in inputs)]:
+    for name, number, ranged in [*((*pair, False) for pair in ranks), ("", 0, None), *((*pair, True) for pair in inputs)]:
+        if ranged is None:  # all pairs are there
+            in_blocks(model, blocks)
+            continue
         place, _, leaf = name.rpartition(".")
         try:
             parent: Any = model.get_submodule(place)

@@ -19,8 +19,8 @@ from lithe.bench.tuning._plan import data_folder
 from lithe.compress import calibrate
 from lithe.compress.api import compress
 from lithe.compress.calibrate import Calibration
+from lithe.compress.mixture import parse
 from lithe.compress.rescale import outliers
-from lithe.compress.step import parse
 from lithe.compress.surgery import copied
 from lithe.errors import LitheError, UsageError
 from lithe.model.checkpoint import fingerprint
@@ -127,7 +127,7 @@ class Matrix:
 def _parts(cell: Cell) -> list[Any]:
     """The methods that did the work."""
     steps = [parse(text) for text in filter(None, cell.steps.split(" ; "))]
-    return [method for step in steps for method in (step.importance, step.allocate, step.act, step.recover)]
+    return [method for step in steps for method in step.parts]
 
 
 def told(cell: Cell, record: Record) -> str:

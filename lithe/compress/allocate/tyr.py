@@ -10,7 +10,7 @@ from lithe.compress import solve
 from lithe.compress.allocation import Option, Plan, Problem
 from lithe.compress.evolution import mutated, selected
 from lithe.compress.groups import Level
-from lithe.errors import UsageError
+from lithe.errors import UnsupportedError, UsageError
 
 CARD = Card(paper="Týr-the-Pruner: Structural Pruning LLMs via Global Sparsity Distribution Optimization", row=26,
             needs=("loss",), promises=("meets_budget",))
@@ -44,6 +44,9 @@ class Method:
 
     def solve(self, problem: Problem) -> Plan:
         problem.check()
+        if any(isinstance(option.level, str) for options in problem.options.values() for option in options):
+            raise UnsupportedError("levels are moved by steps of one size here, which the ways of a mixture have not: take "
+                                   "another allocation")
         dice, plan, notes = random.Random(problem.seed), solve.uniform(problem), []
         stages = list(zip(self.knobs.survivors, self.knobs.tokens, strict=True))
         for turn in range(self.knobs.iterations):
