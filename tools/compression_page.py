@@ -17,7 +17,7 @@ from lithe.bench.compress import DENSE, SUITE
 from lithe.bench.compress._plan import SHIPPED, Cell, Plan, cells, read
 from lithe.bench.compress._rows import Row, rows
 from lithe.bench.ledger import Ledger, Record
-from lithe.compress.step import parse
+from lithe.compress.mixture import parse
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 LEDGER, PAGE, PICTURE = DOCS / "ledger-compress.jsonl", DOCS / "compression.md", DOCS / "compression.svg"
@@ -108,10 +108,11 @@ def section(model: str, plan: Plan, found: dict[Cell, Record]) -> list[str]:
             f"{plan.tokens:,} tokens of {plan.calibration} where the plan does not say more.", table(rows(found, plan))]
     told += [f"Did not run: {name}: {why}" for name, why in failed]
     if missing:
-        names = dict.fromkeys(cell.method for cell in missing)
-        each = "; ".join(f"{name} ({', '.join(dict.fromkeys(f'{c.on} {c.seed}' for c in missing if c.method == name))})"
-                         for name in names)
-        told.append(f"Of the plan's {len(found) + len(missing)} runs {len(missing)} are missing (model and seed): {each}.")
+        begun = {cell.method for cell in found}
+        names = list(dict.fromkeys(cell.method for cell in missing))
+        never, partly = ([name for name in names if (name in begun) is ran] for ran in (False, True))
+        told += [f"Of the plan's {len(found) + len(missing)} runs {len(missing)} are missing.",
+                 f"- Not run at all: {'; '.join(never) or 'none'}.\n- Seeds or models missing of: {'; '.join(partly) or 'none'}."]
     return told
 
 

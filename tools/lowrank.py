@@ -20,9 +20,9 @@ import torch
 from lithe.compress import calibrate
 from lithe.compress.calibrate import Calibration, shifted
 from lithe.compress.fitness import nll
+from lithe.compress.mixture import parse
 from lithe.compress.pairs import nearest
 from lithe.compress.run import Stage, compress
-from lithe.compress.step import parse
 from lithe.compress.surgery import copied
 from lithe.model.decoder import Decoder
 from lithe.model.load import load

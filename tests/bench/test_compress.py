@@ -13,7 +13,7 @@ from lithe.bench.compress._rows import rows
 from lithe.bench.compress._suite import Matrix
 from lithe.bench.ledger import Ledger
 from lithe.cli import run
-from lithe.compress.step import parse
+from lithe.compress.mixture import parse
 from lithe.contracts.small import decided
 from lithe.errors import FormatError, UsageError
 from lithe.model.checkpoint import save
