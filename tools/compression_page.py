@@ -110,9 +110,9 @@ def section(model: str, plan: Plan, found: dict[Cell, Record]) -> list[str]:
     if missing:
         begun = {cell.method for cell in found}
         names = list(dict.fromkeys(cell.method for cell in missing))
-        never, partly = ([name for name in names if (name in begun) is ran] for ran in (False, True))
+        never, partly = ("; ".join(name for name in names if (name in begun) is ran) or "none" for ran in (False, True))
         told += [f"Of the plan's {len(found) + len(missing)} runs {len(missing)} are missing.",
-                 f"- Not run at all: {'; '.join(never) or 'none'}.\n- Seeds or models missing of: {'; '.join(partly) or 'none'}."]
+                 f"- Not run at all: {never}.\n- Seeds or models missing of: {partly}."]
     return told
 
 
