@@ -54,7 +54,7 @@ def main() -> None:
     text += ["## Greedy\n", table(parts["greedy"])]
     if newer := since("greedy"):
         text += ["### Measured since, on prompts of their own choice\n", count(newer), table(newer)]
-    text += ["## Two trees\n", BOTH, families(newer or parts["greedy"]), "## By task\n", TASKS, tasks(parts["greedy"])]
+    text += ["## Two trees\n", BOTH, families(parts["greedy"]), "## By task\n", TASKS, tasks(parts["greedy"])]
     if parts["sampled"]:
         text += ["## Temperature 1\n", count(parts["sampled"]) + SAMPLED, table(parts["sampled"])]
         if again := since("sampled"):
