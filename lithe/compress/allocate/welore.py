@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lithe.card import Card, knob
 from lithe.compress.allocation import Option, Plan, Problem
+from lithe.compress.groups import Level
 from lithe.errors import UnsupportedError, UsageError
 
 CARD = Card(paper="From GaLore to WeLore: How Low-Rank Weights Non-uniformly Emerge from Low-Rank Gradients", row=145,
@@ -55,12 +56,12 @@ class Method:
     def _plan(self, problem: Problem, scores: dict[str, Tensor], tau: float) -> Plan:
         return {name: self._level(options, scores[name], tau) for name, options in problem.options.items()}
 
-    def _level(self, options: list[Option], score_U: Tensor, tau: float) -> int | float | None:
+    def _level(self, options: list[Option], score_U: Tensor, tau: float) -> Level:
         """The richest option of no more units than reach tau, or the group as it is."""
         kept = int((score_U >= tau).sum())
         if 1 - kept / score_U.numel() <= self.min_ratio:
             return options[-1].level
-        fits = [option for option in options if option.level is not None and option.level <= kept]
+        fits = [option for option in options if isinstance(option.level, int | float) and option.level <= kept]
         return fits[-1].level if fits else options[0].level
 
 
