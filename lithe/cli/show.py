@@ -19,7 +19,8 @@ from lithe.registry import Entry, entries, find, near
 
 GROUP = "look up"
 MODEL, PROMPT = "zoo:tiny", '"Once upon a time"'
-MASKED = "GSAI-ML/LLaDA-8B-Instruct"  # no diffusion model is shipped yet
+MASKED, PROBLEM = "zoo:tiny-diffusion", '"reverse : ant bear cat deer _ _ =" --max-tokens 8'
+SPECIAL = {"blocks": "zoo:tiny-block", "experts": "zoo:tiny-diffusion-moe"}  # shipped models that have what a method needs
 SERVED = (("serve", "schedule"), ("attention", "share"))  # shelves that `lithe serve` has an option for
 
 
@@ -85,9 +86,12 @@ def use(entry: Entry) -> str | None:
     if entry.shelf == "constrain":
         return f"lithe generate {MODEL} {PROMPT} --constrain '{spec} @FILE'"
     if entry.shelf == "distill":
-        return f"lithe fit {MASKED} --method {spec} --data problems.jsonl -o sharper"
-    if entry.room in ("decode", "sampling", "diffuse"):
-        return f"lithe generate {MASKED if entry.room == 'diffuse' else MODEL} {PROMPT} --method {spec}"
+        return f"lithe fit {MASKED} --method {spec} --data tasks:copy,reverse,sort -o sharper"
+    if entry.room == "diffuse":
+        masked = next((model for need, model in SPECIAL.items() if need in entry.card.needs), MASKED)
+        return f"lithe generate {masked} {PROBLEM} --method {spec}"
+    if entry.room in ("decode", "sampling"):
+        return f"lithe generate {MODEL} {PROMPT} --method {spec}"
     return f"lithe {entry.room} {MODEL} --method {spec}" if entry.room in cli.verbs() else None
 
 
