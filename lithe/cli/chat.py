@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import select
+import signal
+import socket
+import sys
+import threading
 from typing import Annotated
 
 import typer
@@ -46,7 +52,9 @@ def command(
     console.print(HELP, style="dim")
     while True:
         try:
-            said = console.input("[bold]> [/]").strip()
+            console.print("[bold]> [/]", end="")
+            _wait()
+            said = input().strip()
         except EOFError:
             console.print()
             return
@@ -62,6 +70,22 @@ def command(
             console.print(f"There is no {said}. {HELP}", style="dim", markup=False)
         elif said:
             _answer(made, messages, said, law, max_tokens, seed, console)
+
+
+def _wait() -> None:
+    """Until a line is typed. A Ctrl-C between the prompt and the read of it would else wait for a key as well."""
+    main = threading.current_thread() is threading.main_thread()
+    if os.name != "posix" or not main or sys.stdin is None or not sys.stdin.isatty():
+        return
+    near, far = socket.socketpair()
+    far.setblocking(False)
+    before = signal.set_wakeup_fd(far.fileno())
+    try:
+        select.select([sys.stdin, near], [], [])
+    finally:
+        signal.set_wakeup_fd(before)
+        near.close()
+        far.close()
 
 
 def _answer(made, messages: list[dict], said: str, law: Law, max_tokens: int, seed: int, console: Console) -> None:
