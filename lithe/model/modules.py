@@ -95,16 +95,21 @@ def draw(model: Any, seed: int) -> None:
             nn.init.zeros_(weight)
 
 
+def _found(model: nn.Module, name: str) -> tuple[Any, str, Any]:
+    """A module's parent, its name there and itself; None for what there is not."""
+    place, _, leaf = name.rpartition(".")
+    try:
+        parent: Any = model.get_submodule(place)
+        return parent, leaf, getattr(parent, leaf)
+    except AttributeError:
+        return None, leaf, None
+
+
 def _choose(model: nn.Module, chosen: Pairs) -> None:
     from lithe.model.chosen import Chosen
 
     for name, rank in chosen:
-        place, _, leaf = name.rpartition(".")
-        try:
-            parent: Any = model.get_submodule(place)
-            old = getattr(parent, leaf)
-        except AttributeError:
-            old = None
+        parent, leaf, old = _found(model, name)
         if type(old) is not FFN:
             raise FormatError(f"config: {name!r:.80} is no FFN, so it has no channels to choose")
         setattr(parent, leaf, Chosen(old, rank))
@@ -124,19 +129,17 @@ def remake(model: nn.Module, ranks: Pairs, inputs: Pairs, chosen: Pairs = (), bl
     from lithe.model.blocks import in_blocks
     from lithe.model.linear import Factored, Ranged  # which bring the kernels along
 
-    for name, number, ranged in [*((*pair, False) for pair in ranks), ("", 0, None), *((*pair, True) for pair in inputs)]:
-        if ranged is None:  # all pairs are there
-            in_blocks(model, blocks)
-            continue
-        place, _, leaf = name.rpartition(".")
-        try:
-            parent: Any = model.get_submodule(place)
-            old = getattr(parent, leaf)
-        except AttributeError:
-            old = None
-        if not isinstance(old, nn.Linear | (Factored if ranged else nn.Linear)):
-            raise FormatError(f"config: {name!r:.80} is no linear layer, so it has no rank and no rounded inputs")
-        if not ranged and number > min(old.in_features, old.out_features):
-            raise FormatError(f"config: {name} cannot have rank {number}")
-        setattr(parent, leaf, Ranged(old, number) if ranged else Factored(
-            old.in_features, old.out_features, number, bias=old.bias is not None))
+    none = "is no linear layer, so it has no rank and no rounded inputs"
+    for name, rank in ranks:
+        parent, leaf, old = _found(model, name)
+        if not isinstance(old, nn.Linear):
+            raise FormatError(f"config: {name!r:.80} {none}")
+        if rank > min(old.in_features, old.out_features):
+            raise FormatError(f"config: {name} cannot have rank {rank}")
+        setattr(parent, leaf, Factored(old.in_features, old.out_features, rank, bias=old.bias is not None))
+    in_blocks(model, blocks)  # of pairs as well
+    for name, number in inputs:
+        parent, leaf, old = _found(model, name)
+        if not isinstance(old, nn.Linear | Factored):
+            raise FormatError(f"config: {name!r:.80} {none}")
+        setattr(parent, leaf, Ranged(old, number))

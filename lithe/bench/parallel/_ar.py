@@ -6,14 +6,10 @@ from collections.abc import Sequence as Seq
 from time import perf_counter
 from typing import Any
 
-from lithe.bench.ledger import Record
-from lithe.bench.parallel import SUITE
-from lithe.bench.parallel._suite import PLAIN, TOGETHER, Cell, Course, ask, problems, told, words
+from lithe.bench.parallel._suite import TOGETHER, Cell, Course, ask, words
 from lithe.bench.parallel._tasks import Problem, room
-from lithe.bench.provenance import record
 from lithe.decode.loop import run
 from lithe.decode.plan import DecodePlan, plan
-from lithe.errors import LitheError
 from lithe.model.decoder import Decoder
 from lithe.sampling.law import Law
 
@@ -21,18 +17,14 @@ from lithe.sampling.law import Law
 class Rival(Course):
     """A causal model and what is known of it so far. A cell's method is a spec of `lithe.decode`; "" is plain decoding."""
 
-    def measure(self, cell: Cell) -> Record:
-        asked = problems(cell)
-        made: DecodePlan | None = None
-        try:
-            made = plan(self.model, draft=cell.method or None)
-            measured = decoded(self.model, made, asked, cell)
-        except LitheError as problem:
-            measured = {"error": str(problem)}
-        self.tell(f"{cell.task}: {cell.method or PLAIN}: " + (measured.get("error") or told(measured)))
-        return record(SUITE, self.model, measured=measured, inputs=[p.prompt for p in asked], settings=cell.settings,
-                      seed=cell.seed, method=cell.method or PLAIN, knobs=made.knobs if made else {},
-                      parts=[] if made is None else made.parts)
+    def plan(self, cell: Cell) -> DecodePlan:
+        return plan(self.model, draft=cell.method or None)
+
+    def decoded(self, made: Any, asked: Seq[Problem], cell: Cell) -> dict[str, Any]:
+        return decoded(self.model, made, asked, cell)
+
+    def parts(self, made: Any) -> list[Any]:
+        return made.parts
 
 
 def decoded(model: Decoder, made: DecodePlan, asked: Seq[Problem], cell: Cell) -> dict[str, Any]:
@@ -41,7 +33,7 @@ def decoded(model: Decoder, made: DecodePlan, asked: Seq[Problem], cell: Cell) -
     """
     law = Law.of(temperature=cell.temperature) if cell.temperature else None
     found: dict[str, Any] = {"right": "", "passes": [], "tokens": [], "places": 0, "rows": 0, "keys": 0, "experts": 0}
-    begun, places = perf_counter(), cell.places or room(cell.task)
+    begun, places = perf_counter(), cell.places or room(asked[0].task)
     for at in range(0, len(asked), TOGETHER):
         batch = [ask(model, p.prompt, places, law, cell.seed + at + i) for i, p in enumerate(asked[at : at + TOGETHER])]
         passes, rows = dict.fromkeys((s.number for s in batch), 0), sum(s.prompt - 1 for s in batch)

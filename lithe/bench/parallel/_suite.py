@@ -105,16 +105,26 @@ class Course:
     def measure(self, cell: Cell) -> Record:
         """Decode a cell's problems. A method that this model cannot run is a record too, which says why."""
         asked = problems(cell, self.given)
-        made: DiffusePlan | None = None
+        made: Any = None
         try:
-            made = plan(self.model, *filter(None, [cell.method]))
-            measured = decoded(self.model, made, asked, cell)
+            made = self.plan(cell)
+            measured = self.decoded(made, asked, cell)
         except LitheError as problem:
             measured = {"error": str(problem)}
         self.tell(f"{cell.task}: {cell.method or PLAIN}: " + (measured.get("error") or told(measured)))
-        parts = [] if made is None else [*vars(made.kit()).values(), made.reader.route]
+        parts = [] if made is None else self.parts(made)
         return record(SUITE, self.model, measured=measured, inputs=[p.prompt for p in asked], settings=cell.settings,
                       seed=cell.seed, method=cell.method or PLAIN, knobs=made.knobs if made else {}, parts=parts)
+
+    def plan(self, cell: Cell) -> Any:
+        return plan(self.model, *filter(None, [cell.method]))
+
+    def decoded(self, made: Any, asked: Seq[Problem], cell: Cell) -> dict[str, Any]:
+        return decoded(self.model, made, asked, cell)
+
+    def parts(self, made: Any) -> list[Any]:
+        """The methods that do the work."""
+        return [*vars(made.kit()).values(), made.reader.route]
 
 
 def decoded(model: Decoder, made: DiffusePlan, asked: Seq[Problem], cell: Cell) -> dict[str, Any]:
