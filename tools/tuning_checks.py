@@ -23,6 +23,7 @@ import torch
 from lithe import registry
 from lithe.bench import provenance
 from lithe.bench.ledger import Ledger
+from lithe.bench.matrix import data_folder
 from lithe.bench.tuning import _plan, _text
 from lithe.bench.tuning._run import score
 from lithe.model.config import Config
@@ -47,7 +48,7 @@ class Desk:
     """A model, the plan's texts, and trainings on them."""
 
     def __init__(self, plan: _plan.Plan = PLAN):
-        self.plan, self.root = plan, _plan.data_folder()
+        self.plan, self.root = plan, data_folder()
         self.tokenizer = load(MODEL, fast=False).tokenizer
         assert self.tokenizer is not None
         self.home = _text.home(plan, self.root, self.tokenizer)

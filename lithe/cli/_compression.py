@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence as Seq
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lithe.cli._common import table
-from lithe.errors import UsageError
+from lithe.cli._matrix import carry_on, kept, tell, watch
 
 if TYPE_CHECKING:
     from lithe.bench.compress._rows import Row
@@ -22,29 +18,15 @@ HEADS = ("model", "method", "ratio", "bytes", "loss", "KL", "against", "gains", 
 def compressed(model: str, *, methods: Seq[str], plan: str | None, runs: int | None, threads: int | None, offline: bool,
                as_json: bool, book: Ledger | None) -> int:
     """Run what the ledger does not hold of the plan, and print all of it. 130 where Ctrl-C ended the run."""
-    import torch
-
-    from lithe.bench.compress import _plan
+    from lithe.bench.compress import SUITE, _plan
     from lithe.bench.compress._rows import rows
     from lithe.bench.compress._suite import Matrix
 
-    if book is None:
-        raise UsageError("--suite compress goes on from its ledger, so it needs one")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    ledger = kept(book, SUITE, threads)
     asked = _plan.narrowed(_plan.read(Path(plan) if plan else _plan.SHIPPED), tuple(methods))
-    suite = Matrix(model, asked, book, offline=offline, tell=lambda line: print(line, file=sys.stderr, flush=True))
-    code = 0
-    try:
-        suite.run(runs)
-    except KeyboardInterrupt:
-        code = 130
-    found = rows(suite.known, asked)
-    if as_json:
-        for row in found:
-            print(json.dumps(asdict(row), ensure_ascii=False))
-    else:
-        table(HEADS, [_cells(row) for row in found])
+    suite = Matrix(model, asked, ledger, offline=offline, tell=watch)
+    code = carry_on(suite, runs)
+    tell(rows(suite.known, asked), HEADS, _cells, as_json)
     return code
 
 

@@ -13,9 +13,10 @@ from lithe.cli._compression import compressed
 from lithe.cli._engines import ENGINE, PRECISION, ROUNDS, SUITE, checked, compare
 from lithe.cli._filling import PLACES, PROBLEMS, ROWS, TASK, paralleled
 from lithe.cli._json import SCHEMAS, WRITE, structured
+from lithe.cli._matrix import PLAN, RUNS
 from lithe.cli._measure import LEDGER, LIMIT, NO_LEDGER, PROMPTS, chosen_kinds, open_ledger, progress
 from lithe.cli._serving import PART, served
-from lithe.cli._tuning import PLAN, RUNS, SHIFT, matrix
+from lithe.cli._tuning import SHIFT, tuned
 
 if TYPE_CHECKING:
     from lithe.bench.rows import Row
@@ -80,8 +81,8 @@ def _suite(suite: str, given: dict[str, Any]) -> int:
     asked["book"] = open_ledger(given["ledger"], given["no_ledger"])
     several = lambda name: given[name] or ()
     if suite == "tuning":
-        return matrix(model, methods=several("method"), shifts=several("shift"), plan=given["plan"],
-                      runs=given["runs"], **asked)
+        return tuned(model, methods=several("method"), shifts=several("shift"), plan=given["plan"],
+                     runs=given["runs"], **asked)
     if suite == "compress":
         return compressed(model, methods=several("method"), plan=given["plan"], runs=given["runs"], **asked)
     if suite == "serving":

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from lithe.bench import matrix
 from lithe.bench.compress import DENSE
-from lithe.errors import FormatError, UsageError
-from lithe.registry import near
+from lithe.errors import FormatError
 
 SHIPPED = Path(__file__).with_name("plan.toml")
 MODELS = ("plain", "twin")
@@ -84,13 +82,8 @@ def filled(entry: Entry, ratio: float | None, seed: int) -> str:
 
 def read(path: Path = SHIPPED) -> Plan:
     """Raises FormatError for a file that is no plan, UsageError for one that is not there."""
-    try:
-        said = tomllib.loads(path.read_text(encoding="utf-8"))
-        plan: Plan = _made(Plan, said | {"methods": [_made(Entry, entry) for entry in said.pop("method")]})
-    except OSError as problem:
-        raise UsageError(f"cannot read the plan {path}: {problem.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError) as problem:
-        raise FormatError(f"{path} is no plan: {problem}") from None
+    plan = matrix.read_plan(path, lambda said: matrix.made(
+        Plan, said | {"methods": [matrix.made(Entry, entry) for entry in said.pop("method")]}))
     names = [entry.name for entry in plan.methods]
     for entry in plan.methods:
         if names.count(entry.name) > 1 or entry.name == DENSE:
@@ -107,12 +100,6 @@ def read(path: Path = SHIPPED) -> Plan:
 def narrowed(plan: Plan, names: tuple[str, ...]) -> Plan:
     """Only these methods and what they are judged against, where some are named."""
     known = {entry.name: entry for entry in plan.methods}
-    for name in names:
-        if name not in known:
-            raise UsageError(f"the plan has no {name!r}{near(name, list(known))}")
+    matrix.in_plan(names, list(known))
     wanted = {*names, *(known[name].against for name in names)} if names else set(known)
     return replace(plan, methods=tuple(entry for entry in plan.methods if entry.name in wanted))
-
-
-def _made(kind: Any, said: dict[str, Any]) -> Any:
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in said.items()})

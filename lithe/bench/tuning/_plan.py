@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lithe import registry
+from lithe.bench import matrix
 from lithe.bench.tuning import FULL
 from lithe.errors import FormatError, UsageError
 from lithe.model.decoder import Decoder
@@ -90,15 +88,9 @@ class Plan:
 
 def read(path: Path = SHIPPED) -> Plan:
     """Raises FormatError for a file that is no plan, UsageError for one that is not there."""
-    try:
-        said = tomllib.loads(path.read_text(encoding="utf-8"))
-        plan: Plan = _made(Plan, said | {
-            "home": _made(Shift, said["home"]), "shifts": [_made(Shift, s) for s in said.pop("shift")],
-            "methods": [_made(Entry, m) for m in said.pop("method")]})
-    except OSError as problem:
-        raise UsageError(f"cannot read the plan {path}: {problem.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError) as problem:
-        raise FormatError(f"{path} is no plan: {problem}") from None
+    plan = matrix.read_plan(path, lambda said: matrix.made(Plan, said | {
+        "home": matrix.made(Shift, said["home"]), "shifts": [matrix.made(Shift, s) for s in said.pop("shift")],
+        "methods": [matrix.made(Entry, m) for m in said.pop("method")]}))
     if plan.methods[0].spec or plan.methods[0].name != FULL:
         raise FormatError(f"{path}: the first method must be {FULL!r}, without a spec: the others are measured by it")
     return plan
@@ -106,10 +98,8 @@ def read(path: Path = SHIPPED) -> Plan:
 
 def narrowed(plan: Plan, names: tuple[str, ...], shifts: tuple[str, ...]) -> Plan:
     """Only these methods (all weights stay) and shifts, where some are named."""
-    for asked, known in ((names, [m.name for m in plan.methods]), (shifts, [s.name for s in plan.shifts])):
-        for name in asked:
-            if name not in known:
-                raise UsageError(f"the plan has no {name!r}{registry.near(name, known)}")
+    matrix.in_plan(names, [m.name for m in plan.methods])
+    matrix.in_plan(shifts, [s.name for s in plan.shifts])
     methods = tuple(m for m in plan.methods if not names or m.name in (FULL, *names))
     return dataclasses.replace(plan, methods=methods, shifts=tuple(s for s in plan.shifts if not shifts or s.name in shifts))
 
@@ -156,15 +146,3 @@ def _scaled(spec: str, share: float, room: float, size: Callable[[str], int]) ->
                 break
         number *= room / max(found, 1) * (1.0 if found <= room else CLOSE)
     return best
-
-
-def data_folder() -> Path:
-    """$LITHE_DATA. Raises UsageError where it is not said or no folder."""
-    folder = os.environ.get("LITHE_DATA")
-    if folder is None or not Path(folder).is_dir():
-        raise UsageError(f"the plan's texts are looked for in $LITHE_DATA, which is {folder!r}: let it name their folder")
-    return Path(folder)
-
-
-def _made(kind: Any, said: dict[str, Any]) -> Any:
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in said.items()})

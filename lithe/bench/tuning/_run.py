@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from lithe.bench.tuning._plan import Plan, data_folder
+from lithe.bench.matrix import data_folder
+from lithe.bench.tuning._plan import Plan
 from lithe.bench.tuning._text import Texts
 from lithe.model.decoder import Decoder
 from lithe.model.load import load

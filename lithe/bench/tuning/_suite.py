@@ -1,60 +1,37 @@
-"""A matrix of runs, one ledger record each. What the ledger holds is not run again, so an interrupted matrix goes on."""
+"""Which trainings of a plan to run next, in an order that makes an interrupted matrix useful."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from lithe.bench import provenance
-from lithe.bench.ledger import Ledger, Record
+from lithe.bench import matrix
+from lithe.bench.ledger import Record
 from lithe.bench.tuning import FULL, SUITE
-from lithe.bench.tuning._plan import Entry, Plan, Shift, data_folder, sized
+from lithe.bench.tuning._plan import Entry, Plan, Shift, sized
 from lithe.bench.tuning._run import Cell, open_base, run, score
 from lithe.bench.tuning._text import Texts, home, texts
-from lithe.errors import LitheError, UsageError
-from lithe.model.checkpoint import fingerprint
-from lithe.model.load import resolve
-
-Tell = Callable[[str], None]
+from lithe.errors import UsageError
+from lithe.model.decoder import Decoder
 
 
 @dataclass
-class Matrix:
-    """A plan on a model, and what is known of it so far: records by cell."""
+class Matrix(matrix.Matrix[Plan, Cell]):
+    """Trainings of a plan's methods, their rates searched."""
 
-    model: str
-    plan: Plan
-    ledger: Ledger
-    root: Path = field(default_factory=data_folder)
-    offline: bool = False
-    tell: Tell = lambda line: None
-    known: dict[Cell, Record] = field(default_factory=dict)
     _texts: dict[str, Texts] = field(default_factory=dict)
     _frozen: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    suite: ClassVar[str] = SUITE
+    cell_kind: ClassVar[type] = Cell
+
+    def open(self) -> None:
         plain = open_base(self.model, "float32", offline=self.offline)
         if plain.tokenizer is None:
             raise UsageError(f"{self.model} has no tokenizer, which reading text needs")
         self._plain, self._home = plain, home(self.plan, self.root, plain.tokenizer)
-        self._hash = fingerprint(resolve(self.model, offline=self.offline))
-        for record in self.ledger.read():
-            if (cell := self.cell_of(record)) is not None:
-                self.known[cell] = record
-
-    def run(self, most: int | None = None) -> int:
-        """Run what is missing, at most so many cells; how many were run."""
-        done = 0
-        for cell in self.missing():
-            if most is not None and done >= most:
-                break
-            self.measure(cell)
-            done += 1
-        return done
 
     def missing(self) -> Iterator[Cell]:
         """What to run next, given all that is known by then.
@@ -132,24 +109,25 @@ class Matrix:
         return Cell(method=method.name, spec=spec, base=method.base, shift=shift.name, share=share if method.scales else None,
                     rate=rate, seed=seed)
 
-    def measure(self, cell: Cell) -> Record:
-        """Run a cell and keep its record. A method that cannot run here is a record too, which says why."""
-        found = self.texts(cell.shift)
-        model = open_base(self.model, cell.base, offline=self.offline)
-        before = self.frozen(cell, found)
-        parts: tuple[Any, ...] = ()
-        try:
-            measured = run(cell, model, self.plan, found, self._home)
-            parts = () if model.adapters is None else (model.adapters.owner.adapters["a"].method,)
-        except Exception as problem:  # a fault of one method is its own result, and the matrix goes on
-            measured = {"error": str(problem) if isinstance(problem, LitheError) else repr(problem)}
-        record = provenance.record(
-            SUITE, model, measured={"weights": model.size, **before, **measured}, inputs=[found.digest, self._home.digest],
-            settings={**self.plan.sizes, **dataclasses.asdict(cell)}, seed=cell.seed, method=cell.method, parts=parts)
-        self.ledger.append(record)
-        self.known[cell] = record
-        self.tell(told(cell, record))
-        return record
+    def opened(self, cell: Cell) -> Decoder:
+        return open_base(self.model, cell.base, offline=self.offline)
+
+    def attempt(self, cell: Cell, model: Decoder) -> tuple[dict[str, Any], Iterable[Any]]:
+        measured = run(cell, model, self.plan, self.texts(cell.shift), self._home)
+        return measured, () if model.adapters is None else (model.adapters.owner.adapters["a"].method,)
+
+    def beside(self, cell: Cell) -> dict[str, Any]:
+        return {"weights": self._plain.size, **self.frozen(cell, self.texts(cell.shift))}
+
+    def inputs(self, cell: Cell) -> Any:
+        return [self.texts(cell.shift).digest, self._home.digest]
+
+    def told(self, cell: Cell, found: dict[str, Any]) -> str:
+        what = f"{cell.shift}: {cell.spec or FULL}{'' if cell.base == 'float32' else ' on ' + cell.base} at {cell.rate:g}"
+        if "after" not in found:
+            return f"{what}: {found.get('diverged') or found.get('error')}"
+        return (f"{what}: {found['before']:.3f} -> {found['after']:.3f}, home {found['home_before']:.3f} -> "
+                f"{found['home_after']:.3f}, {found['values']:,} values, {found['seconds']:.0f} s")
 
     def frozen(self, cell: Cell, found: Texts) -> dict[str, float]:
         """The losses before any training, in float32 and in the base's own precision."""
@@ -163,36 +141,16 @@ class Matrix:
     def texts(self, shift: str) -> Texts:
         if shift not in self._texts:
             assert self._plain.tokenizer is not None
-            said = next(s for s in self.plan.shifts if s.name == shift)
+            said = next((s for s in self.plan.shifts if s.name == shift), None)
+            if said is None:
+                raise UsageError(f"the plan has no text {shift!r}")
             self._texts[shift] = texts(said, self.plan, self.root, self._plain.tokenizer)
         return self._texts[shift]
-
-    def cell_of(self, record: Record) -> Cell | None:
-        """The cell of a record, None where it is of another suite, model, plan or text."""
-        names = [f.name for f in dataclasses.fields(Cell)]
-        if record.suite != SUITE or record.model_hash != self._hash or not set(names) <= record.settings.keys():
-            return None
-        if any(record.settings.get(name) != value for name, value in self.plan.sizes.items()):
-            return None
-        if record.settings["shift"] not in {s.name for s in self.plan.shifts}:
-            return None
-        same = provenance.digest([self.texts(record.settings["shift"]).digest, self._home.digest])
-        return Cell(**{name: record.settings[name] for name in names}) if record.prompts_hash == same else None
 
 
 def chosen_by(record: Record) -> float:
     """The loss by which the best rate is found; infinite where the run failed."""
     return record.measured.get("chosen_by", math.inf)
-
-
-def told(cell: Cell, record: Record) -> str:
-    """A line for whoever watches."""
-    found = record.measured
-    what = f"{cell.shift}: {cell.spec or FULL}{'' if cell.base == 'float32' else ' on ' + cell.base} at {cell.rate:g}"
-    if "after" not in found:
-        return f"{what}: {found.get('diverged') or found.get('error')}"
-    return (f"{what}: {found['before']:.3f} -> {found['after']:.3f}, home {found['home_before']:.3f} -> "
-            f"{found['home_after']:.3f}, {found['values']:,} values, {found['seconds']:.0f} s")
 
 
 def ran(records: Iterable[Record]) -> list[Record]:
