@@ -93,17 +93,17 @@ def _drawn(names: str, model: Decoder, count: int) -> list[Example]:
     return [example(draw(tasks[i % len(tasks)], np.random.default_rng([HELD, i]))) for i in range(count)]
 
 
-def fitted(spec: Spec, target: Decoder, data: str, output: Path, length: tuple[int, int, int, int], *, pool: int, model: str,
+def fitted(spec: Spec, target: Decoder, data: str, output: Path, asked: dict[str, int], *, pool: int, model: str,
            as_json: bool) -> None:
     """Fit a method of a diffusion model and say what came of it: a folder of weights, or a trained model.
 
-    length: steps, rows, warm-up and seed of the lesson.
+    asked: steps, rows, warmup and seed of the lesson.
     """
     from lithe.diffuse.learn import Lesson, learn, run_of
     from lithe.model.checkpoint import save
     from lithe.train.fitted import identity
 
-    lesson = Lesson(**dict(zip(("steps", "rows", "warmup", "seed"), length, strict=True)))
+    lesson = Lesson(**asked)
     made = learn(spec, target, examples(data, target, pool), lesson, folder=output, quiet=as_json)
     weights = sum(weight.numel() for weight in made.parameters())
     trained = hasattr(made, "config")

@@ -47,15 +47,15 @@ def command(
         able = ", ".join(e.name for e in registry.entries() if e.card.trains)
         raise UsageError(f"{spec.entry.address} has no weights to fit; these have: {able}")
     target = open_model(model, dtype=dtype, device=device, threads=threads, offline=offline, fast=False)
+    size = dict(steps=steps, rows=rows, warmup=warmup, seed=seed)
     if target.config.attends != "causal" or spec.entry.room == "diffuse":
         unfit(context)
-        fitted(spec, target, data, output, (steps, rows, warmup, seed), pool=examples, model=model, as_json=as_json)
+        fitted(spec, target, data, output, size, pool=examples, model=model, as_json=as_json)
         return
     ids = corpus.load(data, target.tokenizer).ids
-    lesson = Lesson(steps=steps, rows=rows, length=length, warmup=warmup, seed=seed, keep=keep)
     if written:
         ids = _written(target, ids, written, temperature, seed, output, as_json)
-    made = learn(spec.entry, spec.knobs, target, ids, lesson, folder=output, quiet=as_json)
+    made = learn(spec.entry, spec.knobs, target, ids, Lesson(**size, length=length, keep=keep), folder=output, quiet=as_json)
     first = [row[0] for row in made.rates]
     if as_json:
         emit({"method": spec.entry.address, "folder": str(output), "rates": made.rates,
@@ -77,5 +77,8 @@ def _written(target, ids, tokens: int, temperature: float, seed: int, output: Pa
         return np.load(beside, allow_pickle=False)
     found = write(target, ids, tokens, temperature=temperature, seed=seed, quiet=quiet)
     beside.parent.mkdir(parents=True, exist_ok=True)
-    np.save(beside, found, allow_pickle=False)
+    draft = beside.with_suffix(".part")  # what bears the name is whole
+    with draft.open("wb") as file:
+        np.save(file, found, allow_pickle=False)
+    draft.replace(beside)
     return found
