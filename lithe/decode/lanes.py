@@ -73,12 +73,16 @@ class Lanes:
         layers, skip: the parts of the model that run, as `Decoder.forward` has them. states[b]: what the layers before those
         made of the rows, [T, C].
         """
-        width, furthest = max(map(len, ids)), self.model.config.context - 1
+        fast, width, furthest = self.model.fast, max(map(len, ids)), self.model.config.context - 1
         steps = [range(width)] * len(ids) if depths is None else [[*d, *[0] * (width - len(d))] for d in depths]
         pos = [[min(n + step, furthest) for step in row]  # only padding lies that far
                for n, row in zip(self.cache.lengths, steps, strict=True)]
         self.last = [list(row) for row in ids]
-        ids_BT = whole([[*row, *[0] * (width - len(row))] for row in ids], self.device)
+        full = [[*row, *[0] * (width - len(row))] for row in ids]
+        if fast is not None and layers is states is None and not skip and not taps:
+            if (out := fast.express(full, pos, mask, self.cache, logits)) is not None:
+                return out
+        ids_BT = whole(full, self.device)
         adapters_B = None if self.model.adapters is None else [s.adapter for s in self.held]
         given = {"ids_BT": ids_BT} if states is None else {"embeds": pad_sequence(list(states), batch_first=True)}
         return self.model(**given, pos_BT=pos, mask=mask, cache=self.cache, rows=[max(len(row), 1) for row in ids],

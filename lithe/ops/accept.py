@@ -70,29 +70,33 @@ def chance_of(dice: torch.Generator | Chance) -> Chance:
 
 def greedy(tree: Tree, scores_NV: Tensor) -> Walk:
     """Follow the largest score of every node, the lowest id among equals. Raises ValueError where none is left."""
-    best_of = _best_of(scores_NV)
+    return likeliest(tree, best_of(scores_NV))
+
+
+def likeliest(tree: Tree, best: Callable[[int], int]) -> Walk:
+    """The same by what is best at a node, -1 being none: asked of visited nodes only, as a constraint may leave nothing below a
+    wrong guess."""
 
     def decide(node: int, tokens: list[int]) -> Decision:
-        score, best = best_of(node)
-        if not isfinite(score):  # asked of visited nodes only: a constraint may leave nothing below a wrong guess
+        if (token := best(node)) < 0:
             raise ValueError(EMPTY)
-        return match(tokens, best)
+        return match(tokens, token)
 
     return descend(tree, decide)
 
 
-def _best_of(scores_NV: Tensor) -> Callable[[int], tuple[float, int]]:
-    """For a row its largest score and the lowest id that has it: row by row where that is cheap, else all at once."""
+def best_of(scores_NV: Tensor) -> Callable[[int], int]:
+    """For a row the lowest id of its largest score, -1 where that is not finite: row by row where that is cheap, else at once."""
     if scores_NV.is_cpu and scores_NV.dtype in (torch.float32, torch.float64):
         table = scores_NV.numpy(force=scores_NV.requires_grad)  # whose argmax is some ten times as quick as a tensor's
 
-        def look(node: int) -> tuple[float, int]:
+        def look(node: int) -> int:
             best = int(table[node].argmax())
-            return float(table[node, best]), best
+            return best if isfinite(table[node, best]) else -1
 
         return look
     top_N = scores_NV.max(-1)
-    return list(zip(top_N.values.tolist(), top_N.indices.tolist(), strict=True)).__getitem__
+    return [best if isfinite(top) else -1 for top, best in zip(top_N.values.tolist(), top_N.indices.tolist(), strict=True)].__getitem__
 
 
 def descend(tree: Tree, decide: Callable[[int, list[int]], Decision]) -> Walk:
