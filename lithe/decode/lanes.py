@@ -23,7 +23,7 @@ class Lanes:
         """slack: slots beyond the longest text, for draft rows that will never be committed."""
         self.model, self.slack = model, slack
         self.cache = PlainCache.like(model, batch=0, capacity=slack)
-        self.device = model.device
+        self.device, self.mode = model.device, torch.inference_mode()
         self.held: list[Sequence] = []
         self.ids: list[list[int]] = []  # what each lane's committed slots hold
 
@@ -85,8 +85,9 @@ class Lanes:
         ids_BT = whole(full, self.device)
         adapters_B = None if self.model.adapters is None else [s.adapter for s in self.held]
         given = {"ids_BT": ids_BT} if states is None else {"embeds": pad_sequence(list(states), batch_first=True)}
-        return self.model(**given, pos_BT=pos, mask=mask, cache=self.cache, rows=[max(len(row), 1) for row in ids],
-                          logits=logits, taps=taps, layers=layers, skip=skip, adapters_B=adapters_B)
+        with self.mode:
+            return self.model(**given, pos_BT=pos, mask=mask, cache=self.cache, rows=[max(len(row), 1) for row in ids],
+                              logits=logits, taps=taps, layers=layers, skip=skip, adapters_B=adapters_B)
 
     def commit(self, rows: Seq[int | Seq[int]]) -> None:
         """Keep rows of the last pass, as `Cache.commit` does."""

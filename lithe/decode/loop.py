@@ -51,6 +51,8 @@ class Round:
 
 def step(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
     """One round for every sequence: at least one token each, exactly those that plain decoding would give."""
+    if plan.draft is plan.search is None and all(sequence.bare for sequence in sequences):
+        return _drafted(plan, sequences)  # nothing but the pass knows tensors here, and it enters the mode where it does
     with plan.mode:
         return (_drafted if plan.search is None else _searched)(plan, sequences)
 

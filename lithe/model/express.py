@@ -61,8 +61,11 @@ class Way:
         first, many = (0, 0) if logits == NONE else (0, B * T) if logits == ALL else (B * T - B, B)
         made.room(B * T, many, held=self.before() is not None)
         squares = None if isinstance(mask, Causal) else [ancestry(parents, T) for parents in mask.parents_B]
-        join = ids[0] if B == 1 else chain(*ids), pos[0] if B == 1 else chain(*pos)
-        made.run(*join, lengths, T, squares, first, many, library.threads())
+        made.run(joined(ids), joined(pos), lengths, T, squares, first, many, library.threads())
         out = Quick(made, B, T, many)
         self.before = weakref.ref(out)
         return out
+
+
+def joined(rows: list[list[int]]) -> list[int]:
+    return rows[0] if len(rows) == 1 else list(chain(*rows))

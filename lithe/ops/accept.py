@@ -76,13 +76,14 @@ def greedy(tree: Tree, scores_NV: Tensor) -> Walk:
 def likeliest(tree: Tree, best: Callable[[int], int]) -> Walk:
     """The same by what is best at a node, -1 being none: asked of visited nodes only, as a constraint may leave nothing below a
     wrong guess."""
-
-    def decide(node: int, tokens: list[int]) -> Decision:
+    path: list[int] = []
+    node: int | None = 0
+    while node is not None:
         if (token := best(node)) < 0:
             raise ValueError(EMPTY)
-        return match(tokens, token)
-
-    return descend(tree, decide)
+        if (node := tree.child(node, token)) is not None:
+            path.append(node)
+    return Walk(tuple(path), token)
 
 
 def best_of(scores_NV: Tensor) -> Callable[[int], int]:
