@@ -79,9 +79,9 @@ class Lanes:
                for n, row in zip(self.cache.lengths, steps, strict=True)]
         self.last = [list(row) for row in ids]
         full = [[*row, *[0] * (width - len(row))] for row in ids]
-        if fast is not None and layers is states is None and not skip and not taps:
-            if (out := fast.express(full, pos, mask, self.cache, logits)) is not None:
-                return out
+        whole_model = layers is states is None and not skip and not taps
+        if fast is not None and whole_model and (out := fast.express(full, pos, mask, self.cache, logits)) is not None:
+            return out
         ids_BT = whole(full, self.device)
         adapters_B = None if self.model.adapters is None else [s.adapter for s in self.held]
         given = {"ids_BT": ids_BT} if states is None else {"embeds": pad_sequence(list(states), batch_first=True)}

@@ -12,7 +12,7 @@ from lithe.ops import accept
 
 
 class Told:
-    """Logits of a tree's rows: as tensors for those who ask for them, which costs some 30 us, and the likeliest tokens without."""
+    """Logits of a tree's rows: as a tensor for those who ask, which costs some 30 us, and the likeliest tokens without."""
 
     def __init__(self, rows: Tensor | Callable[[], Tensor], best: Callable[[int], int] | None = None):
         """rows: logits [R, V], or what makes them. best: of a row, where that is to be had without."""

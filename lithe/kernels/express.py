@@ -59,7 +59,7 @@ class Express:
         self.pointer = byref(self.whole)
 
     def room(self, rows: int, many: int, held: bool) -> None:
-        """Buffers for so many rows; others than before where somebody has tensors of those, or what the last pass gave is held."""
+        """Buffers for so many rows: new ones where somebody has tensors of the old, or holds what the last pass gave."""
         fresh = held or self.x.shown or self.y.shown
         if fresh or rows > self.x.rows:
             self.x = Kept(rows, self.stack.width)
@@ -76,10 +76,10 @@ class Express:
         that is none.
         """
         B, rows, whole, stack = len(lengths), self.rows, self.whole, self.stack
-        if (B, T) != self.shape:
+        if self.shape != (B, T):
             self._shape(B, T)
         assert len(ids) == len(pos) == B * T <= self.x.rows and 0 <= first <= first + many <= B * T and many <= self.y.rows
-        assert 0 <= min(pos) <= max(pos) < stack.positions and max(lengths) + T <= stack.room and B <= stack.batch
+        assert 0 <= min(pos) <= max(pos) < stack.positions and max(lengths) + T <= stack.room and stack.batch >= B
         numbers, before = array("q", [*ids, *pos]), array("i", lengths)
         at = numbers.buffer_info()[0]
         whole.ids, rows.pos, rows.lengths, rows.among = at, at + 8 * len(ids), before.buffer_info()[0], None

@@ -54,7 +54,14 @@ def variants() -> list[str]:
 
 def load() -> Library | None:
     """The kernels to use, or None where they are off or cannot be built; why is said once, on stderr."""
-    return _load(os.environ["LITHE_KERNELS"] if "LITHE_KERNELS" in os.environ else "")  # `get` raises and catches, each pass
+    return _load(_said("LITHE_KERNELS") or "")
+
+
+def _said(name: str) -> str | None:
+    """A variable of the environment. Asked for in every pass: `get` would raise and catch where there is none."""
+    if name not in os.environ:
+        return None
+    return os.environ[name]
 
 
 @cache
@@ -116,9 +123,9 @@ def alone() -> int:
 
 def threads() -> int:
     """How many threads a kernel runs on. Results do not depend on it."""
-    if "LITHE_THREADS" not in os.environ:
+    said = _said("LITHE_THREADS")
+    if said is None:
         return torch.get_num_threads() if _taken is None else max(_taken, torch.get_num_threads())
-    said = os.environ["LITHE_THREADS"]
     if not said.isdecimal() or int(said) < 1:
         raise UsageError(f"LITHE_THREADS={said!r}: give a whole number from 1 on")
     return int(said)

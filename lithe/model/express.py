@@ -6,7 +6,6 @@ Axes: B sequences, T rows, C width, V vocabulary.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
 from operator import is_
@@ -14,17 +13,15 @@ from typing import Any
 
 from torch import Tensor
 
-from lithe.errors import UsageError
 from lithe.kernels import express as compiled, library
-from lithe.model.cache import Cache
 from lithe.model.decoder import ALL, NONE, Output
-from lithe.model.mask import Causal, Mask, Tree, ancestry
+from lithe.model.mask import Causal, Mask, ancestry
 
 MOST = 64  # rows of a pass: of more its kernels take so long that nothing else matters, and buffers would grow
 
 
 class Quick(Output):
-    """What such a pass gives. Its buffers become the next pass's, unless a tensor of them was asked for or this is still held."""
+    """What such a pass gives. Its buffers become the next pass's, unless a tensor of them was made or this is still held."""
 
     def __init__(self, made: compiled.Express, B: int, T: int, many: int):
         self.made, self.x, self.y, self.taps = made, made.x, made.y, {}

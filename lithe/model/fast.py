@@ -115,9 +115,11 @@ class Fast:
         return self._gathered
 
     def express(self, ids: list[list[int]], pos: list[list[int]], mask: Mask, cache: Any, logits: str) -> Output | None:
-        """What `Decoder.forward` gives of a few rows [B][T] of all layers, in one call; None where they must go the long way."""
+        """What `Decoder.forward` gives of few rows [B][T] and all layers, in one call; None where it must go the long way."""
         B, T = len(ids), len(ids[0])
-        if B * T > MOST or (logits == LAST and B > 1 < T) or not isinstance(mask, Causal | Tree) or self.model.adapters is not None:
+        if not 0 < B * T <= MOST or self.model.adapters is not None or not isinstance(mask, Causal | Tree):
+            return None
+        if logits == LAST and B > 1 and T > 1:  # rows here and there
             return None
         kernels, last = library.load(), max(map(max, pos))
         way = self._ways.get(cache)

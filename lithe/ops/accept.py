@@ -87,7 +87,7 @@ def likeliest(tree: Tree, best: Callable[[int], int]) -> Walk:
 
 
 def best_of(scores_NV: Tensor) -> Callable[[int], int]:
-    """For a row the lowest id of its largest score, -1 where that is not finite: row by row where that is cheap, else at once."""
+    """For a row the lowest id of its largest score, -1 where that is infinite or none: row by row where that is cheap."""
     if scores_NV.is_cpu and scores_NV.dtype in (torch.float32, torch.float64):
         table = scores_NV.numpy(force=scores_NV.requires_grad)  # whose argmax is some ten times as quick as a tensor's
 
@@ -97,7 +97,7 @@ def best_of(scores_NV: Tensor) -> Callable[[int], int]:
 
         return look
     top_N = scores_NV.max(-1)
-    return [best if isfinite(top) else -1 for top, best in zip(top_N.values.tolist(), top_N.indices.tolist(), strict=True)].__getitem__
+    return torch.where(top_N.values.isfinite(), top_N.indices, -1).tolist().__getitem__
 
 
 def descend(tree: Tree, decide: Callable[[int, list[int]], Decision]) -> Walk:
