@@ -23,9 +23,9 @@ from lithe.kernels.pack import Packed
 class ExpressStruct(ctypes.Structure):
     """Express of express.c."""
 
-    _fields_ = (*((name, c_void_p) for name in ("embed", "end", "layers", "places", "rows", "ids", "norm", "bias", "x", "y")),
+    _fields_ = (*((name, c_void_p) for name in ("embed", "end", "table", "layers", "places", "rows", "ids", "norm", "bias", "x", "y")),
                 ("eps", c_float),
-                *((name, c_int32) for name in ("layer_count", "row_count", "rounded", "first", "many", "threads")))  # fmt: skip
+                *((name, c_int32) for name in ("width", "ids_most", "layer_count", "row_count", "rounded", "first", "many", "threads")))  # fmt: skip
 
 
 class Kept:
@@ -46,16 +46,22 @@ class Kept:
 class Express:
     """All layers with their caches, the embeddings before them and the head behind. Good for many passes."""
 
-    def __init__(self, stack: Stack, embed: Packed, end: Packed, norm_C: Tensor, eps: float, bias_V: Tensor | None, *,
+    def __init__(self, stack: Stack, embed: Packed | Tensor, end: Packed, norm_C: Tensor, eps: float, bias_V: Tensor | None, *,
                  rounded: bool, kernels: library.Library):
-        """rounded: embeddings are rounded to bfloat16."""
-        assert all(stack.layer_array) and embed.k == end.k == stack.width == len(norm_C) and norm_C.dtype == torch.float32
+        """embed: packed, or a table [V, C]. rounded: embeddings are bfloat16, which packed ones are rounded to."""
+        assert all(stack.layer_array) and end.k == stack.width == len(norm_C) and norm_C.dtype == torch.float32
+        if isinstance(embed, Packed):
+            width, given = embed.k, dict(embed=addressof(embed.struct), ids_most=embed.n)
+        else:
+            assert embed.is_contiguous() and embed.dtype == (torch.bfloat16 if rounded else torch.float32)
+            width, given = embed.shape[1], dict(table=embed.data_ptr(), ids_most=len(embed))
+        assert width == stack.width
         self.stack, self.kernels, self.end, self.used = stack, kernels, end, (embed, norm_C, bias_V)
         self.rows, self.shape, self.x, self.y = PassStruct(attn=1, mlp=1), (0, 0), Kept(0, 1), Kept(0, 1)
         self.whole = ExpressStruct(
-            embed=addressof(embed.struct), end=addressof(end.struct), layers=addressof(stack.layer_array),
-            places=addressof(stack.place_array), rows=addressof(self.rows), norm=norm_C.data_ptr(), eps=eps,
-            bias=None if bias_V is None else bias_V.data_ptr(), layer_count=len(stack.weights), rounded=rounded)
+            **given, end=addressof(end.struct), layers=addressof(stack.layer_array), places=addressof(stack.place_array),
+            rows=addressof(self.rows), norm=norm_C.data_ptr(), eps=eps, bias=None if bias_V is None else bias_V.data_ptr(),
+            width=width, layer_count=len(stack.weights), rounded=rounded)
         self.pointer = byref(self.whole)
 
     def room(self, rows: int, many: int, held: bool) -> None:
@@ -90,7 +96,7 @@ class Express:
             rows.among, rows.among_at = among.buffer_info()[0], places.buffer_info()[0]
         wrong = self.kernels.lib.lithe_express(self.pointer)
         if wrong >= 0:
-            raise IndexError(f"there is no row {ids[wrong]} among {self.used[0].n}")
+            raise IndexError(f"there is no row {ids[wrong]} among {whole.ids_most}")
 
     def best(self, y: Kept, row: int) -> int:
         """The lowest id among the largest logits of a row; -1 where that is infinite or one is no number."""

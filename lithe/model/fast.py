@@ -134,15 +134,16 @@ class Fast:
         """All of the model over this cache as one call, where every part of it is compiled."""
         model, config = self.model, self.model.config
         embed, norm, out = cast(Any, model.embed_tokens), model.norm, model.lm_head
-        ends = type(embed) is PackedEmbedding and type(norm) is KernelNorm and type(out) is PackedLinear
+        ends = type(embed) in (PackedEmbedding, nn.Embedding) and type(norm) is KernelNorm and type(out) is PackedLinear
         plain = config.embed_scale == 1.0 and config.logit_cap is None
         if kernels is None or not ends or not plain or "slots" not in cache.can or cache.device.type != "cpu":
             return None
         if None in (gathered := self._gather()):
             return None
-        end = cast(PackedLinear, out)
-        made = Express(self.stack(gathered, cache, last), embed.head.packed, end.packed, _vector(norm), norm.eps, end.bias,
-                       rounded=embed.dtype == torch.bfloat16, kernels=kernels)
+        end, packed = cast(PackedLinear, out), type(embed) is PackedEmbedding
+        rounded = (embed.dtype if packed else embed.weight.dtype) == torch.bfloat16
+        made = Express(self.stack(gathered, cache, last), embed.head.packed if packed else embed.weight.detach(), end.packed,
+                       _vector(norm), norm.eps, end.bias, rounded=rounded, kernels=kernels)
         return Way(made, cache)
 
     def head(self, hidden: Tensor) -> Tensor | None:

@@ -13,20 +13,38 @@ void lithe_head(const Packed *w, const float *x, const float *weight, float eps,
 int64_t lithe_rows(const Packed *w, const int64_t *rows, int64_t count, float *out);
 
 typedef struct {
-    const Packed *embed, *end;
+    const Packed *embed, *end;          /* embed: NULL where the embeddings are a plain `table` */
+    const void *table;                  /* [ids_most][width] */
     const void *layers, *places, *rows; /* rows: the pass, which reads x and writes to x */
     const int64_t *ids;                 /* [row_count] */
     const float *norm, *bias;
     float *x, *y; /* [row_count][width], [many][end->n] */
     float eps;
-    int32_t layer_count, row_count, rounded, first, many, threads; /* rounded: embeddings are bfloat16; logits of `many` rows from `first` */
+    int32_t width, ids_most, layer_count, row_count, rounded; /* rounded: embeddings are bfloat16 */
+    int32_t first, many, threads;                             /* logits of `many` rows from `first` */
 } Express;
 
-/* Returns the first place whose id names no row of the embeddings, or -1. */
+/* The embeddings of all ids into x; returns the first place whose id has none, or -1. */
+static int64_t embed(const Express *all) {
+    const int64_t width = all->width;
+    if (all->embed) {
+        const int64_t wrong = lithe_rows(all->embed, all->ids, all->row_count, all->x);
+        for (int64_t i = 0; all->rounded && i < all->row_count * width; i++) all->x[i] = bf16_f32(f32_bf16(all->x[i]));
+        return wrong;
+    }
+    for (int64_t r = 0; r < all->row_count; r++) {
+        const int64_t id = all->ids[r];
+        if (id < 0 || id >= all->ids_most) return r;
+        if (!all->rounded) memcpy(all->x + r * width, (const float *)all->table + id * width, sizeof(float) * width);
+        else for (int64_t i = 0; i < width; i++) all->x[r * width + i] = bf16_f32(((const uint16_t *)all->table)[id * width + i]);
+    }
+    return -1;
+}
+
+/* Returns the first place whose id has no embedding, or -1. */
 int64_t lithe_express(const Express *all) {
-    const int64_t width = all->embed->k, wrong = lithe_rows(all->embed, all->ids, all->row_count, all->x);
+    const int64_t width = all->width, wrong = embed(all);
     if (wrong >= 0) return wrong;
-    for (int64_t i = 0; all->rounded && i < all->row_count * width; i++) all->x[i] = bf16_f32(f32_bf16(all->x[i]));
     lithe_layers(all->layers, all->places, all->layer_count, all->rows);
     if (all->many)
         lithe_head(all->end, all->x + all->first * width, all->norm, all->eps, all->bias, all->y, all->many, all->threads);
