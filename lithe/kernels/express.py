@@ -23,9 +23,10 @@ from lithe.kernels.pack import Packed
 class ExpressStruct(ctypes.Structure):
     """Express of express.c."""
 
-    _fields_ = (*((name, c_void_p) for name in ("embed", "end", "table", "layers", "places", "rows", "ids", "norm", "bias", "x", "y")),
-                ("eps", c_float),
-                *((name, c_int32) for name in ("width", "ids_most", "layer_count", "row_count", "rounded", "first", "many", "threads")))  # fmt: skip
+    _fields_ = (*((name, c_void_p) for name in ("embed", "end", "table", "layers", "places", "rows", "ids", "norm", "bias",
+                                                "x", "y")), ("eps", c_float),
+                *((name, c_int32) for name in ("width", "ids_most", "layer_count", "row_count", "rounded", "first", "many",
+                                               "threads")))  # fmt: skip
 
 
 class Kept:
@@ -74,7 +75,7 @@ class Express:
             self.y = Kept(many, self.end.n)
             self.whole.y = self.y.address
 
-    def run(self, ids: Sequence[int], pos: Sequence[int], lengths: Sequence[int], T: int, squares: Sequence[bytes] | None,
+    def run(self, ids: Sequence[int], pos: Sequence[int], lengths: Sequence[int], T: int, squares: Sequence[bytes | bytearray] | None,
             first: int, many: int, threads: int) -> None:
         """T rows of each sequence, end to end in ids and pos; logits of `many` rows from `first` on.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lithe.kernels import express as compiled, library
 from lithe.model.decoder import ALL, NONE, Output
-from lithe.model.mask import Causal, Mask, ancestry
+from lithe.model.mask import Causal, Tree, ancestry
 
 MOST = 64  # rows of a pass: of more its kernels take so long that nothing else matters, and buffers would grow
 
@@ -52,7 +52,7 @@ class Way:
         return (last < self.made.stack.positions and kernels is self.made.kernels
                 and all(map(is_, self.stores, chain(cache.k, cache.v))))
 
-    def run(self, ids: list[list[int]], pos: list[list[int]], mask: Mask, lengths: list[int], logits: str) -> Quick:
+    def run(self, ids: list[list[int]], pos: list[list[int]], mask: Causal | Tree, lengths: list[int], logits: str) -> Quick:
         """One pass."""
         B, T, made = len(ids), len(ids[0]), self.made
         first, many = (0, 0) if logits == NONE else (0, B * T) if logits == ALL else (B * T - B, B)

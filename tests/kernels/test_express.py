@@ -19,7 +19,7 @@ from tests.kernels.variants import compiled
 
 KINDS = [("fp32", 0, torch.float32), ("bf16", 0, torch.bfloat16), ("int8", 32, torch.bfloat16), ("int4", 32, torch.float32)]
 TEXTS = [1, 2, 3, 9, 9], [4, 5, 6]
-FORKED = [-1, 0, 0, 1]
+TREES = dict(logits="all", depths=[[0, 1, 1, 2], [0, 1]], mask=TreeMask([[-1, 0, 0, 1], [-1, 0]]))
 
 
 def fused(kind="fp32", group=0, dtype=torch.float32, tied=True):
@@ -44,8 +44,8 @@ def stored(lanes):
 @pytest.mark.parametrize("texts", [TEXTS[:1], TEXTS], ids=["one", "two"])
 def test_it_is_the_long_way_bit_for_bit(kind, group, dtype, tied, texts, monkeypatch):
     model = fused(kind, group, dtype, tied)
-    passes = [([[7], [8]], {}), ([[7, 8, 9], [3]], {}), ([[7, 8, 9], [3]], dict(logits="none")), ([[2], [3]], dict(logits="all")),
-              ([[7, 8, 9, 2], [3, 4]], dict(logits="all", depths=[[0, 1, 1, 2], [0, 1]], mask=TreeMask([FORKED, [-1, 0]])))]
+    passes = [([[7], [8]], {}), ([[7, 8, 9], [3]], {}), ([[7, 8, 9], [3]], dict(logits="none")),
+              ([[2], [3]], dict(logits="all")), ([[7, 8, 9, 2], [3, 4]], TREES)]
     for ids, how in passes:
         ids = ids[: len(texts)]
         if "mask" in how:
