@@ -75,8 +75,8 @@ class Express:
             self.y = Kept(many, self.end.n)
             self.whole.y = self.y.address
 
-    def run(self, ids: Sequence[int], pos: Sequence[int], lengths: Sequence[int], T: int, squares: Sequence[bytes | bytearray] | None,
-            first: int, many: int, threads: int) -> None:
+    def run(self, ids: Sequence[int], pos: Sequence[int], lengths: Sequence[int], T: int,
+            squares: Sequence[bytes | bytearray] | None, first: int, many: int, threads: int) -> None:
         """T rows of each sequence, end to end in ids and pos; logits of `many` rows from `first` on.
 
         squares[b]: who sees whom among its rows, T x T bytes; None: a row sees those up to itself. Raises IndexError for an id
