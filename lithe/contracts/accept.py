@@ -65,8 +65,8 @@ def check_same_tokens(entry: Entry) -> None:
         tree = propose(kind, draft, Dice(dice), width=3, depth=3)
         rule, scores_NV = method(entry), scores(tree, target)
         walk = rule.walk(tree, scores_NV, dice)
-        if hasattr(rule, "follow"):
-            assert rule.follow(tree, best_of(scores_NV)) == walk, f"{kind}, seed {seed}: told the likeliest, it goes elsewhere"
+        if hasattr(rule, "walk_best"):
+            assert rule.walk_best(tree, best_of(scores_NV)) == walk, f"{kind}, seed {seed}: told what is best, it goes elsewhere"
         node = 0
         text: Text = ()
         for step in (*walk.path, None):

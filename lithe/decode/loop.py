@@ -96,8 +96,8 @@ def _walk(plan: DecodePlan, sequence: Sequence, tree: Tree, told: Told, size: in
     """What the rule decides; one that follows the likeliest tokens alone needs no logits. Raises LitheError where it cannot."""
     rule = plan.rule(sequence)
     try:
-        if sequence.bare and size == len(tree) and hasattr(rule, "follow"):
-            walk = rule.follow(tree, told.best)
+        if sequence.bare and size == len(tree) and hasattr(rule, "walk_best"):
+            walk = rule.walk_best(tree, told.best)
         else:
             scores_NV = _scores(sequence, tree, told.rows_RV[:size])
             walk = rule.walk(tree, late.padded(tree, scores_NV, size), sequence.dice)

@@ -33,5 +33,5 @@ class Method:
     def walk(self, tree, scores_NV, dice):
         return accept.greedy(tree, scores_NV)
 
-    def follow(self, tree, best):
+    def walk_best(self, tree, best):
         return accept.likeliest(tree, best)
