@@ -74,8 +74,7 @@ def greedy(tree: Tree, scores_NV: Tensor) -> Walk:
 
 
 def likeliest(tree: Tree, best: Callable[[int], int]) -> Walk:
-    """The same by what is best at a node, -1 being none: asked of visited nodes only, as a constraint may leave nothing below a
-    wrong guess."""
+    """The same by what is best at a node, -1 being none: asked of visited nodes alone, as others may have nothing left."""
     path: list[int] = []
     node: int | None = 0
     while node is not None:
@@ -90,12 +89,7 @@ def best_of(scores_NV: Tensor) -> Callable[[int], int]:
     """For a row the lowest id of its largest score, -1 where that is infinite or none: row by row where that is cheap."""
     if scores_NV.is_cpu and scores_NV.dtype in (torch.float32, torch.float64):
         table = scores_NV.numpy(force=scores_NV.requires_grad)  # whose argmax is some ten times as quick as a tensor's
-
-        def look(node: int) -> int:
-            best = int(table[node].argmax())
-            return best if isfinite(table[node, best]) else -1
-
-        return look
+        return lambda node: best if isfinite(table[node, best := int(table[node].argmax())]) else -1
     top_N = scores_NV.max(-1)
     return torch.where(top_N.values.isfinite(), top_N.indices, -1).tolist().__getitem__
 

@@ -39,7 +39,8 @@ def main() -> None:
     model.forward, model.fast.express = (clocked(spent, "pass", way) for way in (model.forward, model.fast.express))
     for spec in given.method:
         made, before = plan(model, draft=None if spec == "plain" else spec), quiet.listen()
-        made.greedy.walk, made.greedy.walk_best = (clocked(spent, "walk", way) for way in (made.greedy.walk, made.greedy.walk_best))
+        rule = made.greedy
+        rule.walk, rule.walk_best = (clocked(spent, "walk", way) for way in (rule.walk, rule.walk_best))
         if made.draft is not None:
             made.draft.propose = clocked(spent, "propose", made.draft.propose)
             made.draft.observe = clocked(spent, "observe", made.draft.observe)
