@@ -66,7 +66,7 @@ def check_same_tokens(entry: Entry) -> None:
         rule, scores_NV = method(entry), scores(tree, target)
         walk = rule.walk(tree, scores_NV, dice)
         if hasattr(rule, "walk_best"):
-            assert rule.walk_best(tree, best_of(scores_NV)) == walk, f"{kind}, seed {seed}: told what is best, it goes elsewhere"
+            assert rule.walk_best(tree, best_of(scores_NV)) == walk, f"{kind}, seed {seed}: told the best, it goes elsewhere"
         node = 0
         text: Text = ()
         for step in (*walk.path, None):
