@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lithe.contracts.branches import outcomes
-from lithe.ops.accept import Chance, Dice, without
+from lithe.ops.accept import Chance, Dice, best_of, without
 from lithe.ops.tree import Tree, Walk
 from lithe.registry import Entry
 
@@ -63,7 +63,10 @@ def check_same_tokens(entry: Entry) -> None:
         # Coarse laws have many ties.
         target, draft = everywhere((p_V * 3).round() / 3 + 0.1), everywhere(q_V)
         tree = propose(kind, draft, Dice(dice), width=3, depth=3)
-        walk = method(entry).walk(tree, scores(tree, target), dice)
+        rule, scores_NV = method(entry), scores(tree, target)
+        walk = rule.walk(tree, scores_NV, dice)
+        if hasattr(rule, "walk_best"):
+            assert rule.walk_best(tree, best_of(scores_NV)) == walk, f"{kind}, seed {seed}: told the best, it goes elsewhere"
         node = 0
         text: Text = ()
         for step in (*walk.path, None):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from operator import index
 from typing import Any
 
-from torch import Tensor
-
 from lithe.decode.plan import DecodePlan
 from lithe.errors import LitheError
 from lithe.ops.tree import Tree, Walk
@@ -47,13 +45,8 @@ def _fault(plan: DecodePlan, root: int, tree: Any) -> str | None:
     return None
 
 
-def walk_checked(plan: DecodePlan, sequence: Sequence, tree: Tree, scores_NV: Tensor) -> Walk:
-    """What the rule decides. Raises LitheError where it cannot, or does not end at a node of the tree."""
-    try:
-        walk = plan.rule(sequence).walk(tree, scores_NV, sequence.dice)
-    except ValueError as problem:
-        raise LitheError(f"{plan.name} cannot go on: {problem}") from problem
+def check_walk(plan: DecodePlan, tree: Tree, walk: Walk) -> None:
+    """Raise LitheError for a walk that does not end at a node of the tree, with a token of the vocabulary."""
     node = walk.path[-1] if walk.path else 0
-    if not (node < len(tree) and list(walk.path) == tree.path(node) and 0 <= walk.token < scores_NV.shape[-1]):
+    if not (node < len(tree) and list(walk.path) == tree.path(node) and 0 <= walk.token < plan.model.config.vocab):
         raise LitheError(f"{plan.specs.get('accept', plan.name)} is broken: {walk} leaves its tree or the vocabulary")
-    return walk

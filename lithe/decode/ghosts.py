@@ -7,6 +7,7 @@ they hold there, from the states of the nodes they hang on. Axes: B sequences, N
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence as Seq
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,13 +15,13 @@ from torch import Tensor
 
 from lithe.decode.heads import top
 from lithe.decode.lanes import Lanes
-from lithe.model.decoder import ALL, NONE
+from lithe.model.decoder import ALL, NONE, Output
 from lithe.model.mask import Tree as TreeMask
 from lithe.ops.tree import Tree
 from lithe.sampling.sequence import Sequence
 
 
-def haunted(lanes: Lanes, draft: Any, trees: Seq[Tree], taps: Iterable[int | str]) -> tuple[Tensor, dict]:
+def haunted(lanes: Lanes, draft: Any, trees: Seq[Tree], taps: Iterable[int | str]) -> Output:
     """Logits [B, N + G, V] of nodes and ghosts and the taps: nodes alone up to where ghosts enter, then all rows together.
 
     That a ghost is no ancestor of any node is what hides it from them: below its layer it is not there, above no mask shows it.
@@ -34,7 +35,7 @@ def haunted(lanes: Lanes, draft: Any, trees: Seq[Tree], taps: Iterable[int | str
     above = lanes.run([[*tree.tokens, *[0] * len(tree.ghosts)] for tree in trees], depths=depths, mask=TreeMask(list(parents)),
                       states=rows, layers=range(at, last),
                       taps=[tap for tap in taps if tap not in early], logits=ALL)
-    return above.scores, below.taps | above.taps
+    return replace(above, taps=below.taps | above.taps)
 
 
 def _rows(draft: Any, tree: Tree, h_NC: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class Lanes:
         """slack: slots beyond the longest text, for draft rows that will never be committed."""
         self.model, self.slack = model, slack
         self.cache = PlainCache.like(model, batch=0, capacity=slack)
-        self.device = model.device
+        self.device, self.mode = model.device, torch.inference_mode()
         self.held: list[Sequence] = []
         self.ids: list[list[int]] = []  # what each lane's committed slots hold
 
@@ -73,16 +73,21 @@ class Lanes:
         layers, skip: the parts of the model that run, as `Decoder.forward` has them. states[b]: what the layers before those
         made of the rows, [T, C].
         """
-        width, furthest = max(map(len, ids)), self.model.config.context - 1
+        fast, width, furthest = self.model.fast, max(map(len, ids)), self.model.config.context - 1
         steps = [range(width)] * len(ids) if depths is None else [[*d, *[0] * (width - len(d))] for d in depths]
         pos = [[min(n + step, furthest) for step in row]  # only padding lies that far
                for n, row in zip(self.cache.lengths, steps, strict=True)]
         self.last = [list(row) for row in ids]
-        ids_BT = whole([[*row, *[0] * (width - len(row))] for row in ids], self.device)
+        full = [[*row, *[0] * (width - len(row))] for row in ids]
+        whole_model = layers is states is None and not skip and not taps
+        if fast is not None and whole_model and (out := fast.express(full, pos, mask, self.cache, logits)) is not None:
+            return out
+        ids_BT = whole(full, self.device)
         adapters_B = None if self.model.adapters is None else [s.adapter for s in self.held]
         given = {"ids_BT": ids_BT} if states is None else {"embeds": pad_sequence(list(states), batch_first=True)}
-        return self.model(**given, pos_BT=pos, mask=mask, cache=self.cache, rows=[max(len(row), 1) for row in ids],
-                          logits=logits, taps=taps, layers=layers, skip=skip, adapters_B=adapters_B)
+        with self.mode:
+            return self.model(**given, pos_BT=pos, mask=mask, cache=self.cache, rows=[max(len(row), 1) for row in ids],
+                              logits=logits, taps=taps, layers=layers, skip=skip, adapters_B=adapters_B)
 
     def commit(self, rows: Seq[int | Seq[int]]) -> None:
         """Keep rows of the last pass, as `Cache.commit` does."""

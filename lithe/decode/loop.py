@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from lithe.decode import forced, late
-from lithe.decode.check import check_trees, walk_checked
+from lithe.decode.check import check_trees, check_walk
 from lithe.decode.ghosts import haunted
 from lithe.decode.plan import DecodePlan
+from lithe.decode.told import Told
 from lithe.decode.whole import moves
-from lithe.model.decoder import ALL
+from lithe.errors import LitheError
+from lithe.model.decoder import ALL, Output
 from lithe.model.mask import CAUSAL, Tree as TreeMask
 from lithe.ops.tree import Tree, Walk
 from lithe.sampling.sequence import Sequence
@@ -29,18 +31,28 @@ from lithe.sampling.step import Step as Step
 
 @dataclass
 class Round:
-    """What a draft learns after a walk: its tree, what was accepted, the raw logits [N, V], the taps [N, C], ghosts' logits."""
+    """What a draft learns after a walk: its tree, what was accepted, the taps [N, C] and, for the asking, the raw logits."""
 
     sequence: Sequence
     tree: Tree
     walk: Walk
-    logits_NV: Tensor
+    told: Told
     taps: dict[int | str, Tensor]
-    ghosts_GV: Tensor | None = None
+    nodes: int  # that had a row in the pass
+
+    @property
+    def logits_NV(self) -> Tensor:
+        return self.told.rows_RV[: self.nodes]
+
+    @property
+    def ghosts_GV(self) -> Tensor:
+        return self.told.rows_RV[self.nodes : self.nodes + len(self.tree.ghosts)]
 
 
 def step(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
     """One round for every sequence: at least one token each, exactly those that plain decoding would give."""
+    if plan.draft is plan.search is None and all(sequence.bare for sequence in sequences):
+        return _drafted(plan, sequences)  # nothing but the pass knows tensors here, and it enters the mode where it does
     with plan.mode:
         return (_drafted if plan.search is None else _searched)(plan, sequences)
 
@@ -53,10 +65,10 @@ def _drafted(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
     clock.mark("prefill")
     trees = propose(plan, sequences)
     clock.mark("draft")
-    logits, taps = _verify(plan, trees)
+    out = _verify(plan, trees)
     clock.mark("verify")
-    shown = [{name: tap[b] for name, tap in taps.items()} for b in range(len(trees))]
-    rounds, steps = settle(plan, sequences, trees, logits, shown)
+    shown = [{name: tap[b] for name, tap in out.taps.items()} for b in range(len(trees))]
+    rounds, steps = settle(plan, sequences, trees, [Told.of(out, b) for b in range(len(trees))], shown)
     plan.lanes.commit([[0, *r.walk.path] for r in rounds])
     clock.mark("walk")
     if plan.draft is not None:
@@ -67,20 +79,32 @@ def _drafted(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
     return steps
 
 
-def settle(plan: DecodePlan, sequences: list[Sequence], trees: list[Tree], logits: Seq[Tensor] | Tensor,
+def settle(plan: DecodePlan, sequences: list[Sequence], trees: list[Tree], told: Seq[Told],
            taps: Seq[dict[Any, Tensor]]) -> tuple[list[Round], list[Step]]:
-    """Walk every tree and commit what was found to its sequence. logits[b], taps[b]: rows of its nodes, then of its ghosts."""
+    """Walk every tree and commit what was found to its sequence. told[b], taps[b]: of its nodes, then of its ghosts."""
     rounds, steps, sizes = [], [], list(map(len, trees))
     late.add(plan.draft, sequences, trees)
-    for sequence, tree, size, rows_RV, tap in zip(sequences, trees, sizes, logits, taps, strict=True):
-        raw_NV, rows = rows_RV if size == len(rows_RV) else rows_RV[:size], size + len(tree.ghosts)
-        scores_NV = late.padded(tree, _scores(sequence, tree, raw_NV), size)
-        walk = late.ended(tree, walk_checked(plan, sequence, tree, scores_NV), size)
-        rounds.append(Round(sequence, tree, walk, raw_NV, {name: rows_RC[:size] for name, rows_RC in tap.items()},
-                            rows_RV[size:rows] if tree.ghosts else None))
+    for sequence, tree, size, said, tap in zip(sequences, trees, sizes, told, taps, strict=True):
+        walk = late.ended(tree, _walk(plan, sequence, tree, said, size), size)
+        rounds.append(Round(sequence, tree, walk, said, {name: rows_RC[:size] for name, rows_RC in tap.items()}, size))
         found = [(tree.tokens[node], tree.sources.get(node, plan.source)) for node in walk.path] + [(walk.token, "")]
-        steps.append(_push(sequence, found, rows))
+        steps.append(_push(sequence, found, size + len(tree.ghosts)))
     return rounds, steps
+
+
+def _walk(plan: DecodePlan, sequence: Sequence, tree: Tree, told: Told, size: int) -> Walk:
+    """What the rule decides; one that follows the likeliest tokens alone needs no logits. Raises LitheError where it cannot."""
+    rule = plan.rule(sequence)
+    try:
+        if sequence.bare and size == len(tree) and hasattr(rule, "walk_best"):
+            walk = rule.walk_best(tree, told.best)
+        else:
+            scores_NV = _scores(sequence, tree, told.rows_RV[:size])
+            walk = rule.walk(tree, late.padded(tree, scores_NV, size), sequence.dice)
+    except ValueError as problem:
+        raise LitheError(f"{plan.name} cannot go on: {problem}") from problem
+    check_walk(plan, tree, walk)
+    return walk
 
 
 def run(plan: DecodePlan, sequences: list[Sequence]) -> Iterator[Step]:
@@ -112,7 +136,7 @@ def propose(plan: DecodePlan, sequences: list[Sequence], slots: int | None = Non
     return forced.chains(plan, sequences, trees, must)
 
 
-def _verify(plan: DecodePlan, trees: list[Tree]) -> tuple[Tensor, dict[Any, Tensor]]:
+def _verify(plan: DecodePlan, trees: list[Tree]) -> Output:
     """Logits [B, N, V] and taps of every node of every tree, then of its ghosts, from one masked pass."""
     if any(tree.ghosts for tree in trees):
         return haunted(plan.lanes, plan.draft, trees, plan.taps)
@@ -120,8 +144,7 @@ def _verify(plan: DecodePlan, trees: list[Tree]) -> tuple[Tensor, dict[Any, Tens
     mask = CAUSAL if chains else TreeMask([tree.parents for tree in trees])
     begun = plan.draft.begun(trees) if hasattr(plan.draft, "begun") else {}  # layers that ran while drafting run no second time
     depths = None if chains else [tree.depths for tree in trees]
-    out = plan.lanes.run([tree.tokens for tree in trees], depths=depths, mask=mask, logits=ALL, taps=plan.taps, **begun)
-    return out.scores, out.taps
+    return plan.lanes.run([tree.tokens for tree in trees], depths=depths, mask=mask, logits=ALL, taps=plan.taps, **begun)
 
 
 def _scores(sequence: Sequence, tree: Tree, raw_NV: Tensor) -> Tensor:

@@ -54,7 +54,14 @@ def variants() -> list[str]:
 
 def load() -> Library | None:
     """The kernels to use, or None where they are off or cannot be built; why is said once, on stderr."""
-    return _load(os.environ.get("LITHE_KERNELS", ""))
+    return _load(_said("LITHE_KERNELS") or "")
+
+
+def _said(name: str) -> str | None:
+    """A variable of the environment. Asked for in every pass: `get` would raise and catch where there is none."""
+    if name not in os.environ:
+        return None
+    return os.environ[name]
 
 
 @cache
@@ -95,7 +102,8 @@ def variant(name: str) -> Library:
     lib.lithe_norm.argtypes = (c_void_p, c_void_p, c_void_p, c_int32, c_int32, c_float)
     for function in (lib.lithe_linear, lib.lithe_layers, lib.lithe_move, lib.lithe_norm, lib.lithe_head):
         function.restype = None
-    lib.lithe_rows.restype = lib.lithe_alone.restype = c_int64
+    lib.lithe_express.argtypes, lib.lithe_best.argtypes = (c_void_p,), (c_void_p, c_int32)
+    lib.lithe_rows.restype = lib.lithe_alone.restype = lib.lithe_express.restype = c_int64
     return Library(name, lib)
 
 
@@ -115,7 +123,7 @@ def alone() -> int:
 
 def threads() -> int:
     """How many threads a kernel runs on. Results do not depend on it."""
-    said = os.environ.get("LITHE_THREADS")
+    said = _said("LITHE_THREADS")
     if said is None:
         return torch.get_num_threads() if _taken is None else max(_taken, torch.get_num_threads())
     if not said.isdecimal() or int(said) < 1:

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from lithe.errors import UnsupportedError
 from lithe.kernels import block as compiled, library
 from lithe.kernels.block import LayerWeights, Place, Stack
+from lithe.kernels.express import Express
 from lithe.kernels.pack import pack
 from lithe.model.config import Layer, Rope
-from lithe.model.decoder import Attention, Block, Decoder
+from lithe.model.decoder import LAST, Attention, Block, Decoder, Output
+from lithe.model.express import MOST, Way
 from lithe.model.linear import PackedEmbedding, PackedLinear
-from lithe.model.mask import Pass
+from lithe.model.mask import Causal, Mask, Pass, Tree
 from lithe.model.modules import ACTIVATIONS, FFN, RMSNorm
 
 GATES = (ACTIVATIONS["silu"], ACTIVATIONS["gelu_tanh"])  # that are compiled
@@ -72,6 +74,7 @@ class Fast:
         self._shapes: list[Layer | None] = []  # of the compiled layers
         self._ropes: list[Rope] = []
         self._stacks: WeakKeyDictionary[Any, tuple[list, Stack]] = WeakKeyDictionary()  # by cache, with what it was made from
+        self._ways: WeakKeyDictionary[Any, Way | None] = WeakKeyDictionary()  # by cache
 
     @property
     def name(self) -> str:
@@ -87,12 +90,18 @@ class Fast:
         """A module was swapped: look again before the next pass."""
         self._gathered = None
         self._stacks.clear()
+        self._ways.clear()
 
     def layers(self, run: Pass, x_BTC: Tensor) -> Layers | None:
         """The layers of this pass, compiled where they can be; None where none can."""
         kernels, slots = library.load(), run.cache is None or {"slots", "pages"} & run.cache.can
         if kernels is None or not slots or x_BTC.device.type != "cpu" or _wants_gradients(x_BTC):
             return None
+        gathered = self._gather()
+        return Layers(self, gathered, run, kernels) if self._ropes else None
+
+    def _gather(self) -> list[LayerWeights | None]:
+        """What the compiled twin of each layer needs."""
         if self._gathered is None:
             self._gathered, self.why = [], {}
             for i, block in enumerate(self.model.layers):
@@ -103,7 +112,39 @@ class Fast:
             self._shapes = [cast(Any, block).self_attn.shape if weights else None
                             for block, weights in zip(self.model.layers, self._gathered, strict=True)]
             self._ropes = list({s.rope: s for s in self._shapes if s})
-        return Layers(self, self._gathered, run, kernels) if self._ropes else None
+        return self._gathered
+
+    def express(self, ids: list[list[int]], pos: list[list[int]], mask: Mask, cache: Any, logits: str) -> Output | None:
+        """What `Decoder.forward` gives of few rows [B][T] and all layers, in one call; None where it must go the long way."""
+        B, T = len(ids), len(ids[0])
+        if not 0 < B * T <= MOST or self.model.adapters is not None or not isinstance(mask, Causal | Tree):
+            return None
+        if logits == LAST and B > 1 and T > 1:  # rows here and there
+            return None
+        kernels, last = library.load(), max(map(max, pos))
+        way = self._ways.get(cache)
+        if way is None or not way.fits(cache, last, kernels):
+            if (way := self._way(cache, last, kernels)) is None:
+                return None
+            self._ways[cache] = way
+        cache.reserve(T)
+        return way.run(ids, pos, mask, cache.lengths, logits)
+
+    def _way(self, cache: Any, last: int, kernels: library.Library | None) -> Way | None:
+        """All of the model over this cache as one call, where every part of it is compiled."""
+        model, config = self.model, self.model.config
+        embed, norm, out = cast(Any, model.embed_tokens), model.norm, model.lm_head
+        ends = type(embed) in (PackedEmbedding, nn.Embedding) and type(norm) is KernelNorm and type(out) is PackedLinear
+        plain = config.embed_scale == 1.0 and config.logit_cap is None
+        if kernels is None or not ends or not plain or "slots" not in cache.can or cache.device.type != "cpu":
+            return None
+        if None in (gathered := self._gather()):
+            return None
+        end, packed = cast(PackedLinear, out), type(embed) is PackedEmbedding
+        rounded = (embed.dtype if packed else embed.weight.dtype) == torch.bfloat16
+        made = Express(self.stack(gathered, cache, last), embed.head.packed if packed else embed.weight.detach(), end.packed,
+                       _vector(norm), norm.eps, end.bias, rounded=rounded, kernels=kernels)
+        return Way(made, cache)
 
     def head(self, hidden: Tensor) -> Tensor | None:
         """Logits of a residual stream [..., C] by one call; None where the decoder's own two steps are to be taken."""
@@ -114,11 +155,10 @@ class Fast:
         end = cast(PackedLinear, out)
         return compiled.head(end.packed, hidden, _vector(norm), norm.eps, end.bias, kernels=kernels)
 
-    def stack(self, run: Pass, gathered: list[LayerWeights | None]) -> Stack:
-        """Weights with the caches and tables of a pass."""
-        cache: Any = run.cache
-        tables = [self.model.turns(rope, run.last, run.pos_BT.device) for rope in self._ropes]
-        stores: list[tuple[Any, Any]] = self._own_stores(run) if cache is None else [*zip(cache.k, cache.v, strict=True)]
+    def stack(self, gathered: list[LayerWeights | None], cache: Any, last: int, *shape: int) -> Stack:
+        """Weights with the caches and tables of a pass up to position `last`. shape: B and T of one without a cache."""
+        tables = [self.model.turns(rope, last, torch.device("cpu")) for rope in self._ropes]
+        stores: list[tuple[Any, Any]] = self._own_stores(*shape) if cache is None else [*zip(cache.k, cache.v, strict=True)]
         made_from = [t for pair in (*tables, *stores) for t in pair]
         home = None if cache is None else cache.home
         held = None if home is None else self._stacks.get(home)
@@ -132,9 +172,8 @@ class Fast:
             self._stacks[home] = made_from, made
         return made
 
-    def _own_stores(self, run: Pass) -> list[tuple[Any, Any]]:
+    def _own_stores(self, B: int, T: int) -> list[tuple[Any, Any]]:
         """Room for a pass without a cache: one that all layers of a shape use in turn."""
-        B, T = run.pos_BT.shape
         made: dict = {}
         for s in filter(None, self._shapes):
             if (size := (B, s.kv_heads, T, s.head_dim)) not in made:
@@ -145,7 +184,7 @@ class Fast:
         return {"model": self.model, "why": {}, "_gathered": None, "_shapes": [], "_ropes": []}  # a copy gathers its own
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _stacks=WeakKeyDictionary())
+        self.__dict__.update(state, _stacks=WeakKeyDictionary(), _ways=WeakKeyDictionary())
 
 
 class Layers:
@@ -153,7 +192,7 @@ class Layers:
 
     def __init__(self, fast: Fast, gathered: list[LayerWeights | None], run: Pass, kernels: library.Library):
         self.blocks, self.gathered, self.kernels, self.whole = fast.model.layers, gathered, kernels, run
-        self.stack = fast.stack(run, gathered)
+        self.stack = fast.stack(gathered, run.cache, run.last, *run.pos_BT.shape)
         paging = None if run.cache is None or "pages" not in run.cache.can else cast(Any, run.cache).paging(run.counts)
         self.rows = compiled.Rows(run.pos_BT, run.lengths, run.counts, None if run.plain else run.squares(), run.last,
                                   library.threads(), paging)

@@ -50,13 +50,18 @@ Mask = Causal | Full | Blocks | Tree | Tensor
 
 def ancestors(parents: Sequence[int], rows: int) -> Tensor:
     """Boolean [rows, rows]: True at (i, j) where j is i or an ancestor of i. Rows past the tree see themselves only."""
+    return torch.frombuffer(ancestry(parents, rows), dtype=torch.bool).view(rows, rows)
+
+
+def ancestry(parents: Sequence[int], rows: int) -> bytearray:
+    """The same as bytes, row by row."""
     seen: list[bytearray] = []  # bytes, since a tensor for each of a few dozen rows would cost more than the pass's attention
     for i in range(rows):
         parent = parents[i] if i < len(parents) else -1
         row = bytearray(seen[parent]) if parent >= 0 else bytearray(rows)
         row[i] = 1
         seen.append(row)
-    return torch.frombuffer(bytearray().join(seen), dtype=torch.bool).view(rows, rows)
+    return bytearray().join(seen)
 
 
 def among_rows(mask: Mask, pos_BT: Tensor, docs_BT: Tensor | None) -> Tensor:

@@ -70,29 +70,28 @@ def chance_of(dice: torch.Generator | Chance) -> Chance:
 
 def greedy(tree: Tree, scores_NV: Tensor) -> Walk:
     """Follow the largest score of every node, the lowest id among equals. Raises ValueError where none is left."""
-    best_of = _best_of(scores_NV)
+    return likeliest(tree, best_of(scores_NV))
 
-    def decide(node: int, tokens: list[int]) -> Decision:
-        score, best = best_of(node)
-        if not isfinite(score):  # asked of visited nodes only: a constraint may leave nothing below a wrong guess
+
+def likeliest(tree: Tree, best: Callable[[int], int]) -> Walk:
+    """The same by what is best at a node, -1 being none: asked of visited nodes alone, as others may have nothing left."""
+    path: list[int] = []
+    node: int | None = 0
+    while node is not None:
+        if (token := best(node)) < 0:
             raise ValueError(EMPTY)
-        return match(tokens, best)
+        if (node := tree.child(node, token)) is not None:
+            path.append(node)
+    return Walk(tuple(path), token)
 
-    return descend(tree, decide)
 
-
-def _best_of(scores_NV: Tensor) -> Callable[[int], tuple[float, int]]:
-    """For a row its largest score and the lowest id that has it: row by row where that is cheap, else all at once."""
+def best_of(scores_NV: Tensor) -> Callable[[int], int]:
+    """For a row the lowest id of its largest score, -1 where that is infinite or none: row by row where that is cheap."""
     if scores_NV.is_cpu and scores_NV.dtype in (torch.float32, torch.float64):
         table = scores_NV.numpy(force=scores_NV.requires_grad)  # whose argmax is some ten times as quick as a tensor's
-
-        def look(node: int) -> tuple[float, int]:
-            best = int(table[node].argmax())
-            return float(table[node, best]), best
-
-        return look
+        return lambda node: best if isfinite(table[node, best := int(table[node].argmax())]) else -1
     top_N = scores_NV.max(-1)
-    return list(zip(top_N.values.tolist(), top_N.indices.tolist(), strict=True)).__getitem__
+    return torch.where(top_N.values.isfinite(), top_N.indices, -1).tolist().__getitem__
 
 
 def descend(tree: Tree, decide: Callable[[int, list[int]], Decision]) -> Walk:

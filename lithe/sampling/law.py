@@ -27,6 +27,7 @@ class Law:
         self.specs = tuple(spec for spec, _ in made)
         self.warps = tuple(warp for _, warp in made)
         self.greedy = not any(getattr(warp, "samples", False) for warp in self.warps)
+        self.bare = all(getattr(warp, "samples", None) is False for warp in self.warps)  # a temperature of 0 changes no logits
         self.reads_context = any(warp.reads_context for warp in self.warps)
 
     @classmethod

@@ -65,6 +65,11 @@ class Sequence:
         return self.ids[self.prompt :]
 
     @property
+    def bare(self) -> bool:
+        """Whether its law is the model's own: neither warps nor a constraint change what a pass tells."""
+        return self.constraint is None and self.law.bare
+
+    @property
     def left(self) -> int:
         """How many more tokens may be generated."""
         return self.limit - (len(self.ids) - self.prompt)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lithe.decode.loop import Round, Step, settle
+from lithe.decode.told import Told
 from lithe.errors import LitheError
 from lithe.model.decoder import ALL, NONE, Decoder, Output
 from lithe.model.mask import CAUSAL, Tree as TreeMask, whole
@@ -88,7 +89,7 @@ def _settle(part: Part, out: Output, done: Turn) -> Round | None:
     taps = {name: out.taps[name][end - len(tree) : end, 0] for name in job.desk.plan.taps}
     job.tree = None
     try:
-        rounds, steps = settle(job.desk.plan, [job.sequence], [tree], [_logits(part, out, len(tree))], [taps])
+        rounds, steps = settle(job.desk.plan, [job.sequence], [tree], [Told(_logits(part, out, len(tree)))], [taps])
     except LitheError as problem:
         done.failed.append((job, str(problem)))
         return None

@@ -43,7 +43,8 @@ def passes(model, draft, trees, mask=None):
     lanes.prefill()
     bare = lanes.run([tree.tokens for tree in trees], depths=[tree.depths for tree in trees],
                      mask=TreeMask([tree.parents for tree in trees]), logits="all").scores
-    return ghosts.haunted(lanes, draft, trees, ("final",)), bare, lanes
+    out = ghosts.haunted(lanes, draft, trees, ("final",))
+    return (out.scores, out.taps), bare, lanes
 
 
 @pytest.mark.parametrize("enters", [0, 1])

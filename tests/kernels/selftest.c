@@ -11,6 +11,7 @@ void lithe_linear(const Packed *w, const float *x, int64_t x_stride, const float
                   int32_t rows, int32_t threads);
 
 int64_t lithe_rows(const Packed *w, const int64_t *rows, int64_t count, float *out);
+int32_t lithe_best(const float *scores, int32_t width);
 
 static uint32_t dice = 1;
 static uint32_t roll(void) { return dice = dice * 1664525u + 1013904223u; }
@@ -215,8 +216,25 @@ static int check_layers(int kind, int cache_kind, int D, int heads, int kv_heads
     return wrong;
 }
 
+/* The likeliest of scores with many ties, the end of which is the end of their memory. */
+static int check_best(int width) {
+    float *scores = exactly(sizeof(float) * width);
+    int best = 0;
+    for (int i = 0; i < width; i++) {
+        scores[i] = (float)(roll() >> 30);
+        if (scores[i] > scores[best]) best = i;
+    }
+    int wrong = lithe_best(scores, width) != best;
+    scores[roll() % width] = NAN;
+    wrong += lithe_best(scores, width) != -1;
+    if (wrong) printf("the best of %d: wrong\n", width);
+    free(scores);
+    return wrong;
+}
+
 int main(void) {
     int wrong = 0;
+    for (int width = 1; width < 100; width++) wrong += check_best(width);
     for (int kind = FP32; kind <= INT4; kind++)
         for (int cache_kind = FP32; cache_kind <= BF16; cache_kind++) {
             wrong += check_layers(kind, cache_kind, 10, 3, 1, 0, 5, 3, 2) + check_layers(kind, cache_kind, 64, 4, 2, 250, 9, 100, 3);

@@ -11,6 +11,7 @@ from lithe.contracts.small import small_model
 from lithe.decode.generate import request
 from lithe.decode.loop import Round, run
 from lithe.decode.plan import plan
+from lithe.decode.told import Told
 from lithe.model.load import ZOO
 from lithe.ops.tree import Tree, Walk
 from lithe.sampling.sequence import Sequence
@@ -52,4 +53,4 @@ def seen(draft, s: Sequence, tree: Tree, told, path=()) -> None:
     walk = Walk(tuple(path), after[path[-1] if path else 0])
     for token in [*(tree.tokens[node] for node in path), walk.token]:
         s.push(token)
-    draft.observe([Round(s, tree, walk, logits_NV, {})])
+    draft.observe([Round(s, tree, walk, Told(logits_NV), {}, len(tree))])

@@ -10,6 +10,7 @@ from lithe.contracts.branches import outcomes
 from lithe.contracts.small import small_model
 from lithe.decode.loop import Round, run
 from lithe.decode.plan import plan
+from lithe.decode.told import Told
 from lithe.ops import accept
 from lithe.sampling.law import Law
 from lithe.sampling.sequence import Sequence
@@ -37,7 +38,7 @@ def error(**knobs) -> float:
             walk = accept.walk(tree, scores, accept.rejection, dice)
             for token in [*(tree.tokens[node] for node in walk.path), walk.token]:
                 s.push(token)
-            method.observe([Round(s, tree, walk, scores, {})])
+            method.observe([Round(s, tree, walk, Told(scores), {}, len(tree))])
         return tuple(s.ids[2:])
 
     found = outcomes(text)

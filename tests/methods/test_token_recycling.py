@@ -7,6 +7,7 @@ import torch
 from lithe import registry
 from lithe.contracts.small import small_model
 from lithe.decode.loop import Round
+from lithe.decode.told import Told
 from lithe.ops.tree import Tree, Walk
 from lithe.sampling.sequence import Sequence
 from tests.methods.measure import setting, tokens_per_pass
@@ -19,7 +20,7 @@ def made(**knobs):
 
 
 def seen(draft, tree, path, token, logits):
-    draft.observe([Round(Sequence([1, 2], limit=9, context=64), tree, Walk(path, token), logits, {})])
+    draft.observe([Round(Sequence([1, 2], limit=9, context=64), tree, Walk(path, token), Told(logits), {}, len(tree))])
 
 
 def test_the_tree_is_the_papers():

@@ -111,7 +111,7 @@ def test_rates_are_learnt_from_the_rounds():
     assert made.shape != {(): 4}
     tree = Tree([5, 1, 2, 3, 4], [-1, 0, 0, 0, 0], "wor")
     for _ in range(200):  # the fourth is always the one
-        made.observe([Round(None, tree, Walk((4,), 9), None, {})])
+        made.observe([Round(None, tree, Walk((4,), 9), None, {}, len(tree))])
     assert made.shape == {(): 4}
     assert made.right[3] / made.tested[3] > 0.95 > 0.05 > made.right[0] / made.tested[0]
 

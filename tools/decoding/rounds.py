@@ -36,10 +36,11 @@ def main() -> None:
     model, ledger = lithe.load(MODEL), Ledger(given.ledger)
     prompts = read_prompts(ZOO / "prompts" / "mixed.jsonl")[:PROMPTS]
     spent = dict.fromkeys(PARTS, 0.0)
-    model.forward = clocked(spent, "pass", model.forward)
+    model.forward, model.fast.express = (clocked(spent, "pass", way) for way in (model.forward, model.fast.express))
     for spec in given.method:
         made, before = plan(model, draft=None if spec == "plain" else spec), quiet.listen()
-        made.greedy.walk = clocked(spent, "walk", made.greedy.walk)
+        rule = made.greedy
+        rule.walk, rule.walk_best = (clocked(spent, "walk", way) for way in (rule.walk, rule.walk_best))
         if made.draft is not None:
             made.draft.propose = clocked(spent, "propose", made.draft.propose)
             made.draft.observe = clocked(spent, "observe", made.draft.observe)

@@ -32,3 +32,6 @@ class Method:
 
     def walk(self, tree, scores_NV, dice):
         return accept.greedy(tree, scores_NV)
+
+    def walk_best(self, tree, best):
+        return accept.likeliest(tree, best)

@@ -1,0 +1,69 @@
+/* A whole pass in one call: the embeddings of its tokens, all layers, the final norm and the head of the rows asked for. What calls
+ * it prepares little more than numbers, so that a pass of few rows is little more than its kernels.
+ */
+#include "lithe.h"
+#include "simd.h"
+
+#include <math.h>
+
+/* layer.c and product.c, as Python calls them: what their pointers lead to is not looked at here. */
+void lithe_layers(const void *layers, const void *places, int32_t count, const void *pass);
+void lithe_head(const Packed *w, const float *x, const float *weight, float eps, const float *bias, float *y, int32_t rows,
+                int32_t threads);
+int64_t lithe_rows(const Packed *w, const int64_t *rows, int64_t count, float *out);
+
+typedef struct {
+    const Packed *embed, *end;          /* embed: NULL where the embeddings are a plain `table` */
+    const void *table;                  /* [ids_most][width] */
+    const void *layers, *places, *rows; /* rows: the pass, which reads x and writes to x */
+    const int64_t *ids;                 /* [row_count] */
+    const float *norm, *bias;
+    float *x, *y; /* [row_count][width], [many][end->n] */
+    float eps;
+    int32_t width, ids_most, layer_count, row_count, rounded; /* rounded: embeddings are bfloat16 */
+    int32_t first, many, threads;                             /* logits of `many` rows from `first` */
+} Express;
+
+/* The embeddings of all ids into x; returns the first place whose id has none, or -1. */
+static int64_t embed(const Express *all) {
+    const int64_t width = all->width;
+    if (all->embed) {
+        const int64_t wrong = lithe_rows(all->embed, all->ids, all->row_count, all->x);
+        for (int64_t i = 0; all->rounded && i < all->row_count * width; i++) all->x[i] = bf16_f32(f32_bf16(all->x[i]));
+        return wrong;
+    }
+    for (int64_t r = 0; r < all->row_count; r++) {
+        const int64_t id = all->ids[r];
+        if (id < 0 || id >= all->ids_most) return r;
+        if (!all->rounded) memcpy(all->x + r * width, (const float *)all->table + id * width, sizeof(float) * width);
+        else for (int64_t i = 0; i < width; i++) all->x[r * width + i] = bf16_f32(((const uint16_t *)all->table)[id * width + i]);
+    }
+    return -1;
+}
+
+/* Returns the first place whose id has no embedding, or -1. */
+int64_t lithe_express(const Express *all) {
+    const int64_t width = all->width, wrong = embed(all);
+    if (wrong >= 0) return wrong;
+    lithe_layers(all->layers, all->places, all->layer_count, all->rows);
+    if (all->many)
+        lithe_head(all->end, all->x + all->first * width, all->norm, all->eps, all->bias, all->y, all->many, all->threads);
+    return -1;
+}
+
+/* The lowest id among the largest of scores [width]; -1 where that is infinite or one is no number. */
+int32_t lithe_best(const float *scores, int32_t width) {
+    enum { PIECE = 32 };
+    float best = -INFINITY;
+    int32_t found = -1;
+    for (int32_t at = 0; at < width; at += PIECE) {
+        const int32_t end = at + PIECE < width ? at + PIECE : width;
+        int any = 0;
+        for (int32_t i = at; i < end; i++) any |= !(scores[i] <= best);
+        for (int32_t i = at; any && i < end; i++) {
+            if (scores[i] != scores[i]) return -1;
+            if (scores[i] > best) best = scores[found = i];
+        }
+    }
+    return best == INFINITY ? -1 : found;
+}

@@ -1,0 +1,113 @@
+"""A whole pass in one call, from tokens to logits, and what of it stays from pass to pass. Axes: B sequences, T rows, C width,
+V vocabulary.
+
+After a pass the caches are full of weights, and every call into PyTorch or NumPy costs 8 to 35 us: here it is one call into C.
+`Decoder.forward` is the slow twin.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections.abc import Sequence
+from ctypes import addressof, byref, c_float, c_int32, c_void_p
+
+import torch
+from torch import Tensor
+
+from lithe.kernels import library
+from lithe.kernels.block import PassStruct, Stack
+from lithe.kernels.pack import Packed
+
+
+class ExpressStruct(ctypes.Structure):
+    """Express of express.c."""
+
+    _fields_ = (*((name, c_void_p) for name in ("embed", "end", "table", "layers", "places", "rows", "ids", "norm", "bias",
+                                                "x", "y")), ("eps", c_float),
+                *((name, c_int32) for name in ("width", "ids_most", "layer_count", "row_count", "rounded", "first", "many",
+                                               "threads")))  # fmt: skip
+
+
+class Kept:
+    """Floats [rows, width] that passes write one over another."""
+
+    def __init__(self, rows: int, width: int):
+        self.rows, self.data = rows, torch.empty(rows, width)
+        self.address, self.step = self.data.data_ptr(), width * self.data.element_size()
+        self.shown = False  # whether somebody holds a tensor of them
+
+    def view(self, B: int, T: int) -> Tensor:
+        """The first ones as [B, T, width], for good: nothing may be written here any more."""
+        self.shown = True
+        made = self.data[: B * T].view(B, T, -1)
+        return made.clone() if made.is_inference() and not torch.is_inference_mode_enabled() else made
+
+
+class Express:
+    """All layers with their caches, the embeddings before them and the head behind. Good for many passes."""
+
+    def __init__(self, stack: Stack, embed: Packed | Tensor, end: Packed, norm_C: Tensor, eps: float, bias_V: Tensor | None, *,
+                 rounded: bool, kernels: library.Library):
+        """embed: packed, or a table [V, C]. rounded: embeddings are bfloat16, which packed ones are rounded to."""
+        assert all(stack.layer_array) and end.k == stack.width == len(norm_C) and norm_C.dtype == torch.float32
+        if isinstance(embed, Packed):
+            width, given = embed.k, dict(embed=addressof(embed.struct), ids_most=embed.n)
+        else:
+            assert embed.is_contiguous() and embed.dtype == (torch.bfloat16 if rounded else torch.float32)
+            width, given = embed.shape[1], dict(table=embed.data_ptr(), ids_most=len(embed))
+        assert width == stack.width
+        self.stack, self.kernels, self.end, self.used = stack, kernels, end, (embed, norm_C, bias_V)
+        self.rows, self.shape, self.x, self.y = PassStruct(attn=1, mlp=1), (0, 0), Kept(0, 1), Kept(0, 1)
+        self.whole = ExpressStruct(
+            **given, end=addressof(end.struct), layers=addressof(stack.layer_array), places=addressof(stack.place_array),
+            rows=addressof(self.rows), norm=norm_C.data_ptr(), eps=eps, bias=None if bias_V is None else bias_V.data_ptr(),
+            width=width, layer_count=len(stack.weights), rounded=rounded)
+        self.pointer = byref(self.whole)
+
+    def room(self, rows: int, many: int, held: bool) -> None:
+        """Buffers for so many rows: new ones where somebody has tensors of the old, or holds what the last pass gave."""
+        fresh = held or self.x.shown or self.y.shown
+        if fresh or rows > self.x.rows:
+            self.x = Kept(rows, self.stack.width)
+            self.rows.x = self.rows.out = self.whole.x = self.x.address
+        if fresh or many > self.y.rows:
+            self.y = Kept(many, self.end.n)
+            self.whole.y = self.y.address
+
+    def run(self, ids: Sequence[int], pos: Sequence[int], lengths: Sequence[int], T: int,
+            squares: Sequence[bytes | bytearray] | None, first: int, many: int, threads: int) -> None:
+        """T rows of each sequence, end to end in ids and pos; logits of `many` rows from `first` on.
+
+        squares[b]: who sees whom among its rows, T x T bytes; None: a row sees those up to itself. Raises IndexError for an id
+        that is none.
+        """
+        B, rows, whole, stack = len(lengths), self.rows, self.whole, self.stack
+        if self.shape != (B, T):
+            self._shape(B, T)
+        assert len(ids) == len(pos) == B * T <= self.x.rows and 0 <= first <= first + many <= B * T and many <= self.y.rows
+        assert 0 <= min(pos) <= max(pos) < stack.positions and max(lengths) + T <= stack.room and stack.batch >= B
+        numbers, before = array("q", [*ids, *pos]), array("i", lengths)
+        at = numbers.buffer_info()[0]
+        whole.ids, rows.pos, rows.lengths, rows.among = at, at + 8 * len(ids), before.buffer_info()[0], None
+        whole.first, whole.many, whole.threads, rows.threads = first, many, threads, threads
+        if squares is not None:
+            assert [len(square) for square in squares] == [T * T] * B
+            among, places = array("B", b"".join(squares)), array("q", range(0, B * T * T, T * T))
+            rows.among, rows.among_at = among.buffer_info()[0], places.buffer_info()[0]
+        wrong = self.kernels.lib.lithe_express(self.pointer)
+        if wrong >= 0:
+            raise IndexError(f"there is no row {ids[wrong]} among {whole.ids_most}")
+
+    def best(self, y: Kept, row: int) -> int:
+        """The lowest id among the largest logits of a row; -1 where that is infinite or one is no number."""
+        assert 0 <= row < y.rows
+        return self.kernels.lib.lithe_best(y.address + row * y.step, self.end.n)
+
+    def _shape(self, B: int, T: int) -> None:
+        """What follows from how many rows there are of how many sequences."""
+        starts, owners = array("i", range(0, B * T + 1, T)), array("i", [b for b in range(B) for _ in range(T)])
+        self.shape, self.held, rows = (B, T), (starts, owners), self.rows
+        rows.starts = rows.spans = starts.buffer_info()[0]
+        rows.owners, rows.batch, rows.groups, rows.rows = owners.buffer_info()[0], B, B, B * T
+        self.whole.row_count = B * T

@@ -1,0 +1,68 @@
+"""Passes of few rows over a plain cache, each one call: what `Lanes` and with it every draft and every round run.
+
+Axes: B sequences, T rows, C width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import weakref
+from functools import cached_property
+from itertools import chain
+from operator import is_
+from typing import Any
+
+from torch import Tensor
+
+from lithe.kernels import express as compiled, library
+from lithe.model.decoder import ALL, NONE, Output
+from lithe.model.mask import Causal, Tree, ancestry
+
+MOST = 64  # rows of a pass: of more its kernels take so long that nothing else matters, and buffers would grow
+
+
+class Quick(Output):
+    """What such a pass gives. Its buffers become the next pass's, unless a tensor of them was made or this is still held."""
+
+    def __init__(self, made: compiled.Express, B: int, T: int, many: int):
+        self.made, self.x, self.y, self.taps = made, made.x, made.y, {}
+        self.shape, self.answers = (B, T), many // B  # rows of a sequence that have logits
+
+    @cached_property
+    def logits(self) -> Tensor | None:  # type: ignore[override]
+        return self.y.view(self.shape[0], self.answers) if self.answers else None
+
+    @cached_property
+    def hidden(self) -> Tensor:  # type: ignore[override]
+        return self.x.view(*self.shape)
+
+    def best(self, b: int, row: int) -> int:
+        """The likeliest token behind a row of sequence b, the lowest of equals; -1 where its logits leave none."""
+        return self.made.best(self.y, b * self.answers + row)
+
+
+class Way:
+    """The passes of one cache."""
+
+    def __init__(self, made: compiled.Express, cache: Any):
+        self.made, self.stores = made, [*cache.k, *cache.v]
+        self.before: Any = lambda: None  # what the last pass gave, while somebody holds it
+
+    def fits(self, cache: Any, last: int, kernels: library.Library | None) -> bool:
+        """Whether the cache still lies where it lay, and positions up to `last` have their rotations."""
+        return (last < self.made.stack.positions and kernels is self.made.kernels
+                and all(map(is_, self.stores, chain(cache.k, cache.v))))
+
+    def run(self, ids: list[list[int]], pos: list[list[int]], mask: Causal | Tree, lengths: list[int], logits: str) -> Quick:
+        """One pass."""
+        B, T, made = len(ids), len(ids[0]), self.made
+        first, many = (0, 0) if logits == NONE else (0, B * T) if logits == ALL else (B * T - B, B)
+        made.room(B * T, many, held=self.before() is not None)
+        squares = None if isinstance(mask, Causal) else [ancestry(parents, T) for parents in mask.parents_B]
+        made.run(joined(ids), joined(pos), lengths, T, squares, first, many, library.threads())
+        out = Quick(made, B, T, many)
+        self.before = weakref.ref(out)
+        return out
+
+
+def joined(rows: list[list[int]]) -> list[int]:
+    return rows[0] if len(rows) == 1 else list(chain(*rows))
