@@ -11,11 +11,12 @@ from itertools import chain
 from operator import is_
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lithe.kernels import express as compiled, library
-from lithe.model.decoder import ALL, NONE, Output
-from lithe.model.mask import Causal, Tree, ancestry
+from lithe.model.decoder import ALL, NONE, Decoder, Output
+from lithe.model.mask import CAUSAL, Causal, Tree, ancestry
 
 MOST = 64  # rows of a pass: of more its kernels take so long that nothing else matters, and buffers would grow
 
@@ -62,6 +63,13 @@ class Way:
         out = Quick(made, B, T, many)
         self.before = weakref.ref(out)
         return out
+
+
+def quickest(model: Decoder, ids: list[list[int]], cache: Any, logits: str = ALL) -> Output:
+    """A causal pass behind a cache as decoding runs it: for measuring, as the loop goes by way of `Lanes`."""
+    pos = [list(range(n, n + len(row))) for n, row in zip(cache.lengths, ids, strict=True)]
+    made = None if model.fast is None else model.fast.express(ids, pos, CAUSAL, cache, logits)
+    return model(torch.tensor(ids, device=model.device), cache=cache, logits=logits) if made is None else made
 
 
 def joined(rows: list[list[int]]) -> list[int]:

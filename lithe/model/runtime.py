@@ -26,7 +26,8 @@ from lithe.kernels import library
 from lithe.model import curve
 from lithe.model.cache import PlainCache
 from lithe.model.curve import CostCurve, Runtime
-from lithe.model.decoder import ALL, Decoder
+from lithe.model.decoder import Decoder
+from lithe.model.express import quickest
 from lithe.model.machine import kernels, machine, usable_cores
 from lithe.model.precision import EXACT, precision
 
@@ -162,7 +163,7 @@ class Bench:
         if self.context:
             self.model(ids[:, : self.context], cache=self.cache)
             self.cache.commit([self.context])
-        self.ids = ids[:, self.context :]
+        self.ids = ids[0, self.context :].tolist()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -171,7 +172,7 @@ class Bench:
     def seconds(self, rows: int) -> float:
         """Of one pass with all its logits; nothing is committed, so the next one is behind the same context."""
         start, busy = perf_counter(), process_time()
-        self.model(self.ids[:, :rows], cache=self.cache, logits=ALL)
+        quickest(self.model, [self.ids[:rows]], self.cache)
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         took = perf_counter() - start

@@ -11,7 +11,8 @@ from lithe.bench.measure import measure
 from lithe.decode.generate import request
 from lithe.decode.plan import plan
 from lithe.model.cache import PlainCache
-from lithe.model.decoder import ALL, LAST, Decoder
+from lithe.model.decoder import ALL, LAST, Decoder, Output
+from lithe.model.express import quickest
 from lithe.model.linear import PackedLinear
 from lithe.model.load import load
 
@@ -28,7 +29,7 @@ class Engine:
         torch.set_num_threads(threads)
         self.model = open_model(folder, precision, threads)
         self.cache = PlainCache.like(self.model, batch=1, capacity=capacity)
-        self.out: torch.Tensor | None = None
+        self.out: Output | None = None
         self.facts: dict[str, Any] = {
             "version": f"torch {torch.__version__}", "kernels": self.model.kernels, "threads": self.model.threads,
             "weights_mb": _megabytes(self.model.buffers()) + _megabytes(self.model.parameters()),
@@ -42,7 +43,7 @@ class Engine:
 
     @torch.inference_mode()
     def run(self, ids: list[int], *, every: bool) -> None:
-        self.out = self.model(torch.tensor([ids]), cache=self.cache, logits=ALL if every else LAST).logits
+        self.out = quickest(self.model, [ids], self.cache, ALL if every else LAST)
         self.cache.commit([len(ids)])
 
     def cut(self, length: int) -> None:
@@ -50,7 +51,7 @@ class Engine:
 
     def logits(self) -> Any:
         assert self.out is not None
-        return self.out[0].float().numpy()
+        return self.out.scores[0].float().numpy()
 
     def decode(self, ids: list[int], count: int) -> tuple[list[int], float]:
         done = measure(plan(self.model), [request(self.model, ids, max_tokens=count, ignore_eos=True)])
