@@ -20,7 +20,7 @@ enum {
     QUERIES = 12,      /* query heads of neighbouring rows that go over the keys together where rows are few, */
     QUERIES_MOST = 96, /* and where they are many, */
     TOGETHER = 32,     /* of as many rows at most */
-    TILED = 4 * HEADS_MAX, /* queries from which on keys and values are brought into tiles first */
+    TILED = 6 * HEADS_MAX, /* queries from which on keys and values are brought into tiles first */
     DEALT = 8,         /* pieces of attention that each thread should find */
     PRIVATE = 2        /* rows so few that each thread norms them for itself rather than wait for another */
 };
