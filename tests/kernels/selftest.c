@@ -239,6 +239,7 @@ int main(void) {
         for (int cache_kind = FP32; cache_kind <= BF16; cache_kind++) {
             wrong += check_layers(kind, cache_kind, 10, 3, 1, 0, 5, 3, 2) + check_layers(kind, cache_kind, 64, 4, 2, 250, 9, 100, 3);
             wrong += check_layers(kind, cache_kind, 20, 5, 1, 13, 1, 0, 1) + check_layers(kind, cache_kind, 16, 2, 2, 520, 2, 300, 2);
+            wrong += check_layers(kind, cache_kind, 64, 9, 3, 241, 33, 0, 1) + check_layers(kind, cache_kind, 20, 5, 1, 3, 41, 30, 1);
         }
     const int shapes[][2] = {{1, 1}, {32, 32}, {33, 31}, {48, 130}, {95, 200}};
     for (int s = 0; s < 5; s++)

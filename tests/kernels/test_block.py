@@ -152,13 +152,16 @@ def test_what_would_read_outside_a_buffer_is_refused():
         cache.commit([[0, 2, 1]])
 
 
+@pytest.mark.parametrize("nodes", [7, 60])
 @every_kind
 @torch.inference_mode()
-def test_a_branch_of_a_tree_is_a_chain(kind, group, dtype):
+def test_a_branch_of_a_tree_is_a_chain(kind, group, dtype, nodes):
     model, text = fuse(decoder(window=9, windowed=(True, False, True)).to(dtype), kind, group), ids(2, 20)
     trees = [[-1, 0, 0, 1, 2, 4, 3], [-1, -1, 1, 0, 2, 4, 4]]
-    drafts = ids(2, 7, seed=5)
-    depth = [[0] * 7 for _ in trees]
+    for step, parents in enumerate(trees, start=2):  # many: chains that fork, and stars of stars
+        parents += [i - step if i % 5 else i // step for i in range(7, nodes)]
+    drafts = ids(2, nodes, seed=5)
+    depth = [[0] * nodes for _ in trees]
     for b, parents in enumerate(trees):
         for i, parent in enumerate(parents):
             depth[b][i] = depth[b][parent] + 1 if parent >= 0 else 0
@@ -168,7 +171,7 @@ def test_a_branch_of_a_tree_is_a_chain(kind, group, dtype):
     pos = torch.tensor([[n + d for d in row] for n, row in zip((20, 17), depth, strict=True)])
     out = model(drafts, pos_BT=pos, mask=Tree(trees), cache=cache, logits=ALL).scores
     for b, parents in enumerate(trees):
-        for leaf in range(7):
+        for leaf in range(0, nodes, 1 + nodes // 10):
             path, node = [], leaf
             while node >= 0:
                 path, node = [node, *path], parents[node]

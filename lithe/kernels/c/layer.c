@@ -12,14 +12,18 @@
 #include <math.h>
 #include <stdatomic.h>
 
+#define HEADS_MAX (LANES == 16 ? 4 : LANES == 8 ? 3 : 2) /* queries that share each load of a key or value */
 enum {
     CHUNK = 256,
-    SPAN = CHUNK + 16, /* from one query's scores to the next's: they are written in fours and read by vectors */
-    QUERIES = 12,      /* query heads of neighbouring rows that go over the keys together, */
-    TOGETHER = 8,      /* of as many rows at most */
+    TWO = 2 * LANES,   /* keys of a tile, entries of a panel of values */
+    SPAN = CHUNK + TWO, /* from one query's scores to the next's: they are written in fours or by tiles */
+    QUERIES = 12,      /* query heads of neighbouring rows that go over the keys together where rows are few, */
+    QUERIES_MOST = 96, /* and where they are many, */
+    TOGETHER = 32,     /* of as many rows at most */
+    TILED = 6 * HEADS_MAX, /* queries from which on keys and values are brought into tiles first */
+    DEALT = 8,         /* pieces of attention that each thread should find */
     PRIVATE = 2        /* rows so few that each thread norms them for itself rather than wait for another */
 };
-#define HEADS_MAX (LANES == 16 ? 4 : LANES == 8 ? 3 : 2) /* queries that share each load of a key or value */
 
 typedef struct {
     Packed q, k, v, o, gate, up, down;
@@ -57,7 +61,7 @@ typedef struct { /* the layer under way, as one thread sees it */
     const Place *place;
     const Pass *pass;
     const float *x; /* its input; pass->out is its output, and may be the same */
-    int rows, wide; /* wide: head_dim in whole vectors */
+    int rows, wide; /* wide: head_dim in whole pairs of vectors */
     int block, blocks, chunks, units; /* attention: rows taken together, such blocks, chunks dealt out one by one */
     float *normed, *q, *k, *v, *mixed, *gate, *up, *parts, *post, *own;
     char *room;       /* activations as a product reads them */
@@ -223,8 +227,97 @@ static void each(const Scores *table, int queries, const void *store, const int3
         }
 }
 
+/* ---- the same for many queries: keys and values as floats in tiles that the innermost cache holds --------------------- */
+
+/* Some of the entries of a key or value as floats: a vector from entry i on, zeros behind the last. */
+INLINE vf entries(const int kind, const void *store, int64_t at, int i, int D) {
+    return i + LANES <= D ? cached(kind, store, at + i) : i < D ? cached_part(kind, store, at + i, D - i) : vf_set1(0);
+}
+
+/* tile[i][n] = entry i of the key in slots[n]; `room` is for as many keys as floats. What stands behind `count` is without meaning. */
+INLINE void turn_keys(const int kind, const void *keys, const int32_t *slots, int count, int wide, int D, float *tile, float *room) {
+    const float *row[TWO];
+    for (int n = 0; n < TWO; n++) {
+        const int64_t at = (int64_t)slots[n < count ? n : count - 1] * D;
+        row[n] = (const float *)keys + at;
+        if (kind == FP32 && D == wide) continue;
+        for (int i = 0; i < wide; i += LANES) vf_store(room + n * wide + i, entries(kind, keys, at, i, D));
+        row[n] = room + n * wide;
+    }
+    for (int n = 0; n < TWO; n += TURNED)
+        for (int i = 0; i < wide; i += 4) turn_four(row + n, i, tile + i * TWO + n, TWO);
+}
+
+/* panel[j] = entries [i, i + TWO) of the value in slots[j] */
+INLINE void panel_of(const int kind, const void *values, const int32_t *slots, int count, int D, int i, float *panel) {
+    for (int j = 0; j < count; j++, panel += TWO) {
+        vf_store(panel, entries(kind, values, (int64_t)slots[j] * D, i, D));
+        vf_store(panel + LANES, entries(kind, values, (int64_t)slots[j] * D, i + LANES, D));
+    }
+}
+
+/* scores[r][n] = q[r] . key n of a tile, added up as scores_of does it: what is a lane there has a sum of its own here, and sums are
+ * added two by two as vf_sum4 does. */
+INLINE void tile_scores(const int queries, const int wide_known, const float *tile, const float *q, int wide, int D, float *scores) {
+    vf sum[ROWS_MAX][2], kept[4][ROWS_MAX][2];
+    const int end = (D + LANES - 1) / LANES;
+    for (int n = 0; n < LANES; n++) {
+        const float *key = tile + sum_order(n) * TWO, *query = q + sum_order(n);
+        UNROLL for (int r = 0; r < queries; r++) UNROLL for (int v = 0; v < 2; v++) sum[r][v] = vf_load(key + v * LANES) * query[r * wide];
+#define TURN(i) { \
+            vf a = vf_load(key + (i) * LANES * TWO), b = vf_load(key + (i) * LANES * TWO + LANES); \
+            UNROLL for (int r = 0; r < queries; r++) { \
+                vf by = vf_set1(query[r * wide + (i) * LANES]); \
+                vf_add_product(&sum[r][0], by, a); \
+                vf_add_product(&sum[r][1], by, b); \
+            } }
+        if (wide_known) UNROLL for (int i = 1; i < wide_known / LANES; i++) TURN(i)
+        else for (int i = 1; i < end; i++) TURN(i)
+        int at = 0;
+        for (; n >> at & 1; at++)
+            UNROLL for (int r = 0; r < queries; r++) UNROLL for (int v = 0; v < 2; v++) sum[r][v] = kept[at][r][v] + sum[r][v];
+        if (n < LANES - 1)
+            UNROLL for (int r = 0; r < queries; r++) UNROLL for (int v = 0; v < 2; v++) kept[at][r][v] = sum[r][v];
+    }
+    UNROLL for (int r = 0; r < queries; r++) UNROLL for (int v = 0; v < 2; v++) vf_store(scores + r * SPAN + v * LANES, sum[r][v]);
+}
+
+/* sums[r] + sum over j of p[r][j] * panel[j], in order as mix does it */
+INLINE void panel_mix(const int queries, const float *panel, int count, const float *p, int wide, float *sums) {
+    vf sum[ROWS_MAX][2];
+    UNROLL for (int r = 0; r < queries; r++) UNROLL for (int v = 0; v < 2; v++) sum[r][v] = vf_load(sums + r * wide + v * LANES);
+    for (int j = 0; j < count; j++, panel += TWO, p++) {
+        vf a = vf_load(panel), b = vf_load(panel + LANES);
+        UNROLL for (int r = 0; r < queries; r++) {
+            vf by = vf_set1(p[r * SPAN]);
+            vf_add_product(&sum[r][0], by, a);
+            vf_add_product(&sum[r][1], by, b);
+        }
+    }
+    UNROLL for (int r = 0; r < queries; r++) UNROLL for (int v = 0; v < 2; v++) vf_store(sums + r * wide + v * LANES, sum[r][v]);
+}
+
+typedef void (*TileScores)(const float *, const float *, int, int, float *);
+typedef void (*PanelMix)(const float *, int, const float *, int, float *);
+#define MAKE_TILES(Q) \
+    static void tile_scores_##Q(const float *t, const float *q, int w, int D, float *o) { \
+        if (w == 64 && D == 64) tile_scores(Q, 64, t, q, 64, 64, o); else tile_scores(Q, 0, t, q, w, D, o); } \
+    static void panel_mix_##Q(const float *v, int n, const float *p, int w, float *o) { panel_mix(Q, v, n, p, w, o); }
+MAKE_TILES(1) MAKE_TILES(2) MAKE_TILES(3) MAKE_TILES(4)
+#if ROWS_MAX == 8
+MAKE_TILES(5) MAKE_TILES(6) MAKE_TILES(7) MAKE_TILES(8)
+#define TILES(name) {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8}
+#elif ROWS_MAX == 6
+MAKE_TILES(5) MAKE_TILES(6)
+#define TILES(name) {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6}
+#else
+#define TILES(name) {name##_1, name##_2, name##_3, name##_4}
+#endif
+static const TileScores tile_table[ROWS_MAX] = TILES(tile_scores);
+static const PanelMix panel_table[ROWS_MAX] = TILES(panel_mix);
+
 /* Scores to weights e^(score - top), in place; their sum, taken lane by lane. */
-static float weights_of(float *scores, int count, float cap, float *top) {
+static __attribute__((noinline)) float weights_of(float *scores, int count, float cap, float *top) {
     for (int j = 0; cap > 0 && j < count; j += LANES) { /* tanh(x) = 1 - 2 / (e^2x + 1) */
         vf twice = vf_exp(vf_load(scores + j) * (2.0f / cap));
         vf_store(scores + j, cap - 2.0f * cap / (twice + 1.0f));
@@ -232,25 +325,36 @@ static float weights_of(float *scores, int count, float cap, float *top) {
     for (int j = count; j % LANES; j++) scores[j] = -INFINITY;
     vf high = vf_load(scores), sum = vf_set1(0);
     for (int j = LANES; j < count; j += LANES) high = vf_max(high, vf_load(scores + j));
-    *top = vf_top(high);
-    for (int j = 0; j < count; j += LANES) {
-        vf_store(scores + j, vf_exp(vf_load(scores + j) - *top));
+    const float most = *top = vf_top(high);
+    int j = 0;
+    for (; j + LANES <= count; j += LANES) {
+        vf weight = vf_exp_low(vf_load(scores + j) - most);
+        vf_store(scores + j, weight);
+        sum = sum + weight;
+    }
+    if (j < count) {
+        vf_store(scores + j, vf_exp_low(vf_load(scores + j) - most));
         for (int past = count; past < j + LANES; past++) scores[past] = 0;
         sum = sum + vf_load(scores + j);
     }
     return vf_sum(sum);
 }
 
-static float exp1(float x) { float t[LANES]; vf_store(t, vf_exp(vf_set1(x))); return t[0]; }
+static float exp1(float x) { float t[LANES]; vf_store(t, vf_exp_low(vf_set1(x))); return t[0]; }
 
 typedef struct { float top, sum; } Soft; /* of a chunk, or of the chunks so far; sum 0: of none */
 
 /* Another chunk, `values` being its weighted values, onto those before. */
 static void merge(Soft *all, float *out, Soft one, const float *values, int wide) {
     if (one.sum == 0) return;
-    float most = one.top > all->top ? one.top : all->top;
-    float old = all->sum == 0 ? 0 : exp1(all->top - most), new = exp1(one.top - most);
-    *all = (Soft){most, all->sum * old + one.sum * new};
+    if (all->sum == 0) {
+        *all = one;
+        memcpy(out, values, sizeof(float) * wide);
+        return;
+    }
+    const int higher = one.top > all->top; /* e^0 is 1 */
+    const float old = higher ? exp1(all->top - one.top) : 1, new = higher ? 1 : exp1(one.top - all->top);
+    *all = (Soft){higher ? one.top : all->top, all->sum * old + one.sum * new};
     for (int i = 0; i < wide; i += LANES)
         vf_store(out + i, vf_fma(vf_load(out + i), vf_set1(old), vf_load(values + i) * new));
 }
@@ -267,6 +371,13 @@ static int slots_of(const Job *job, int row, int c, int32_t *slots) {
     const int b = pass->owners[row], first = pass->starts[b], t = row - first, rows = pass->starts[b + 1] - first;
     const int64_t *pos = pass->pos + first, window = job->place->window, square = pass->among ? pass->among_at[b] : -1;
     const uint8_t *among = square < 0 ? NULL : pass->among + square + (int64_t)t * rows;
+    if (!among && !window) { /* all slots up to its own */
+        const int64_t first = (int64_t)c * CHUNK, left = pass->lengths[b] + t + 1 - first;
+        const int some = left < 0 ? 0 : left < CHUNK ? (int)left : CHUNK;
+        if (pass->tables) for (int i = 0; i < some; i++) slots[i] = slot_at(pass, b, first + i);
+        else for (int i = 0; i < some; i++) slots[i] = (int32_t)first + i;
+        return some;
+    }
     int64_t low = window && pos[t] - window + 1 > 0 ? pos[t] - window + 1 : 0, high = pass->lengths[b];
     if (window && pos[t] + window < high) high = pos[t] + window;
     int64_t past = high > low ? high - low : 0, skip = (int64_t)c * CHUNK - past;
@@ -283,21 +394,29 @@ static int slots_of(const Job *job, int row, int c, int32_t *slots) {
     return count;
 }
 
-typedef struct { int row, end, from, to; } Shared; /* slots [from, to) of the lists of rows [row, end), which are the same */
+/* Rows [row, end) take slots of the list of row `of`, which is theirs as well, from place `from` up to stop[their own]. */
+typedef struct {
+    int row, end, of, from;
+    int16_t stop[TOGETHER];
+} Shared;
 
-/* How rows [row, end) go over their lists from place `from` on: what all have in common once, then in turn each run of
- * neighbours that have more in common, down to the single row. Returns the end of what it wrote, two a row at most. */
+/* How rows [row, end) go over their lists from place `from` on: each as far as its list is that of the longest, then in turn each run
+ * of neighbours that go on alike, down to the single row. Returns the end of what it wrote, one a row at most. */
 static Shared *shares(const int32_t (*slots)[CHUNK], const int *counts, int row, int end, int from, Shared *into) {
-    int to = counts[row];
-    for (int r = row + 1; r < end; r++) {
-        int same = from, least = counts[r] < to ? counts[r] : to;
-        while (same + LANES <= least && !memcmp(slots[r] + same, slots[row] + same, 4 * LANES)) same += LANES;
-        while (same < least && slots[r][same] == slots[row][same]) same++;
-        to = same;
+    Shared *run = into++;
+    int of = row;
+    for (int r = row + 1; r < end; r++) of = counts[r] > counts[of] ? r : of;
+    run->row = row, run->end = end, run->of = of, run->from = from;
+    for (int r = row; r < end; r++) {
+        int same = r == of ? counts[of] : from;
+        while (same + LANES <= counts[r] && !memcmp(slots[r] + same, slots[of] + same, 4 * LANES)) same += LANES;
+        while (same < counts[r] && slots[r][same] == slots[of][same]) same++;
+        run->stop[r] = (int16_t)same;
     }
-    if (to > from) *into++ = (Shared){row, end, from, to};
     for (int r = row, next; r < end; r = next) {
-        for (next = r + 1; next < end && to < counts[r] && to < counts[next] && slots[next][to] == slots[r][to];) next++;
+        const int to = run->stop[r];
+        for (next = r + 1; next < end && to < counts[r] && run->stop[next] == to && to < counts[next] && slots[next][to] == slots[r][to];)
+            next++;
         if (to < counts[r]) into = shares(slots, counts, r, next, to, into);
     }
     return into;
@@ -305,6 +424,75 @@ static Shared *shares(const int32_t (*slots)[CHUNK], const int *counts, int row,
 
 static float *part_of(const Job *job, int64_t row, int h, int c) { /* of a chunk dealt out alone: Soft, then its values */
     return job->parts + ((row * job->layer->heads + h) * job->chunks + c) * (job->wide + 2);
+}
+
+typedef struct { /* a key-value head, and the rows that go over it together */
+    const char *keys, *values;
+    int kind, R, D, wide;
+    float *q, *sums, *scores, *tile, *room;
+} Sight;
+
+/* Queries so many and lists so long that tiles pay: a tile costs as much as some queries. */
+static int in_tiles(const Sight *on, const Shared *run) {
+    return (run->end - run->row) * on->R >= TILED && run->stop[run->of] - run->from >= LANES;
+}
+
+/* Neighbours of row r that stop where it does. */
+static int alike(const Shared *run, int r) {
+    int next = r + 1;
+    while (next < run->end && run->stop[next] == run->stop[r]) next++;
+    return next;
+}
+
+static void score_run(const Sight *on, const Shared *run, const int32_t (*slots)[CHUNK]) {
+    const int R = on->R, wide = on->wide, D = on->D, from = run->from, to = run->stop[run->of], end = run->end * R;
+    if (!in_tiles(on, run)) {
+        for (int r = run->row, next; r < run->end; r = next) {
+            next = alike(run, r);
+            each(score_table[on->kind], (next - r) * R, on->keys, slots[r], from, run->stop[r], on->q + r * R * wide, wide, 0, wide, D,
+                 on->scores + r * R * SPAN, SPAN, from);
+        }
+        return;
+    }
+    for (int j = from; j < to; j += TWO) {
+        if (on->kind == FP32) turn_keys(FP32, on->keys, slots[run->of] + j, to - j, wide, D, on->tile, on->room);
+        else turn_keys(BF16, on->keys, slots[run->of] + j, to - j, wide, D, on->tile, on->room);
+        for (int n = run->row * R; n < end; n += ROWS_MAX) {
+            const int some = end - n < ROWS_MAX ? end - n : ROWS_MAX;
+            int most = 0;
+            for (int r = n / R; r <= (n + some - 1) / R; r++) most = run->stop[r] > most ? run->stop[r] : most;
+            if (most > j) tile_table[some - 1](on->tile, on->q + n * wide, wide, D, on->scores + n * SPAN + j);
+        }
+    }
+}
+
+static void mix_run(const Sight *on, const Shared *run, const int32_t (*slots)[CHUNK]) {
+    const int R = on->R, wide = on->wide, D = on->D, from = run->from, to = run->stop[run->of], end = run->end * R;
+    if (!in_tiles(on, run)) {
+        for (int r = run->row, next; r < run->end; r = next) {
+            next = alike(run, r);
+            each(mix_table[on->kind], (next - r) * R, on->values, slots[r], from, run->stop[r], on->scores + r * R * SPAN, SPAN, from,
+                 wide, D, on->sums + r * R * wide, wide, 0);
+        }
+        return;
+    }
+    for (int i = 0; i < D; i += TWO) {
+        if (on->kind == FP32) panel_of(FP32, on->values, slots[run->of] + from, to - from, D, i, on->tile);
+        else panel_of(BF16, on->values, slots[run->of] + from, to - from, D, i, on->tile);
+        for (int n = run->row * R; n < end; n += ROWS_MAX) {
+            const int some = end - n < ROWS_MAX ? end - n : ROWS_MAX;
+            int least = to;
+            for (int r = n / R; r <= (n + some - 1) / R; r++) least = run->stop[r] < least ? run->stop[r] : least;
+            panel_table[some - 1](on->tile, least - from, on->scores + n * SPAN + from, wide, on->sums + n * wide + i);
+            for (int m = n, next; m < n + some; m = next) { /* those that see more, by rows */
+                const int stop = run->stop[m / R];
+                next = (m / R + 1) * R < n + some ? (m / R + 1) * R : n + some;
+                if (stop > least)
+                    panel_table[next - m - 1](on->tile + (least - from) * TWO, stop - least, on->scores + m * SPAN + least, wide,
+                                              on->sums + m * wide + i);
+            }
+        }
+    }
 }
 
 /* Chunks [c, c_end) of some rows for the query heads of key-value head g. The rows share the loads of what they have in
@@ -315,33 +503,31 @@ static void attend(const Job *job, const int32_t *which, int rows, int g, int c,
     const int D = layer->head_dim, R = layer->heads / layer->kv_heads, wide = job->wide, all = rows * R;
     const int64_t store = job->pass->owners[which[0]] * place->batch_stride + g * place->head_stride;
     const size_t size = place->cache_kind == FP32 ? 4 : 2;
-    const char *keys = (const char *)place->k + store * size, *values = (const char *)place->v + store * size;
-    const Scores *score = score_table[place->cache_kind], *mix = mix_table[place->cache_kind];
-    float *q = own, *out = q + all * wide, *sums = out + all * wide, *scores = sums + all * wide;
-    Soft *soft = (Soft *)(scores + all * SPAN), *one = soft + all;
+    float *q = own, *out = q + all * wide, *sums = out + all * wide, *scores = sums + all * wide, *tile = scores + all * SPAN;
+    float *room = tile + (CHUNK > wide ? CHUNK : wide) * TWO;
+    const Sight on = {(const char *)place->k + store * size, (const char *)place->v + store * size, place->cache_kind, R, D, wide,
+                        q, sums, scores, tile, room};
+    Soft *soft = (Soft *)(room + TWO * wide), *one = soft + all;
     int32_t slots[TOGETHER][CHUNK];
-    Shared runs[2 * TOGETHER];
+    Shared runs[TOGETHER];
     memset(q, 0, sizeof(float) * 2 * all * wide);
     for (int n = 0; n < all; n++) {
         memcpy(q + n * wide, job->q + ((int64_t)which[n / R] * layer->heads + g * R + n % R) * D, sizeof(float) * D);
         soft[n] = (Soft){-INFINITY, 0};
     }
     for (int some = 1; c < c_end && some; c++) {
+        const int32_t (*lists)[CHUNK] = (const int32_t(*)[CHUNK])slots;
         int counts[TOGETHER];
         some = 0;
         for (int r = 0; r < rows; r++) some |= counts[r] = slots_of(job, which[r], c, slots[r]);
-        const Shared *end = some ? shares((const int32_t(*)[CHUNK])slots, counts, 0, rows, 0, runs) : runs;
+        const Shared *end = some ? shares(lists, counts, 0, rows, 0, runs) : runs;
         memset(sums, 0, sizeof(float) * all * wide);
-        for (const Shared *run = runs; run < end; run++)
-            each(score, (run->end - run->row) * R, keys, slots[run->row], run->from, run->to, q + run->row * R * wide, wide, 0,
-                 wide, D, scores + run->row * R * SPAN, SPAN, run->from);
+        for (const Shared *run = runs; run < end; run++) score_run(&on, run, lists);
         for (int n = 0; n < all; n++) {
             one[n] = (Soft){-INFINITY, 0};
             if (counts[n / R]) one[n].sum = weights_of(scores + n * SPAN, counts[n / R], layer->cap, &one[n].top);
         }
-        for (const Shared *run = runs; run < end; run++)
-            each(mix, (run->end - run->row) * R, values, slots[run->row], run->from, run->to, scores + run->row * R * SPAN, SPAN,
-                 run->from, wide, D, sums + run->row * R * wide, wide, 0);
+        for (const Shared *run = runs; run < end; run++) mix_run(&on, run, lists);
         for (int n = 0; n < all; n++) {
             if (!job->chunks) {
                 merge(&soft[n], out + n * wide, one[n], sums + n * wide, wide);
@@ -418,7 +604,8 @@ static void attention_half(const Job *job, int thread, int threads) {
     pool_barrier(thread, threads);
     for (int unit; (unit = atomic_fetch_add(job->next, 1)) < job->units;) {
         int32_t which[TOGETHER];
-        int c = unit % dealt, g = unit / dealt / job->blocks, rows = rows_of_block(job, unit / dealt % job->blocks, which);
+        const int c = unit % dealt, g = unit / dealt / job->blocks; /* what takes longest first: the last rows see most */
+        const int rows = rows_of_block(job, job->blocks - 1 - unit / dealt % job->blocks, which);
         attend(job, which, rows, g, c, job->chunks ? c + 1 : INT32_MAX, job->own);
     }
     pool_barrier(thread, threads);
@@ -499,7 +686,10 @@ static void deal(const Pass *pass, const Layer *layer, Job *job) {
         int past = pass->lengths[b] + pass->starts[b + 1] - pass->starts[b];
         longest = past > longest ? past : longest;
     }
-    job->block = R >= QUERIES ? 1 : QUERIES / R < TOGETHER ? QUERIES / R : TOGETHER;
+    const int low = R >= QUERIES ? 1 : QUERIES / R, high = R >= QUERIES_MOST ? 1 : QUERIES_MOST / R;
+    const int even = (int)((int64_t)pass->rows * layer->kv_heads / ((int64_t)DEALT * pass->threads));
+    job->block = even < low ? low : even < high ? even : high;
+    if (job->block > TOGETHER) job->block = TOGETHER;
     job->blocks = 0;
     for (int i = 0; i < pass->groups; i++) job->blocks += (pass->spans[i + 1] - pass->spans[i] + job->block - 1) / job->block;
     job->units = layer->kv_heads * job->blocks;
@@ -513,7 +703,7 @@ static void deal(const Pass *pass, const Layer *layer, Job *job) {
 static size_t most(size_t a, size_t b) { return a > b ? a : b; }
 static int has_attention(const Pass *pass, const Layer *layer) { return pass->attn && layer->q.data; }
 static int has_ffn(const Pass *pass, const Layer *layer) { return pass->mlp && layer->up.data; }
-static int whole_vectors(int n) { return (n + LANES - 1) / LANES * LANES; }
+static int whole_pairs(int n) { return (n + TWO - 1) / TWO * TWO; }
 
 /* Room for the largest of the layers; returns all of it in floats. */
 static size_t measure(Stack *stack) {
@@ -522,7 +712,7 @@ static size_t measure(Stack *stack) {
     size_t size[BUFFERS] = {0};
     for (int i = 0; i < stack->count; i++) {
         const Layer *layer = stack->layers[i];
-        const int D = layer->head_dim, wide = whole_vectors(D);
+        const int D = layer->head_dim, wide = whole_pairs(D);
         size[NORMED] = most(size[NORMED], rows * layer->width);
         if (layer->attn_out_norm || layer->mlp_out_norm) size[POST] = most(size[POST], rows * layer->width);
         if (has_attention(pass, layer)) {
@@ -532,7 +722,7 @@ static size_t measure(Stack *stack) {
             size[Q] = most(size[Q], rows * layer->heads * D), size[MIXED] = size[Q];
             size[K] = most(size[K], rows * layer->kv_heads * D), size[V] = size[K];
             size[PARTS] = most(size[PARTS], rows * layer->heads * job.chunks * (wide + 2));
-            size[OWN] = most(size[OWN], all * (3 * wide + SPAN + 4));
+            size[OWN] = most(size[OWN], all * (3 * wide + SPAN + 4) + (size_t)TWO * (most(CHUNK, wide) + wide));
             size[NORMED_ROOM] = most(size[NORMED_ROOM], rows_bytes(layer->q.kind, (int)rows, padded(&layer->q)) / 4);
             size[ROOM] = most(size[ROOM], rows_bytes(layer->o.kind, (int)rows, padded(&layer->o)) / 4);
         }
@@ -563,7 +753,7 @@ static void stack_job(void *with, int thread, int threads) {
         const Layer *layer = stack->layers[i];
         const int attn = has_attention(pass, layer), ffn = has_ffn(pass, layer);
         Job job = {.layer = layer, .place = &stack->places[i], .pass = pass, .x = x, .rows = pass->rows,
-                   .wide = whole_vectors(layer->head_dim), .normed = at[NORMED], .q = at[Q], .k = at[K], .v = at[V],
+                   .wide = whole_pairs(layer->head_dim), .normed = at[NORMED], .q = at[Q], .k = at[K], .v = at[V],
                    .mixed = at[MIXED], .gate = at[GATE], .up = at[UP], .parts = at[PARTS], .post = at[POST], .own = at[OWN],
                    .room = (char *)at[ROOM], .normed_room = (char *)at[NORMED_ROOM], .next = (_Atomic int *)at[NEXT] + i};
         if (x == pass->out && (attn || ffn)) pool_barrier(thread, threads); /* the layer before is whole */

@@ -128,6 +128,16 @@ INLINE const char *soon(const void *column, const Piece *at, int c, const int wi
 /* Vectors of columns that accumulate at once: few rows alone would wait for each sum before the next. */
 INLINE int at_once(const int rows) { return LANES == 16 || rows > 2 ? 2 : 4; }
 
+/* One of several inputs that a turn of the loop takes */
+INLINE void fp32_input(const int rows, const int wide, const float *column, const float *entry, vf sum[ROWS_MAX][4]) {
+    vf weight[4];
+    UNROLL for (int v = 0; v < wide; v++) weight[v] = vf_load(column + v * LANES);
+    UNROLL for (int m = 0; m < rows; m++) {
+        vf s = vf_set1(entry[m]);
+        UNROLL for (int v = 0; v < wide; v++) vf_add_product(&sum[m][v], s, weight[v]);
+    }
+}
+
 INLINE void fp32_block(const int rows, const Packed *w, const Rows *x, const Piece *at, float *out) {
     const int64_t k = w->k;
     const int wide = at_once(rows);
@@ -139,7 +149,13 @@ INLINE void fp32_block(const int rows, const Packed *w, const Rows *x, const Pie
         vf sum[ROWS_MAX][4];
         UNROLL for (int m = 0; m < rows; m++)
             UNROLL for (int v = 0; v < wide; v++) sum[m][v] = at->from ? vf_load(out + m * PANEL + c + v * LANES) : vf_set1(0);
-        for (int64_t i = at->from; i < at->to; i++, column += PANEL, entry += rows, next += step) {
+        int64_t i = at->from;
+        if (4 * step <= 64) /* a line at most for four inputs */
+            for (; i + 4 <= at->to; i += 4, column += 4 * PANEL, entry += 4 * rows, next += 4 * step) {
+                fetch(next, 64);
+                UNROLL for (int u = 0; u < 4; u++) fp32_input(rows, wide, column + u * PANEL, entry + u * rows, sum);
+            }
+        for (; i < at->to; i++, column += PANEL, entry += rows, next += step) {
             vf weight[4];
             UNROLL for (int v = 0; v < wide; v++) weight[v] = vf_load(column + v * LANES);
             fetch(next, 4 * wide * LANES);

@@ -171,6 +171,32 @@ INLINE void vf_add_product(vf *sum, vf a, vf b) {
 #endif
 }
 
+/* The lanes in the order in which vf_sum4 adds them: neighbours, then the sums of neighbours, and so on. */
+INLINE int sum_order(int n) { return LANES == 8 ? n : (n & 5) << 1 | (n >> 1 & 5); }
+
+/* out[k][n] = rows[n][i + k] for TURNED rows and k below 4; `stride` floats from one k to the next. */
+#if LANES >= 8
+#define TURNED 8
+INLINE void turn_four(const float *const *rows, int i, float *out, int stride) {
+    __m256 x[4], low[2], high[2];
+    UNROLL for (int n = 0; n < 4; n++)
+        x[n] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[n] + i)), _mm_loadu_ps(rows[n + 4] + i), 1);
+    UNROLL for (int n = 0; n < 2; n++) {
+        low[n] = _mm256_unpacklo_ps(x[2 * n], x[2 * n + 1]);
+        high[n] = _mm256_unpackhi_ps(x[2 * n], x[2 * n + 1]);
+    }
+    _mm256_storeu_ps(out, _mm256_shuffle_ps(low[0], low[1], 0x44));
+    _mm256_storeu_ps(out + stride, _mm256_shuffle_ps(low[0], low[1], 0xee));
+    _mm256_storeu_ps(out + 2 * stride, _mm256_shuffle_ps(high[0], high[1], 0x44));
+    _mm256_storeu_ps(out + 3 * stride, _mm256_shuffle_ps(high[0], high[1], 0xee));
+}
+#else
+#define TURNED 4
+INLINE void turn_four(const float *const *rows, int i, float *out, int stride) {
+    UNROLL for (int k = 0; k < 4; k++) vf_store(out + k * stride, (vf){rows[0][i + k], rows[1][i + k], rows[2][i + k], rows[3][i + k]});
+}
+#endif
+
 INLINE float vf_top(vf x) {
     float t[LANES], top;
     vf_store(t, x);
@@ -179,10 +205,9 @@ INLINE float vf_top(vf x) {
     return top;
 }
 
-/* e^x within two units in the last place; below -87 the result is that of -87. Cephes' polynomial. */
-INLINE vf vf_exp(vf x) {
+/* e^x within two units in the last place for x up to 88; below -87 the result is that of -87. Cephes' polynomial. */
+INLINE vf vf_exp_low(vf x) {
     x = vf_max(x, vf_set1(-87.0f));
-    x = -vf_max(-x, vf_set1(-88.0f));
     const float round = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
     vf shifted = vf_fma(x, vf_set1(1.44269504088896341f), vf_set1(round));
     vi whole = (vi)shifted - (vi)vf_set1(round);
@@ -198,5 +223,7 @@ INLINE vf vf_exp(vf x) {
     y = vf_fma(y, x * x, x) + 1.0f;
     return (vf)((vi)y + (whole << 23));
 }
+
+INLINE vf vf_exp(vf x) { return vf_exp_low(-vf_max(-x, vf_set1(-88.0f))); } /* the same above 88 */
 
 #endif
