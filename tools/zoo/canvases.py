@@ -14,6 +14,7 @@ ID = {word: i for i, word in enumerate(WIDER)}
 SHORT = dict(copy=2, reverse=2, sort=2, replace_index=2, insert_index=2, remove_index=2, shuffle=1, replace_random=1,
              insert_random=1, remove_random=1, addr=1)
 LINED_SHARES = dict(zip(LINES, (1, 2, 2, 2, 2), strict=True))
+TASKS = (*SHORT, *LINED_SHARES)
 PLACES = (32, 64, 128, 256, 496)  # of long canvases
 TURN = "slllsllt"  # what steps hold, over and over: short answers, lines, or a long canvas of either
 LEAST = 1e-3

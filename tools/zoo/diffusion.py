@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lithe.bench.parallel._ar import Rival
 from lithe.bench.parallel._suite import Course, cells
-from lithe.bench.parallel._tasks import END, LINES, NEWLINE, OPEN, VOCABULARY, WIDER, draw
+from lithe.bench.parallel._tasks import END, OPEN, VOCABULARY, WIDER, draw
 from lithe.model.checkpoint import save
 from lithe.model.config import Config, Rope
 from lithe.model.decoder import Decoder
@@ -41,11 +41,12 @@ EVERY = 16  # steps between them
 COUNT = 200  # problems of a task that a card tells of
 BASE = dict(vocab=len(VOCABULARY), width=64, layers=3, heads=2, kv_heads=2, ffn=176, context=512, tied=True,
             mask_token=ID[OPEN], rope=Rope(theta=100.0))  # rows are short: slower turns would tell places apart too little
+LONG = "tiny-diffusion-long"  # learns canvases of all lengths and answers of several lines
 KINDS = {"tiny-diffusion": dict(attends="full"), "tiny-block": dict(attends="blocks", block=4),
          "tiny-diffusion-moe": dict(attends="full", experts=16, experts_per_token=4, expert_ffn=44),
-         "tiny-diffusion-long": dict(attends="full", layers=4, vocab=len(WIDER), context=1024),
+         LONG: dict(attends="full", layers=4, vocab=len(WIDER), context=1024),
          "tiny-ar": dict(attends="causal", mask_token=None)}
-STARTS = dict.fromkeys(("tiny-block", "tiny-diffusion-moe", "tiny-diffusion-long"), "tiny-diffusion")  # those that begin with another's layers
+STARTS = dict.fromkeys(("tiny-block", "tiny-diffusion-moe", LONG), "tiny-diffusion")  # those that begin with another's layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +111,10 @@ def begin(model: Decoder, other: Decoder) -> None:
 
 
 def lengthen(model: Decoder, other: Decoder) -> None:
-    """Take over a shallower model's layers behind a first one that adds nothing yet, and its words; an operation on lines begins
-    as that on lists."""
+    """Take over a shallower model's words, and its layers behind a first one that adds nothing yet.
+
+    An operation on lines begins as that on lists.
+    """
     found, more = other.state_dict(), model.config.layers - other.config.layers
     words = found["embed_tokens.weight"]
     taken = {}
@@ -132,10 +135,15 @@ def lengthen(model: Decoder, other: Decoder) -> None:
 def card(folder: Path, run: Path) -> str:
     """What the model is, what it learned from, and what it is worth: accuracy by task, one token a step."""
     model, state = load(folder), checkpoint.read_state(checkpoint.latest(run))
-    causal = model.config.attends == "causal"
-    found = (Rival if causal else Course)(model).run(list(cells(SHARES, [""], COUNT)))
-    share = lambda r: f"{r.measured['right'].count('1') / COUNT:.1%} | {sum(r.measured['tokens']) / COUNT:.1f}"
-    lines = [f"| {r.settings['task']} | {share(r)} |" for r in found]
+    causal, wider = model.config.attends == "causal", model.config.vocab > len(VOCABULARY)
+    course, tasks = (Rival if causal else Course)(model), canvases.TASKS if wider else SHARES
+    found = course.run(list(cells(tasks, [""], COUNT)))
+    long = course.run(list(cells(tasks, ["confident"], COUNT // 4, places=256))) if wider else []
+    right = lambda r: f"{r.measured['right'].count('1') / r.settings['problems']:.1%}"
+    share = lambda r: f"{right(r)} | {sum(r.measured['tokens']) / COUNT:.1f}"
+    head = ["| task | right | words of an answer |" + " right of 50, 256 places |" * wider, "|---" * (3 + wider) + "|"]
+    more = [f" {right(r)} |" for r in long] or [""] * len(found)
+    lines = head + [f"| {r.settings['task']} | {share(r)} |{each}" for r, each in zip(found, more, strict=True)]
     kind = {"full": "every place sees every other", "blocks": f"blocks of {model.config.block} places, one after the other",
             "causal": "it reads from left to right"}
     c, millions = model.config, sum(weight.numel() for weight in load(folder, fast=False).parameters()) / 1e6
@@ -144,7 +152,8 @@ def card(folder: Path, run: Path) -> str:
             dict(what="masked diffusion model", use="tested and measured on", loss="LLaDA's loss"))
     return CARD.format(name=folder.name, millions=millions, kind=kind[c.attends], experts=experts, c=c, steps=state["step"],
                        minutes=state["seconds"] / 60, lines="\n".join(lines), count=COUNT,
-                       start=f", beginning with {STARTS[folder.name]}" if folder.name in STARTS else "", **told)
+                       start=f", beginning with {STARTS[folder.name]}" if folder.name in STARTS else "", **told,
+                       more="; and on canvases of 256 places, taking what is sure (`confident`)" if wider else "")
 
 
 CARD = """---
@@ -162,10 +171,8 @@ It answers problems in a vocabulary of {c.vocab} words and knows nothing else: a
   minutes of a shared core{start}: `python tools/zoo/diffusion.py {name}`. Nothing was downloaded.
 - Try it: `lithe generate zoo:{name} "reverse : ant bear cat deer _ _ =" --max-tokens 8`.
 
-One token a step, {count} problems of each task that were not learned from, judged by rule:
+One token a step, {count} problems of each task that were not learned from, judged by rule{more}:
 
-| task | right | words of an answer |
-|---|---|---|
 {lines}
 """
 

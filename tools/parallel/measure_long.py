@@ -1,0 +1,71 @@
+"""Parts of measure.py on long canvases and answers of several lines, by the model that was trained on both."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from lithe.bench.ledger import Record
+from lithe.bench.parallel._rows import ENOUGH
+from lithe.bench.parallel._tasks import LINES, NUMBERS, TASKS
+
+if TYPE_CHECKING:
+    from measure import Desk
+
+LONG = "zoo:tiny-diffusion-long"
+LISTS = [task for task in TASKS if task not in (*NUMBERS, "square")]
+SLOW, BLOCKS = "equal_blocks:size=32", "confident + equal_blocks:size=32"
+
+
+def right(records: Iterable[Record]) -> list[str]:
+    """Tasks of these records that came out right often enough to lose something."""
+    return [r.settings["task"] for r in records if r.measured["right"].count("1") >= ENOUGH * len(r.measured["right"])]
+
+
+def run(desk: Desk, tasks: list[str], methods: list[str], count: int, part: str, **settings: Any) -> list[Record]:
+    return desk.run(tasks, methods, count, part=part, model=LONG, label=LONG, **settings)
+
+
+def grid(desk: Desk, given: argparse.Namespace) -> None:
+    """What the model can: canvases as long as its answers, and of 256 places by a policy that is not slow."""
+    run(desk, [*LISTS, *LINES], [""], 100, "long grid")
+    run(desk, [*LISTS, *LINES], ["confident"], 50, "long grid 256", places=256)
+
+
+def window(desk: Desk, given: argparse.Namespace) -> None:
+    """Windows on a canvas of 256 places, one token a step, on tasks that are right without one."""
+    part = "window 256"
+    able = right(run(desk, [*LISTS, *LINES], [""], 8, part, places=256))
+    knobs = ("", ":every=16", ":every=64", ":recent=false", ":every=64,recent=false", " + end_of_text")
+    run(desk, able, [f"window_diffusion{each}" for each in knobs], 8, part, places=256)
+
+
+def lines(desk: Desk, given: argparse.Namespace) -> None:
+    """AdaBlock on answers of several lines beside equal blocks; what the delimiter's floor does; a delimiter that is none."""
+    part = "lines"
+    tasks = right(run(desk, list(LINES), [""], 100, part))
+    for floor in ("", ":floor=0.7", ":floor=0.5"):
+        for size in (4, 8, 16):
+            both = [f"confident{floor} + {blocks}:size={size}" for blocks in ("equal_blocks", "adablock")]
+            run(desk, tasks, both, 100, part)
+    more = ["floor=0", "floor=0.9", "floor=2", "delimiters=ant", "delimiters=<end>"]
+    run(desk, tasks, [f"confident:floor=0.7 + adablock:size=8,{each}" for each in more], 100, part)
+
+
+def cached(desk: Desk, given: argparse.Namespace) -> None:
+    """Canvases of 512 places, all of them filled, with and without a cache, on tasks that are right without one."""
+    part, more = "cached 512", dict(places=496, whole=True)
+    able = right(run(desk, [*LISTS, *LINES], [BLOCKS], 16, part, **more))
+    run(desk, able, [f"{BLOCKS} + {cache}" for cache in ("dual_cache", "prefix_cache")], 16, part, **more)
+
+
+def speed(desk: Desk, given: argparse.Namespace) -> None:
+    """The same for the time, which wants a quiet machine: sure tokens at once on many problems, one token a step on few."""
+    part, more = "speed cached", dict(places=496, whole=True)
+    able = right(run(desk, [*LISTS, *LINES], [BLOCKS], 16, "cached 512", **more))
+    for base, tasks, count in ((BLOCKS, able, 4), (SLOW, [able[0], able[-1]], 2)):
+        run(desk, tasks, [base, f"{base} + dual_cache", f"{base} + prefix_cache"], count, part, seed=1, **more)
+
+
+PARTS = {"long-grid": grid, "window": window, "lines": lines, "cached": cached, "speed-cached": speed}
