@@ -1,0 +1,95 @@
+"""Checks on long canvases and answers of several lines (rows 28 and 45, the caches), as claims.py states those of policies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import claims
+from book import Book
+from claims import Claim, lost, total, verdict
+from measure_long import BLOCKS, LONG, SLOW
+
+from lithe.bench.ledger import Record
+from lithe.bench.parallel._rows import against
+from lithe.bench.parallel._suite import PLAIN
+
+SIZES = (4, 8, 16)
+
+
+def of(book: Book, method: str, part: str, tasks: object = None, seed: int = 0) -> list[Record]:
+    return book.of(method, part=part, model=LONG, tasks=tasks, seed=seed)
+
+
+def windows(book: Book, able: Seq[str]) -> list[Claim]:
+    """28: windows on a canvas of 256 places, on tasks that are right without one."""
+    tasks = [r.settings["task"] for r in of(book, "window_diffusion", "window 256")]
+    if not tasks:
+        return []
+    at = lambda method: of(book, method, "window 256", tasks)
+    plain = at(PLAIN)
+    share = lambda method, what: total(at(method), what) / total(plain, what)
+    base = against(plain, plain)
+    made = []
+    for method in ("window_diffusion", "window_diffusion + end_of_text"):
+        row = against(at(method), plain)
+        made.append(verdict(28, f"`{method}`, 256 places, {len(tasks)} tasks, {base.problems} problems of which "
+                            f"{base.accuracy:.0%} are right without: 15 % of the rows, 40 % of the time, 2 points lost or less",
+                            f"{share(method, 'rows'):.0%} of the rows, {share(method, 'seconds'):.0%} of the time, {lost(row)}",
+                            share(method, "rows") <= 0.15 and share(method, "seconds") <= 0.4 and row.lost <= 2))
+    stale = against(at("window_diffusion:every=64"), at("window_diffusion:every=16"))
+    made.append(verdict(28, "all computed anew every 16 steps is no worse than every 64", f"64: {lost(stale)}",
+                        stale.lost >= 0))
+    for every in ("", "every=64,"):
+        without = against(at(f"window_diffusion:{every}recent=false"), at(f"window_diffusion:{every}".rstrip(":,")))
+        made.append(verdict(28, f"leaving out what was decided lately does not help ({every.rstrip(',') or 'every=32'})",
+                            lost(without), without.lost >= 0))
+    return made
+
+
+def adaptive(book: Book, able: Seq[str]) -> list[Claim]:
+    """45: blocks that end with a line, beside equal ones."""
+    made = []
+    for floor in ("", ":floor=0.7", ":floor=0.5"):
+        rows = {}
+        for size in SIZES:
+            own, other = (of(book, f"confident{floor} + {blocks}:size={size}", "lines")
+                          for blocks in ("adablock", "equal_blocks"))
+            if not own or not other:
+                return made
+            rows[size] = against(own, other)
+        said = "; ".join(f"{size}: {100 * row.accuracy:.1f} %, {lost(row)}, {1 / row.fewer:.2f} of the passes"
+                         for size, row in rows.items())
+        worst = min(rows.values(), key=lambda row: row.accuracy + row.lost / 100)
+        holds = all(row.lost <= 0 and 0.9 <= row.fewer <= 1.1 for row in rows.values()) and worst.lost < 0
+        made.append(verdict(45, f"`confident{floor}`: blocks that end with a line lose nothing against equal ones of 4, 8 "
+                            "and 16, gain on the worst of them, and take as many passes to a tenth", said, holds))
+    plain, shut = (of(book, f"confident:floor=0.7 + {blocks}", "lines") for blocks in
+                   ("equal_blocks:size=8", "adablock:size=8,floor=2"))
+    if shut:
+        same, count = claims.alike(shut, plain)
+        made.append(verdict(45, "a floor that no delimiter reaches gives equal blocks, text for text and pass for pass",
+                            f"{same} of {count} texts", same == count and total(shut, "passes") == total(plain, "passes")))
+    return made
+
+
+def caches(book: Book, able: Seq[str]) -> list[Claim]:
+    """What a cache saves and costs on canvases of 512 places."""
+    made = []
+    for cache in ("dual_cache", "prefix_cache"):
+        own = of(book, f"{BLOCKS} + {cache}", "cached 512")
+        if not own:
+            continue
+        row = against(own, of(book, BLOCKS, "cached 512", [r.settings["task"] for r in own]))
+        made.append(verdict(0, f"`{BLOCKS} + {cache}`, 512 places, {row.tasks} tasks, {row.problems} problems: one point "
+                            "lost or less", f"{row.accuracy:.1%} right, {lost(row)}", row.lost <= 1))
+        for base in (BLOCKS, SLOW):
+            fast = of(book, f"{base} + {cache}", "speed cached", seed=1)
+            bare = of(book, base, "speed cached", [r.settings["task"] for r in fast], seed=1)
+            if fast:
+                ratio, count = total(bare, "seconds") / total(fast, "seconds"), sum(len(r.measured["right"]) for r in fast)
+                made.append(verdict(0, f"`{base} + {cache}`, 512 places, {count} problems: twice the tokens a second of no "
+                                    "cache", f"{ratio:.2f} times", ratio >= 2))
+    return made
+
+
+CHECKS = [windows, adaptive, caches]
