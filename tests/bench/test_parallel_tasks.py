@@ -30,7 +30,7 @@ def test_every_line_has_to_be_right_and_closed(task):
         assert len(problem.prompt) == _tasks.LINED + 3 + 2 * (task == "replace_lines")
         for i in range(len(lines)):
             wrong = [line[:-1] if k == i else line for k, line in enumerate(lines)]
-            assert not problem.right([word for line in wrong for word in (*line, NEWLINE)])
+            assert not problem.right([word for line in wrong for word in (*line, _tasks.NEWLINE)])
         assert not problem.right(problem.answer[:-1]) and not problem.right([*problem.answer, problem.answer[0]])
         if task not in ("shuffle_lines", "replace_lines"):
             at = problem.prompt.index(":") + 1

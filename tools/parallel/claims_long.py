@@ -7,13 +7,11 @@ from collections.abc import Sequence as Seq
 import claims
 from book import Book
 from claims import Claim, lost, total, verdict
-from measure_long import BLOCKS, LONG, SLOW
+from measure_long import ABLATED, BLOCKS, LONG, POLICIES, SIZES, SLOW
 
 from lithe.bench.ledger import Record
 from lithe.bench.parallel._rows import against
 from lithe.bench.parallel._suite import PLAIN
-
-SIZES = (4, 8, 16)
 
 
 def of(book: Book, method: str, part: str, tasks: object = None, seed: int = 0) -> list[Record]:
@@ -49,10 +47,10 @@ def windows(book: Book, able: Seq[str]) -> list[Claim]:
 def adaptive(book: Book, able: Seq[str]) -> list[Claim]:
     """45: blocks that end with a line, beside equal ones."""
     made = []
-    for floor in ("", ":floor=0.7", ":floor=0.5"):
+    for policy in POLICIES:
         rows = {}
         for size in SIZES:
-            own, other = (of(book, f"confident{floor} + {blocks}:size={size}", "lines")
+            own, other = (of(book, f"{policy} + {blocks}:size={size}", "lines")
                           for blocks in ("adablock", "equal_blocks"))
             if not own or not other:
                 return made
@@ -61,14 +59,19 @@ def adaptive(book: Book, able: Seq[str]) -> list[Claim]:
                          for size, row in rows.items())
         worst = min(rows.values(), key=lambda row: row.accuracy + row.lost / 100)
         holds = all(row.lost <= 0 and 0.9 <= row.fewer <= 1.1 for row in rows.values()) and worst.lost < 0
-        made.append(verdict(45, f"`confident{floor}`: blocks that end with a line lose nothing against equal ones of 4, 8 "
+        made.append(verdict(45, f"`{policy}`: blocks that end with a line lose nothing against equal ones of 4, 8 "
                             "and 16, gain on the worst of them, and take as many passes to a tenth", said, holds))
-    plain, shut = (of(book, f"confident:floor=0.7 + {blocks}", "lines") for blocks in
-                   ("equal_blocks:size=8", "adablock:size=8,floor=2"))
-    if shut:
-        same, count = claims.alike(shut, plain)
-        made.append(verdict(45, "a floor that no delimiter reaches gives equal blocks, text for text and pass for pass",
-                            f"{same} of {count} texts", same == count and total(shut, "passes") == total(plain, "passes")))
+    own, equal = (of(book, f"{POLICIES[-1]} + {blocks}:size=8", "lines") for blocks in ("adablock", "equal_blocks"))
+    for each in ABLATED:
+        other = of(book, f"{POLICIES[-1]} + adablock:size=8,{each}", "lines")
+        if other and each == "floor=2":
+            same, count = claims.alike(other, equal)
+            made.append(verdict(45, "a floor that no delimiter reaches gives equal blocks, text for text and pass for pass",
+                                f"{same} of {count} texts", same == count and total(other, "passes") == total(equal, "passes")))
+        elif other:
+            row = against(other, own)
+            made.append(verdict(45, f"`{POLICIES[-1]} + adablock:size=8,{each}` is no better than as it stands",
+                                f"{lost(row)}, {1 / row.fewer:.2f} of the passes", row.lost >= 0))
     return made
 
 

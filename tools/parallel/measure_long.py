@@ -17,6 +17,10 @@ LONG = "zoo:tiny-diffusion-long"
 LISTS = [task for task in TASKS if task not in (*NUMBERS, "square")]
 SLOW, BLOCKS = "equal_blocks:size=32", "confident + equal_blocks:size=32"
 
+POLICIES = ("confident", "confident:floor=0.7", "confident + dual_cache")  # under which blocks are compared
+SIZES = (4, 8, 16)
+ABLATED = ("floor=0", "floor=0.9", "floor=2", "delimiters=ant")  # floors of a delimiter, and one that ends no line
+
 
 def right(records: Iterable[Record]) -> list[str]:
     """Tasks of these records that came out right often enough to lose something."""
@@ -45,12 +49,10 @@ def lines(desk: Desk, given: argparse.Namespace) -> None:
     """AdaBlock on answers of several lines beside equal blocks; what the delimiter's floor does; a delimiter that is none."""
     part = "lines"
     tasks = right(run(desk, list(LINES), [""], 100, part))
-    for floor in ("", ":floor=0.7", ":floor=0.5"):
-        for size in (4, 8, 16):
-            both = [f"confident{floor} + {blocks}:size={size}" for blocks in ("equal_blocks", "adablock")]
-            run(desk, tasks, both, 100, part)
-    more = ["floor=0", "floor=0.9", "floor=2", "delimiters=ant", "delimiters=<end>"]
-    run(desk, tasks, [f"confident:floor=0.7 + adablock:size=8,{each}" for each in more], 100, part)
+    for policy in POLICIES:
+        for size in SIZES:
+            run(desk, tasks, [f"{policy} + {blocks}:size={size}" for blocks in ("equal_blocks", "adablock")], 100, part)
+    run(desk, tasks, [f"{POLICIES[-1]} + adablock:size=8,{each}" for each in ABLATED], 100, part)
 
 
 def cached(desk: Desk, given: argparse.Namespace) -> None:
