@@ -13,10 +13,11 @@ from lithe.train.batches import IGNORED, Batch
 ID = {word: i for i, word in enumerate(WIDER)}
 SHORT = dict(copy=2, reverse=2, sort=2, replace_index=2, insert_index=2, remove_index=2, shuffle=1, replace_random=1,
              insert_random=1, remove_random=1, addr=1)
-LINED_SHARES = dict(zip(LINES, (1, 2, 2, 2, 2), strict=True))
+LINED_SHARES = dict(zip(LINES, (1, 2, 2, 3, 2), strict=True))
 TASKS = (*SHORT, *LINED_SHARES)
 PLACES = (32, 64, 128, 256, 496)  # of long canvases
-TURN = "slllsllt"  # what steps hold, over and over: short answers, lines, or a long canvas of either
+TURN = "slllsllt", "tltlstlt"  # what steps hold, over and over: short answers, lines, or a long canvas of either; at first,
+LATER = 10_000  # and from this step on
 LEAST = 1e-3
 TOKENS = 900  # of a step
 TAIL = 8  # places that all ends of text behind an answer weigh as much as
@@ -32,14 +33,14 @@ class Rows:
     seed: int = 2
 
     def __call__(self, step: int, ending: bool = False) -> Batch:
-        turn, kind = divmod(step, len(TURN))
-        dice = np.random.default_rng([self.seed, step])
-        if TURN[kind] == "s":
+        dice, turn = np.random.default_rng([self.seed, step]), TURN[step >= LATER]
+        kind = turn[step % len(turn)]
+        if kind == "s":
             return self.noised(SHORT, 8, 40, dice)
-        if TURN[kind] == "l":
+        if kind == "l":
             return self.noised(LINED_SHARES, LINED + 1, TOKENS // (2 * LINED + 6), dice)
-        places = PLACES[turn % len(PLACES)]
-        lines = turn // len(PLACES) % 2 and places > LINED
+        places = int(dice.choice(PLACES))
+        lines = places > LINED and dice.random() < 0.3
         prompt = LINED + 5 if lines else 13
         return self.noised(LINED_SHARES if lines else SHORT, places, max(2, TOKENS // (places + prompt)), dice)
 
