@@ -31,28 +31,22 @@ def run(desk: Desk, tasks: list[str], methods: list[str], count: int, part: str,
     return desk.run(tasks, methods, count, part=part, model=LONG, label=LONG, **settings)
 
 
-def grid(desk: Desk, given: argparse.Namespace) -> None:
-    """What the model can: canvases as long as its answers, and of 256 places by a policy that is not slow."""
-    run(desk, [*LISTS, *LINES], [""], 100, "long grid")
-    run(desk, [*LISTS, *LINES], ["confident"], 50, "long grid 256", places=256)
-
-
 def window(desk: Desk, given: argparse.Namespace) -> None:
     """Windows on a canvas of 256 places, one token a step, on tasks that are right without one."""
     part = "window 256"
-    able = right(run(desk, [*LISTS, *LINES], [""], 8, part, places=256))
-    knobs = ("", ":every=16", ":every=64", ":recent=false", ":every=64,recent=false", " + end_of_text")
+    able = right(run(desk, [*LISTS[1:4], "shuffle", *LINES], [""], 8, part, places=256))
+    knobs = ("", ":every=16", ":every=64", ":recent=false", " + end_of_text")
     run(desk, able, [f"window_diffusion{each}" for each in knobs], 8, part, places=256)
 
 
 def lines(desk: Desk, given: argparse.Namespace) -> None:
     """AdaBlock on answers of several lines beside equal blocks; what the delimiter's floor does; a delimiter that is none."""
     part = "lines"
-    tasks = right(run(desk, list(LINES), [""], 100, part))
+    tasks = right(run(desk, list(LINES), [""], 60, part))
     for policy in POLICIES:
         for size in SIZES:
-            run(desk, tasks, [f"{policy} + {blocks}:size={size}" for blocks in ("equal_blocks", "adablock")], 100, part)
-    run(desk, tasks, [f"{POLICIES[-1]} + adablock:size=8,{each}" for each in ABLATED], 100, part)
+            run(desk, tasks, [f"{policy} + {blocks}:size={size}" for blocks in ("equal_blocks", "adablock")], 60, part)
+    run(desk, tasks, [f"{POLICIES[-1]} + adablock:size=8,{each}" for each in ABLATED], 60, part)
 
 
 def cached(desk: Desk, given: argparse.Namespace) -> None:
@@ -70,4 +64,4 @@ def speed(desk: Desk, given: argparse.Namespace) -> None:
         run(desk, tasks, [base, f"{base} + dual_cache", f"{base} + prefix_cache"], count, part, seed=1, **more)
 
 
-PARTS = {"long-grid": grid, "window": window, "lines": lines, "cached": cached, "speed-cached": speed}
+PARTS = {"window": window, "lines": lines, "cached": cached, "speed-cached": speed}

@@ -16,8 +16,9 @@ SHORT = dict(copy=2, reverse=2, sort=2, replace_index=2, insert_index=2, remove_
 LINED_SHARES = dict(zip(LINES, (1, 2, 2, 3, 2), strict=True))
 TASKS = (*SHORT, *LINED_SHARES)
 PLACES = (32, 64, 128, 256, 496)  # of long canvases
-TURN = "slllsllt", "tltlstlt"  # what steps hold, over and over: short answers, lines, or a long canvas of either; at first,
-LATER = 10_000  # and from this step on
+TURN = "slllsllt"  # what early steps hold, over and over: short answers, lines, or a long canvas of either
+LATER = 13_000  # from this step on each holds lines and a long canvas, every other short answers too
+HEAVY = 3.0  # how much more an answer's places on a long canvas weigh then: they are few
 LEAST = 1e-3
 TOKENS = 900  # of a step
 TAIL = 8  # places that all ends of text behind an answer weigh as much as
@@ -32,9 +33,16 @@ class Rows:
 
     seed: int = 2
 
-    def __call__(self, step: int, ending: bool = False) -> Batch:
-        dice, turn = np.random.default_rng([self.seed, step]), TURN[step >= LATER]
-        kind = turn[step % len(turn)]
+    def __call__(self, step: int, ending: bool = False) -> list[Batch]:
+        dice = np.random.default_rng([self.seed, step])
+        if step < LATER:
+            return [self.held(TURN[step % len(TURN)], dice)]
+        long = self.held("t", dice)
+        long["weights_BT"] *= HEAVY
+        return [self.held("l", dice), long, *([self.held("s", dice)] if step % 2 else [])]
+
+    def held(self, kind: str, dice: np.random.Generator) -> Batch:
+        """Rows of one kind, about as many places whatever the kind."""
         if kind == "s":
             return self.noised(SHORT, 8, 40, dice)
         if kind == "l":
