@@ -149,7 +149,8 @@ def card(folder: Path, run: Path) -> str:
     c, millions = model.config, sum(weight.numel() for weight in load(folder, fast=False).parameters()) / 1e6
     experts = f", {c.experts} experts a layer of which {c.experts_per_token} run" if c.experts else ""
     told = (dict(what="model", use="measured against", loss="the loss of the next word of an answer") if causal else
-            dict(what="masked diffusion model", use="tested and measured on", loss="LLaDA's loss"))
+            dict(what="masked diffusion model", use="tested and measured on", loss="LLaDA's loss" + " (ends of text behind an "
+                 "answer have a noise of their own)" * wider))
     return CARD.format(name=folder.name, millions=millions, kind=kind[c.attends], experts=experts, c=c, steps=state["step"],
                        minutes=state["seconds"] / 60, lines="\n".join(lines), count=COUNT,
                        start=f", beginning with {STARTS[folder.name]}" if folder.name in STARTS else "", **told,
