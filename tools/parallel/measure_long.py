@@ -17,8 +17,9 @@ LONG = "zoo:tiny-diffusion-long"
 LISTS = [task for task in TASKS if task not in (*NUMBERS, "square")]
 SLOW, BLOCKS = "equal_blocks:size=32", "confident + equal_blocks:size=32"
 
-POLICIES = ("confident", "confident:floor=0.7", "confident + dual_cache")  # under which blocks are compared
-SIZES = (4, 8, 16)
+POLICIES = "confident", "confident:floor=0.7", "confident:floor=0.5", "confident + dual_cache"  # what blocks are compared under
+CACHES = ("dual_cache", "prefix_cache", "dual_cache:prompt=true")
+SIZES = (4, 6, 8, 16)
 ABLATED = ("floor=0", "floor=0.9", "floor=2", "delimiters=ant")  # floors of a delimiter, and one that ends no line
 
 
@@ -35,7 +36,7 @@ def window(desk: Desk, given: argparse.Namespace) -> None:
     """Windows on a canvas of 256 places, one token a step, on tasks that are right without one."""
     part = "window 256"
     able = right(run(desk, [*LISTS[1:4], "shuffle", *LINES], [""], 8, part, places=256))
-    knobs = ("", ":every=16", ":every=64", ":recent=false", " + end_of_text")
+    knobs = ("", ":every=16", ":every=64", ":recent=false", ":prompt=true", " + end_of_text")
     run(desk, able, [f"window_diffusion{each}" for each in knobs], 8, part, places=256)
 
 
@@ -53,7 +54,7 @@ def cached(desk: Desk, given: argparse.Namespace) -> None:
     """Canvases of 512 places, all of them filled, with and without a cache, on tasks that are right without one."""
     part, more = "cached 512", dict(places=496, whole=True)
     able = right(run(desk, [*LISTS, *LINES], [BLOCKS], 16, part, **more))
-    run(desk, able, [f"{BLOCKS} + {cache}" for cache in ("dual_cache", "prefix_cache")], 16, part, **more)
+    run(desk, able, [f"{BLOCKS} + {cache}" for cache in CACHES], 16, part, **more)
 
 
 def speed(desk: Desk, given: argparse.Namespace) -> None:
@@ -61,7 +62,7 @@ def speed(desk: Desk, given: argparse.Namespace) -> None:
     part, more = "speed cached", dict(places=496, whole=True)
     able = right(run(desk, [*LISTS, *LINES], [BLOCKS], 16, "cached 512", **more))
     for base, tasks, count in ((BLOCKS, able, 4), (SLOW, [able[0], able[-1]], 2)):
-        run(desk, tasks, [base, f"{base} + dual_cache", f"{base} + prefix_cache"], count, part, seed=1, **more)
+        run(desk, tasks, [base, *(f"{base} + {cache}" for cache in CACHES)], count, part, seed=1, **more)
 
 
 PARTS = {"window": window, "lines": lines, "cached": cached, "speed-cached": speed}
