@@ -50,19 +50,13 @@ def lines(desk: Desk, given: argparse.Namespace) -> None:
     run(desk, tasks, [f"{POLICIES[-1]} + adablock:size=8,{each}" for each in ABLATED], 60, part)
 
 
-def cached(desk: Desk, given: argparse.Namespace) -> None:
-    """Canvases of 512 places, all of them filled, with and without a cache, on tasks that are right without one."""
-    part, more = "cached 512", dict(places=496, whole=True)
-    able = right(run(desk, [*LISTS, *LINES], [BLOCKS], 16, part, **more))
-    run(desk, able, [f"{BLOCKS} + {cache}" for cache in CACHES], 16, part, **more)
-
-
 def speed(desk: Desk, given: argparse.Namespace) -> None:
-    """The same for the time, which wants a quiet machine: sure tokens at once on many problems, one token a step on few."""
-    part, more = "speed cached", dict(places=496, whole=True)
-    able = right(run(desk, [*LISTS, *LINES], [BLOCKS], 16, "cached 512", **more))
-    for base, tasks, count in ((BLOCKS, able, 4), (SLOW, [able[0], able[-1]], 2)):
-        run(desk, tasks, [base, *(f"{base} + {cache}" for cache in CACHES)], count, part, seed=1, **more)
+    """Canvases of 512 places, all of them filled, with and without a cache, on tasks that are right without one: what is sure
+    at once on many problems, one token a step on few."""
+    part, more = "cached 512", dict(places=496, whole=True)
+    able = right(run(desk, [*LISTS, *LINES], [BLOCKS], 10, part, **more))
+    run(desk, able, [f"{BLOCKS} + {cache}" for cache in CACHES], 10, part, **more)
+    run(desk, ["sort", "sort_lines"], [SLOW, *(f"{SLOW} + {cache}" for cache in CACHES)], 1, part, **more)
 
 
-PARTS = {"window": window, "lines": lines, "cached": cached, "speed-cached": speed}
+PARTS = {"window": window, "lines": lines, "speed-cached": speed}
