@@ -91,8 +91,8 @@ def caches(book: Book, able: Seq[str]) -> list[Claim]:
                                 ("tasks of many answers", [t for t in tasks if t in MANY])):
                 if which:
                     row = against(of(book, f"{base} + {cache}", "cached 512", which), of(book, base, "cached 512", which))
-                    made.append(verdict(0, f"`{base} + {cache}`, 512 places, {row.problems} problems, {kind}: twice the tokens a "
-                                        "second of no cache, one point lost or less", f"{row.faster:.2f} times, {lost(row)}",
+                    made.append(verdict(0, f"`{base} + {cache}`, 512 places, {row.problems} problems, {kind}: twice the tokens "
+                                        "a second of no cache, one point lost or less", f"{row.faster:.2f} times, {lost(row)}",
                                         row.faster >= 2 and row.lost <= 1))
     return made
 

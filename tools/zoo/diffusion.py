@@ -137,11 +137,13 @@ def card(folder: Path, run: Path) -> str:
     model, state = load(folder), checkpoint.read_state(checkpoint.latest(run))
     causal, wider = model.config.attends == "causal", model.config.vocab > len(VOCABULARY)
     course, tasks = (Rival if causal else Course)(model), canvases.TASKS if wider else SHARES
-    found = course.run(list(cells(tasks, [""], COUNT)))
-    long = course.run(list(cells(tasks, ["confident"], COUNT // 4, places=256))) if wider else []
+    count = COUNT // 5 if wider else COUNT  # lines take longer
+    found = course.run(list(cells(tasks, [""], count)))
+    long = course.run(list(cells(tasks, ["confident"], COUNT // 10, places=256))) if wider else []
     right = lambda r: f"{r.measured['right'].count('1') / r.settings['problems']:.1%}"
-    share = lambda r: f"{right(r)} | {sum(r.measured['tokens']) / COUNT:.1f}"
-    head = ["| task | right | words of an answer |" + " right of 50, 256 places |" * wider, "|---" * (3 + wider) + "|"]
+    share = lambda r: f"{right(r)} | {sum(r.measured['tokens']) / count:.1f}"
+    head = ["| task | right | words of an answer |" + f" right of {COUNT // 10}, 256 places |" * wider,
+            "|---" * (3 + wider) + "|"]
     more = [f" {right(r)} |" for r in long] or [""] * len(found)
     lines = head + [f"| {r.settings['task']} | {share(r)} |{each}" for r, each in zip(found, more, strict=True)]
     kind = {"full": "every place sees every other", "blocks": f"blocks of {model.config.block} places, one after the other",
@@ -152,7 +154,7 @@ def card(folder: Path, run: Path) -> str:
             dict(what="masked diffusion model", use="tested and measured on", loss="LLaDA's loss" + " (ends of text behind an "
                  "answer have a noise of their own)" * wider))
     return CARD.format(name=folder.name, millions=millions, kind=kind[c.attends], experts=experts, c=c, steps=state["step"],
-                       minutes=state["seconds"] / 60, lines="\n".join(lines), count=COUNT,
+                       minutes=state["seconds"] / 60, lines="\n".join(lines), count=count,
                        start=f", beginning with {STARTS[folder.name]}" if folder.name in STARTS else "", **told,
                        more="; and on canvases of 256 places, taking what is sure (`confident`)" if wider else "")
 
