@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 
 import claims
-from book import Book
+from book import MODEL, Book
 from claims import Claim, lost, total, verdict
 from measure_long import ABLATED, BLOCKS, CACHES, LONG, POLICIES, SIZES, SLOW
 
@@ -97,4 +97,17 @@ def caches(book: Book, able: Seq[str]) -> list[Claim]:
     return made
 
 
-CHECKS = [windows, adaptive, caches]
+def steady(book: Book, able: Seq[str]) -> list[Claim]:
+    """The same at one token a step, where each block takes 32 passes, on the model of short canvases and few texts."""
+    made = []
+    for cache in CACHES[:2]:
+        own = book.of(f"{SLOW} + {cache}", part="speed 512")
+        bare = book.of(SLOW, part="speed 512", tasks=[r.settings["task"] for r in own])
+        if own:
+            ratio, (same, count) = total(bare, "seconds") / total(own, "seconds"), claims.alike(own, bare)
+            made.append(verdict(0, f"`{SLOW} + {cache}`, 512 places, `{MODEL}`: twice the tokens a second of no cache, "
+                                "the same texts", f"{ratio:.2f} times, {same} of {count} texts", ratio >= 2 and same == count))
+    return made
+
+
+CHECKS = [windows, adaptive, caches, steady]
