@@ -76,17 +76,17 @@ def _read(line: str, where: str, model: Decoder) -> Example:
 def _drawn(names: str, model: Decoder, count: int) -> list[Example]:
     import numpy as np
 
-    from lithe.bench.parallel._tasks import TASKS, draw, room
+    from lithe.bench.parallel._tasks import LINES, TASKS, draw, room
     from lithe.diffuse.learn import Example
 
     assert model.tokenizer is not None
     tasks = names.split(",") if names else list(TASKS)
-    if unknown := [task for task in tasks if task not in TASKS]:
-        raise UsageError(f"there is no task {unknown[0]!r}; known: {', '.join(TASKS)}")
+    if unknown := [task for task in tasks if task not in (*TASKS, *LINES)]:
+        raise UsageError(f"there is no task {unknown[0]!r}; known: {', '.join((*TASKS, *LINES))}")
     encode, decode = model.tokenizer.encode, model.tokenizer.decode
 
     def example(problem: Problem) -> Example:
-        judge = lambda said: problem.right([decode([token]).strip() for token in said])
+        judge = lambda said: problem.right([decode([token]).strip(" ") for token in said])
         return Example(encode(" ".join(problem.prompt), bos=False), encode(" ".join(problem.answer), bos=False), judge,
                        room(problem.task))
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from lithe.bench.parallel._tasks import CHOSEN, NUMBERS, RANDOM, SQUARES, TASKS, VOCABULARY, draw, one_shot
+from lithe.bench.parallel import _tasks
+from lithe.bench.parallel._tasks import CHOSEN, LINES, NUMBERS, RANDOM, SQUARES, TASKS, VOCABULARY, draw, one_shot
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -17,6 +18,25 @@ def test_own_answers_are_right_and_changed_ones_wrong(task):
             assert not problem.right(wrong)
         assert not problem.right(problem.answer[:-1])
         assert not problem.right([*problem.answer, problem.answer[0]])
+
+
+@pytest.mark.parametrize("task", LINES)
+def test_every_line_has_to_be_right_and_closed(task):
+    for seed in range(50):
+        problem = draw(task, np.random.default_rng(seed))
+        assert problem.right(problem.answer) and set(problem.prompt + problem.answer) <= set(_tasks.WIDER)
+        lines = [line.split() for line in " ".join(problem.answer).split(_tasks.NEWLINE)[:-1]]
+        assert 3 <= len(lines) <= 6 and len({len(line) for line in lines}) > 1 and len(problem.answer) <= _tasks.LINED
+        assert len(problem.prompt) == _tasks.LINED + 3 + 2 * (task == "replace_lines")
+        for i in range(len(lines)):
+            wrong = [line[:-1] if k == i else line for k, line in enumerate(lines)]
+            assert not problem.right([word for line in wrong for word in (*line, _tasks.NEWLINE)])
+        assert not problem.right(problem.answer[:-1]) and not problem.right([*problem.answer, problem.answer[0]])
+        if task not in ("shuffle_lines", "replace_lines"):
+            at = problem.prompt.index(":") + 1
+            given = [line.split() for line in " ".join(problem.prompt[at:-1]).split(_tasks.NEWLINE)[: len(lines)]]
+            act = {"copy_lines": list, "reverse_lines": lambda line: line[::-1], "sort_lines": sorted}[task]
+            assert [act(line) for line in given] == lines
 
 
 def test_random_operations_take_every_right_answer():

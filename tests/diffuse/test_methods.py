@@ -189,6 +189,23 @@ def test_caches_run_fewer_rows_and_compose(spec):
     assert sum(r.spent.keys for r in made.runs) > 0
 
 
+@pytest.mark.parametrize("spec", ["prefix_cache", "dual_cache"])
+@pytest.mark.parametrize("blocks", ["equal_blocks:size=6", "adablock:size=6,floor=2"])
+def test_a_block_of_one_pass_leaves_nothing_stale_to_the_next(spec, blocks):
+    """Each pass is its block's first, which sees all as it is: so a cache changes no text."""
+    for seed in range(4):
+        model = small_model(*FULL_MODEL, seed=seed)
+        plain, made = (plan(model, f"{more}steady:tokens=6 + {blocks}") for more in ("", f"{spec} + "))
+        assert texts(plain, 24) == texts(made, 24)
+        assert [r.spent.rows for r in made.runs] == [r.spent.rows for r in plain.runs]
+
+
+def test_a_cache_that_recomputes_prompt_and_canvas_is_none():
+    model = small_model(*FULL_MODEL)
+    plain, whole, block = (plan(model, "steady:tokens=2", *more) for more in ([], ["dual_cache:prompt=true"], ["dual_cache"]))
+    assert texts(whole, 12) == texts(plain, 12) != texts(block, 12)  # one block: nothing is left to be stale
+
+
 def test_a_cached_block_model_says_what_an_uncached_one_does():
     for seed in range(3):
         model = small_model(*BLOCKS, seed=seed)

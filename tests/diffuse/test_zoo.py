@@ -8,7 +8,8 @@ import lithe
 from lithe.bench.parallel._ar import Rival
 from lithe.bench.parallel._suite import Cell, Course
 
-MODELS = {"tiny-diffusion": "full", "tiny-block": "blocks", "tiny-diffusion-moe": "full", "tiny-ar": "causal"}
+MODELS = {"tiny-diffusion": "full", "tiny-diffusion-long": "full", "tiny-diffusion-moe": "full",
+          "tiny-block": "blocks", "tiny-ar": "causal"}
 SURE = ("copy", "reverse", "sort", "remove_index", "insert_random")
 
 

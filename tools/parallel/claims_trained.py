@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence as Seq
 
 import claims
+import claims_long
 import numpy as np
 from book import MODEL, Book
 from claims import Claim, fewer, lost, total, verdict
@@ -82,28 +83,6 @@ def consistent(book: Book, able: Seq[str]) -> list[Claim]:
                     row.lost >= 0)]
 
 
-def windows(book: Book, able: Seq[str]) -> list[Claim]:
-    """28: windows on a canvas of 256 places."""
-    of = lambda method: book.of(method, part="window")
-    if not of("window_diffusion"):
-        return []
-    row, cut = against(of("window_diffusion"), of(PLAIN)), against(of("window_diffusion + end_of_text"), of(PLAIN))
-    share = lambda method: total(of(method), "rows") / total(of(PLAIN), "rows")
-    time = lambda method: total(of(method), "seconds") / total(of(PLAIN), "seconds")
-    made = [verdict(28, f"`{m}`, 256 places: 15 % of the rows, 40 % of the time, 2 points lost or less",
-                    f"{share(m):.0%} of the rows, {time(m):.0%} of the time, {lost(r)}",
-                    share(m) <= 0.15 and time(m) <= 0.4 and r.lost <= 2)
-            for m, r in (("window_diffusion", row), ("window_diffusion + end_of_text", cut))]
-    stale = against(of("window_diffusion:every=64"), of("window_diffusion:every=16"))
-    made.append(verdict(28, "all computed anew every 16 steps is no worse than every 64", f"64: {lost(stale)}",
-                        stale.lost >= 0))
-    for every in ("", "every=64,"):
-        without = against(of(f"window_diffusion:{every}recent=false"), of(f"window_diffusion:{every}".rstrip(":,")))
-        made.append(verdict(28, f"leaving out what was decided lately does not help ({every.rstrip(',') or 'every=32'})",
-                            lost(without), without.lost >= 0))
-    return made
-
-
 def rewarded(book: Book, able: Seq[str]) -> list[Claim]:
     """133: credit in the canvases in which tokens were decided."""
     gains: dict[str, list[float]] = {"true": [], "false": []}
@@ -140,27 +119,6 @@ def speeds(book: Book, able: Seq[str]) -> list[Claim]:
             made.append(verdict(0, f"`{method}`: 3 times fewer passes, 2.5 times the tokens a second, one point lost or less",
                                 f"{passes:.2f} and {ratio:.2f} times, {100 * (right[0] - right[1]):+.1f} points",
                                 passes >= 3 and ratio >= 2.5 and right[0] - right[1] <= 0.01))
-    for method in dict.fromkeys(r.method for r in book.all(part="speed 512") if "cache" in r.method):
-        without = " + ".join(part for part in method.split(" + ") if "cache" not in part)
-        own = book.of(method, part="speed 512")
-        bare = book.of(without, part="speed 512", tasks=[r.settings["task"] for r in own])
-        same, count = claims.alike(own, bare)
-        made.append(verdict(0, f"`{method}`, 512 places: twice the tokens a second of no cache, the same texts",
-                            f"{total(bare, 'seconds') / total(own, 'seconds'):.2f} times, {same} of {count} texts",
-                            total(bare, "seconds") >= 2 * total(own, "seconds") and same == count))
-    return made + cached(book)
-
-
-def cached(book: Book) -> list[Claim]:
-    """What a cache costs on canvases of 512 places, on more texts than were timed."""
-    made = []
-    for r in (r for r in book.all(part="cache 512") if "cache" in r.method):
-        without, task = r.method.rpartition(" + ")[0], r.settings["task"]
-        (bare,) = book.of(without, part="cache 512", tasks=[task])
-        own, other = (one.measured["right"] for one in (r, bare))
-        made.append(verdict(0, f"`{r.method}`, 512 places, {task}: one point lost or less",
-                            f"{own.count('1')} of {len(own)} right, {other.count('1')} without a cache",
-                            other.count("1") - own.count("1") <= 0.01 * len(own)))
     return made
 
 
@@ -207,4 +165,4 @@ def verified(book: Book, able: Seq[str]) -> list[Claim]:
 
 CHECKS: list[Callable[[Book, Seq[str]], list[Claim]]] = [
     claims.filters, claims.ends, claims.leaps, claims.coherent, claims.explored, claims.drafts, claims.theory, certain,
-    consistent, experts, verified, windows, rewarded, speeds]
+    consistent, experts, verified, rewarded, speeds, *claims_long.CHECKS]

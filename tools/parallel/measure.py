@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence as Seq
 from pathlib import Path
 from typing import Any
 
+import measure_long
+
 from lithe.bench.ledger import Ledger, Record
 from lithe.bench.parallel import _suite as suite
 from lithe.bench.parallel._ar import Rival
@@ -27,7 +29,6 @@ from lithe.model.load import load
 ROOT = Path(__file__).resolve().parents[2]
 LEDGER, WORK = ROOT / "docs" / "ledger-parallel.jsonl", Path(".lithe") / "parallel"
 LEARNED = [task for task in TASKS if task != "square"]  # the zoo's models never saw a square
-FEW = ["copy", "sort", "insert_index"]
 MOST_LOST = 1.0  # points
 TRAINED = {"dparallel": "low_entropy", "dparallel:beta=0": "low_entropy", "dparallel:correct=false": "low_entropy",
            "dscd": "cad:early=0", "dscd:nested=false": "cad:early=0"}  # what is trained, and the policy it is trained for
@@ -150,12 +151,6 @@ def longer(desk: Desk, given: argparse.Namespace) -> None:
     desk.run(desk.able(), methods, model=folder, label=f"{desk.name} + dparallel, 2000 steps", part="trained")
 
 
-def window(desk: Desk, given: argparse.Namespace) -> None:
-    """Windows on a canvas of 256 places."""
-    knobs = ("", ":every=16", ":every=64", ":recent=false", ":every=64,recent=false", " + end_of_text")
-    desk.run(desk.able()[:4], ["", *(f"window_diffusion{each}" for each in knobs)], 6, places=256, part="window")
-
-
 def ending_blocks(desk: Desk, given: argparse.Namespace) -> None:
     """AdaBlock where the one delimiter there is, the end of text, may close a block; at a floor of 2 blocks are equal ones."""
     fixed = [f"confident + equal_blocks:size={size}" for size in (4, 8, 16)]
@@ -214,23 +209,11 @@ def speed(desk: Desk, given: argparse.Namespace) -> None:
         desk.run(desk.able(), ["", "confident", desk.free().method], 64, seed=2 + turn, part="speed")
 
 
-def speed_long(desk: Desk, given: argparse.Namespace) -> None:
-    """A text of 512 places, all of them filled, with and without a cache."""
-    for policy, caches in (("confident + ", ("", " + dual_cache")), ("", ("", " + dual_cache", " + prefix_cache"))):
-        desk.run(FEW, [f"{policy}equal_blocks:size=32{cache}" for cache in caches], 4, places=496, whole=True, part="speed 512")
-
-
-def cached_long(desk: Desk, given: argparse.Namespace) -> None:
-    """The same on more problems, for the accuracy."""
-    both = ["confident + equal_blocks:size=32", "confident + equal_blocks:size=32 + dual_cache"]
-    desk.run(FEW, both, 16, places=496, whole=True, part="cache 512")
-
-
 PARTS: dict[str, Callable[[Desk, argparse.Namespace], None]] = {
     "grid": policy_grid, "published": published_rows, "closed": closed_forms, "filters": filters, "long": long_canvas,
-    "neighbours": neighbours, "blocks": ending_blocks, "trained": trained_models, "longer": longer, "window": window,
-    "exact": exact, "rewards": rewards, "block-model": block_model, "experts": experts, "rival": rival, "cached": cached_long,
-    "speed": speed, "speed-long": speed_long}
+    "neighbours": neighbours, "blocks": ending_blocks, "trained": trained_models, "longer": longer,
+    "exact": exact, "rewards": rewards, "block-model": block_model, "experts": experts, "rival": rival,
+    "speed": speed} | measure_long.PARTS
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,13 +11,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import canvases
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lithe.bench.parallel._ar import Rival
 from lithe.bench.parallel._suite import Course, cells
-from lithe.bench.parallel._tasks import END, OPEN, VOCABULARY, draw
+from lithe.bench.parallel._tasks import END, OPEN, VOCABULARY, WIDER, draw
 from lithe.model.checkpoint import save
 from lithe.model.config import Config, Rope
 from lithe.model.decoder import Decoder
@@ -40,10 +41,12 @@ EVERY = 16  # steps between them
 COUNT = 200  # problems of a task that a card tells of
 BASE = dict(vocab=len(VOCABULARY), width=64, layers=3, heads=2, kv_heads=2, ffn=176, context=512, tied=True,
             mask_token=ID[OPEN], rope=Rope(theta=100.0))  # rows are short: slower turns would tell places apart too little
+LONG = "tiny-diffusion-long"  # learns canvases of all lengths and answers of several lines
 KINDS = {"tiny-diffusion": dict(attends="full"), "tiny-block": dict(attends="blocks", block=4),
          "tiny-diffusion-moe": dict(attends="full", experts=16, experts_per_token=4, expert_ffn=44),
+         LONG: dict(attends="full", layers=4, vocab=len(WIDER), context=1024),
          "tiny-ar": dict(attends="causal", mask_token=None)}
-STARTS = {"tiny-block": "tiny-diffusion", "tiny-diffusion-moe": "tiny-diffusion"}  # those that begin with another's layers
+STARTS = dict.fromkeys(("tiny-block", "tiny-diffusion-moe", LONG), "tiny-diffusion")  # those that begin with another's layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,22 +110,53 @@ def begin(model: Decoder, other: Decoder) -> None:
     model.load_state_dict(taken, strict=False)
 
 
+def lengthen(model: Decoder, other: Decoder) -> None:
+    """Take over a shallower model's words, and its layers behind a first one that adds nothing yet.
+
+    An operation on lines begins as that on lists.
+    """
+    found, more = other.state_dict(), model.config.layers - other.config.layers
+    words = found["embed_tokens.weight"]
+    taken = {}
+    for name, weight in model.state_dict().items():
+        first, _, rest = name.removeprefix("layers.").partition(".")
+        if name.startswith("embed"):
+            rows = [ID.get(word, ID.get(word.removesuffix("_lines"), ID["="])) for word in WIDER]
+            taken[name] = words[rows]
+        elif not name.startswith("layers."):
+            taken[name] = found[name]
+        elif int(first) >= more:
+            taken[name] = found[f"layers.{int(first) - more}.{rest}"]
+        elif "o_proj" in rest or "down_proj" in rest:
+            taken[name] = torch.zeros_like(weight)
+    model.load_state_dict(taken, strict=False)
+
+
 def card(folder: Path, run: Path) -> str:
     """What the model is, what it learned from, and what it is worth: accuracy by task, one token a step."""
     model, state = load(folder), checkpoint.read_state(checkpoint.latest(run))
-    causal = model.config.attends == "causal"
-    found = (Rival if causal else Course)(model).run(list(cells(SHARES, [""], COUNT)))
-    share = lambda r: f"{r.measured['right'].count('1') / COUNT:.1%} | {sum(r.measured['tokens']) / COUNT:.1f}"
-    lines = [f"| {r.settings['task']} | {share(r)} |" for r in found]
+    causal, wider = model.config.attends == "causal", model.config.vocab > len(VOCABULARY)
+    course, tasks = (Rival if causal else Course)(model), canvases.TASKS if wider else SHARES
+    count = COUNT // 5 if wider else COUNT  # lines take longer
+    found = course.run(list(cells(tasks, [""], count)))
+    long = course.run(list(cells(tasks, ["confident"], COUNT // 10, places=256))) if wider else []
+    right = lambda r: f"{r.measured['right'].count('1') / r.settings['problems']:.1%}"
+    share = lambda r: f"{right(r)} | {sum(r.measured['tokens']) / count:.1f}"
+    head = ["| task | right | words of an answer |" + f" right of {COUNT // 10}, 256 places |" * wider,
+            "|---" * (3 + wider) + "|"]
+    more = [f" {right(r)} |" for r in long] or [""] * len(found)
+    lines = head + [f"| {r.settings['task']} | {share(r)} |{each}" for r, each in zip(found, more, strict=True)]
     kind = {"full": "every place sees every other", "blocks": f"blocks of {model.config.block} places, one after the other",
             "causal": "it reads from left to right"}
     c, millions = model.config, sum(weight.numel() for weight in load(folder, fast=False).parameters()) / 1e6
     experts = f", {c.experts} experts a layer of which {c.experts_per_token} run" if c.experts else ""
     told = (dict(what="model", use="measured against", loss="the loss of the next word of an answer") if causal else
-            dict(what="masked diffusion model", use="tested and measured on", loss="LLaDA's loss"))
+            dict(what="masked diffusion model", use="tested and measured on", loss="LLaDA's loss" + " (ends of text behind an "
+                 "answer have a noise of their own)" * wider))
     return CARD.format(name=folder.name, millions=millions, kind=kind[c.attends], experts=experts, c=c, steps=state["step"],
-                       minutes=state["seconds"] / 60, lines="\n".join(lines), count=COUNT,
-                       start=f", beginning with {STARTS[folder.name]}" if folder.name in STARTS else "", **told)
+                       minutes=state["seconds"] / 60, lines="\n".join(lines), count=count,
+                       start=f", beginning with {STARTS[folder.name]}" if folder.name in STARTS else "", **told,
+                       more="; and on canvases of 256 places, taking what is sure (`confident`)" if wider else "")
 
 
 CARD = """---
@@ -140,19 +174,17 @@ It answers problems in a vocabulary of {c.vocab} words and knows nothing else: a
   minutes of a shared core{start}: `python tools/zoo/diffusion.py {name}`. Nothing was downloaded.
 - Try it: `lithe generate zoo:{name} "reverse : ant bear cat deer _ _ =" --max-tokens 8`.
 
-One token a step, {count} problems of each task that were not learned from, judged by rule:
+One token a step, {count} problems of each task that were not learned from, judged by rule{more}:
 
-| task | right | words of an answer |
-|---|---|---|
 {lines}
 """
 
 
-def companions(folder: Path) -> Path:
-    """What lies beside the weights: a tokenizer of whole words."""
+def companions(folder: Path, wider: bool = False) -> Path:
+    """What lies beside the weights: a tokenizer of whole words. wider: that knows newlines between blanks."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = Tokenizer(models.WordLevel(ID, unk_token=OPEN))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made = Tokenizer(models.WordLevel(canvases.ID if wider else ID, unk_token=OPEN))
+    made.pre_tokenizer = pre_tokenizers.Split(" ", "removed") if wider else pre_tokenizers.WhitespaceSplit()
     made.add_special_tokens([END, OPEN])
     made.save(str(folder / "tokenizer.json"))
     settings = {"eos_token": END, "mask_token": OPEN, "chat_template": "{{ messages[-1]['content'] }}"}  # a problem a message
@@ -184,16 +216,17 @@ def main() -> None:
             if weight.dim() == 2 and not name.startswith("embed"):
                 weight.mul_(50 * settings["width"] ** -0.5)
     if options.start is not None or options.model in STARTS:
-        begin(model, load(options.start or options.to / STARTS[options.model], dtype="float32", fast=False))
+        other = load(options.start or options.to / STARTS[options.model], dtype="float32", fast=False)
+        (lengthen if settings["layers"] > other.config.layers else begin)(model, other)
     flat = (options.steps or 0) * 3 // 4
     ending = dict(decay_from=flat, decay_steps=options.steps - flat) if options.steps else {}
     plan = Plan(schedule=Wsd(warmup=100, **ending), optimizer=Optimizer(name="adamw", lr=options.rate), log_every=100,
                 seconds=None if options.steps else options.seconds)
-    causal = settings["attends"] == "causal"
-    fit(model, following if causal else Batches(block=settings.get("block", 0)), next_token if causal else denoising, plan,
-        folder=options.zoo / options.model)
+    causal, wider = settings["attends"] == "causal", settings["vocab"] > len(VOCABULARY)
+    drawn = following if causal else canvases.Rows() if wider else Batches(block=settings.get("block", 0))
+    fit(model, drawn, next_token if causal else denoising, plan, folder=options.zoo / options.model)
     folder = save(model.eval(), options.to / options.model, dtype=torch.bfloat16,
-                  tokenizer_from=companions(options.zoo / "words"), overwrite=True)
+                  tokenizer_from=companions(options.zoo / ("lines" if wider else "words"), wider), overwrite=True)
     (folder / "model.safetensors").chmod(0o644)
     print(folder)
 

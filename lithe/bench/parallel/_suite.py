@@ -13,7 +13,7 @@ import numpy as np
 
 from lithe.bench.ledger import Ledger, Record
 from lithe.bench.parallel import SUITE
-from lithe.bench.parallel._tasks import END, TASKS, Problem, draw, room
+from lithe.bench.parallel._tasks import END, LINES, TASKS, Problem, draw, room
 from lithe.bench.provenance import digest, record
 from lithe.diffuse.loop import run
 from lithe.diffuse.plan import DiffusePlan, plan
@@ -66,7 +66,7 @@ def problems(cell: Cell, given: Given | None = None) -> list[Problem]:
     """The problems of a cell: the first that are given of its task, else drawn: of a task, count and seed always the same."""
     if given and cell.task in given:
         return given[cell.task][: cell.problems]
-    if cell.task not in TASKS:
+    if cell.task not in (*TASKS, *LINES):
         raise UsageError(f"there is no task {cell.task!r}")
     return [draw(cell.task, np.random.default_rng([FIRST + cell.seed, i]), cell.items or None) for i in range(cell.problems)]
 
@@ -168,7 +168,7 @@ def words(model: Decoder, sequence: Sequence) -> list[str]:
     """The answer, up to its end."""
     assert model.tokenizer is not None
     ends = [i for i, token in enumerate(sequence.tokens) if token in model.tokenizer.eos_ids]
-    said = [model.tokenizer.decode([token]).strip() for token in sequence.tokens[: ends[0] if ends else None]]
+    said = [model.tokenizer.decode([token]).strip(" ") for token in sequence.tokens[: ends[0] if ends else None]]
     return said if END not in said else said[: said.index(END)]
 
 
@@ -186,7 +186,7 @@ def cell_of(found: Record, given: Given | None = None) -> Cell | None:
 def cells(tasks: Seq[str], methods: Seq[str], count: int, seed: int = 0, *, given: Given | None = None,
           **settings: Any) -> Iterator[Cell]:
     """Task by task, every policy. Raises UsageError for an unknown task."""
-    most = dict.fromkeys(TASKS, count) | {task: len(each) for task, each in (given or {}).items()}
+    most = dict.fromkeys((*TASKS, *LINES), count) | {task: len(each) for task, each in (given or {}).items()}
     for task in tasks:
         if task not in most:
             raise UsageError(f"there is no task {task!r}; known: {', '.join(most)}")

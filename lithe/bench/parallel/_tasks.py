@@ -20,11 +20,14 @@ CHOSEN = ("copy", "reverse", "sort", "replace_index", "insert_index", "remove_in
 RANDOM = ("shuffle", "replace_random", "insert_random", "remove_random")
 NUMBERS = ("add", "addr")
 TASKS = (*CHOSEN, *RANDOM, *NUMBERS, "square")
+LINES = tuple(f"{kind}_lines" for kind in ("copy", "reverse", "sort", "replace", "shuffle"))  # done to each of several lines
 MARKS = [":", "=", "+", "_", "with", "at"]
 LONGEST, WIDTH = 6, 3  # words of a list and digits of a number that a form has room for
 SQUARE = 17  # places of a square and an end
 END, OPEN = "<end>", "<mask>"
+LINED, NEWLINE = 40, "\n"  # places of several lines, each closed by a newline, that a form has room for
 VOCABULARY = [END, OPEN, *TASKS, *MARKS, *DIGITS, *WORDS]
+WIDER = [*VOCABULARY, *LINES, NEWLINE]  # of models that know lines
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,15 @@ class Problem:
 
 def room(task: str) -> int:
     """How many places hold every answer of a task and an end of text."""
+    if task in LINES:
+        return LINED + 1
     return SQUARE if task == "square" else LONGEST + 2
 
 
 def draw(task: str, dice: np.random.Generator, items: int | None = None) -> Problem:
-    """A problem of a task; items: length of the list (3 to 6 where not said) or of the numbers (2 or 3)."""
+    """A problem of a task; items: length of the list (3 to 6 where not said) or of the numbers (2 or 3), or lines (3 to 6)."""
+    if task in LINES:
+        return _lines(task, dice, items or int(dice.integers(3, LONGEST + 1)))
     if task == "square":
         return _square(dice)
     if task in NUMBERS:
@@ -83,6 +90,49 @@ def listed(task: str, items: Words, new: str = "", at: int = 0, order: Words | N
         rule = lambda said: sorted(said) == sorted(items) and list(said) != items
     more = [*(["with", new] if kind in ("replace", "insert") else []), *(["at", DIGITS[at]] if where == "index" else [])]
     return Problem(task, [task, *more, ":", *items, *["_"] * (LONGEST - len(items)), "="], answer, rule)
+
+
+def _lines(task: str, dice: np.random.Generator, count: int) -> Problem:
+    """Lines of 2 to 9 words, not all of one length; what is done to each may come out one way or many."""
+    lengths = dice.integers(2, 10, count)
+    while sum(lengths) + count > LINED or len(set(lengths)) == 1:
+        lengths = dice.integers(2, 10, count)
+    drawn = [[WORDS[i] for i in dice.choice(len(WORDS), int(n) + 1, replace=False)] for n in lengths]
+    new = drawn[0].pop()
+    each = [[word for word in line if word != new][: int(n)] for line, n in zip(drawn, lengths, strict=True)]
+    done = [_done(task, line, new, dice) for line in each]
+    told = [word for line in each for word in (*line, NEWLINE)]
+    more = ["with", new] if task == "replace_lines" else []
+    prompt = [task, *more, ":", *told, *["_"] * (LINED - len(told)), "="]
+    return Problem(task, prompt, [word for line in done for word in (*line, NEWLINE)], lined(task, each, new))
+
+
+def _done(task: str, line: Words, new: str, dice: np.random.Generator) -> Words:
+    """A line as one right answer has it."""
+    if task == "replace_lines":
+        at = int(dice.integers(len(line)))
+        return [*line[:at], new, *line[at + 1 :]]
+    order = line
+    while task == "shuffle_lines" and order == line:
+        order = [line[i] for i in dice.permutation(len(line))]
+    return {"reverse_lines": line[::-1], "sort_lines": sorted(line)}.get(task, order)
+
+
+def lined(task: str, each: Sequence[Words], new: str = "") -> Callable[[Sequence[str]], bool]:
+    """The rule of several lines: every line has to be right, and closed."""
+
+    def one(said: Words, line: Words) -> bool:
+        if task == "replace_lines":
+            return len(said) == len(line) and [b for a, b in zip(line, said, strict=True) if a != b] == [new]
+        if task == "shuffle_lines":
+            return said != line and sorted(said) == sorted(line)
+        return said == {"copy_lines": line, "reverse_lines": line[::-1], "sort_lines": sorted(line)}[task]
+
+    def right(said: Sequence[str]) -> bool:
+        got = " ".join(said).split(NEWLINE)
+        return len(got) == len(each) + 1 and not got[-1] and all(one(a.split(), b) for a, b in zip(got, each, strict=False))
+
+    return right
 
 
 def _sum(task: str, dice: np.random.Generator, digits: int) -> Problem:

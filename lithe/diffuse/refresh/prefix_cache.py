@@ -23,6 +23,7 @@ class Method:
         self.every, self.exact, self.size = knobs.every, model.config.attends == "blocks", model.config.block
         self.lead = model.config.shifted  # a row's logits stand one place before it
         self.held, self.steps = 0, 0  # places whose keys and values are stored; passes since they were
+        self.looked = False  # they were before the block was chosen
 
     def query(self, canvas, block):
         if self.exact:
@@ -30,14 +31,15 @@ class Method:
         start = (block[0] if block else canvas.begun()) - self.lead
         self.steps += 1
         if start < 1 or not self.held or start > self.held or (self.every and self.steps > self.every) or block is None:
-            self.held, self.steps = canvas.end, 1
+            self.held, self.looked, self.steps = canvas.end, block is None, 1
             return Query(torch.arange(canvas.end), canvas.ids_T[None], keep=True)
         return Query(torch.arange(start, canvas.end), canvas.ids_T[None, start:], keys_K=torch.arange(start))
 
     def enter(self, canvas, block):
         """A block begins: what was decided since is seen as it is now, unless a look has just stored it."""
-        if not self.exact and self.steps != 1:
+        if not self.exact and not self.looked:
             self.held = 0
+        self.looked = False
 
     def _blockwise(self, canvas, block):
         """What is full never changes, so its last pass is the one beside the next block's first."""

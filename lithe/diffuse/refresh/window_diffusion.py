@@ -18,6 +18,7 @@ class Knobs:
     window: int = knob(64, "undecided places that are seen", low=1)
     every: int = knob(32, "steps after which the whole canvas is computed anew", low=1)
     recent: bool = knob(True, "recompute what was decided since then as well")
+    prompt: bool = knob(False, "recompute the prompt as well, which then sees what was decided")
 
 
 class Method:
@@ -33,6 +34,8 @@ class Method:
         rows = self.active(canvas, block)
         if self.knobs.recent:
             rows = torch.cat((rows, self.lately)).sort().values
+        if self.knobs.prompt:
+            rows = torch.cat((torch.arange(canvas.prompt), rows))
         if self.lead:
             rows = torch.cat((rows, (rows - 1).clamp_min(0))).unique()
         keys = self.seen[~torch.isin(self.seen, rows)]
