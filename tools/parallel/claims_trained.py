@@ -11,7 +11,7 @@ from claims import Claim, fewer, lost, total, verdict
 
 from lithe.bench.ledger import Record
 from lithe.bench.parallel._rows import Row, against, good
-from lithe.bench.parallel._suite import PLAIN
+from lithe.bench.parallel._suite import PLAIN, best
 
 BLOCKS, MIXED = "zoo:tiny-block", "zoo:tiny-diffusion-moe"
 ASCENDING = "eoser:low=0.01,ascending=true"
@@ -66,6 +66,32 @@ def certain(book: Book, able: Seq[str]) -> list[Claim]:
     made.append(verdict(40, "entropy asked for everywhere, not only where right, costs accuracy (at 0.45 nats)", lost(row),
                         row.lost > 0))
     return made
+
+
+def furthest(book: Book, able: Seq[str]) -> list[Claim]:
+    """The goal of what is trained: the best of all policies of all trained models, and once more on other problems."""
+    plain = book.of(PLAIN, tasks=able)
+    held = [(against(rs, plain), label) for label, records in book.trained() for rs in by_method(records, able).values()]
+    fit = [(row, label) for row, label in held if row.lost <= 1 and row.method != best() and row.tasks == len(able)]
+    if not fit:
+        return []
+    row, label = max(fit, key=lambda pair: pair[0].fewer)
+    made = [verdict(0, "the best trained model and policy at one point lost or less: 5 times fewer passes",
+                    f"`{label}`, `{row.method}`: {fewer(row)}, {lost(row)}", row.fewer >= 5)]
+    again = book.of(row.method, part="trained", seed=1, model=f"{MODEL} + {label}", tasks=able)
+    if len(again) == len(able):
+        new = against(again, book.of(PLAIN, seed=1, tasks=able))
+        made.append(verdict(0, f"the same, chosen there, on another {new.problems} problems", f"{fewer(new)}, {lost(new)}",
+                            new.fewer >= 5 and new.lost <= 1))
+    return made
+
+
+def by_method(records: Seq[Record], able: Seq[str]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for r in records:
+        if r.settings["task"] in able:
+            found.setdefault(r.method, []).append(r)
+    return found
 
 
 def consistent(book: Book, able: Seq[str]) -> list[Claim]:
@@ -206,5 +232,5 @@ def verified(book: Book, able: Seq[str]) -> list[Claim]:
 
 
 CHECKS: list[Callable[[Book, Seq[str]], list[Claim]]] = [
-    claims.filters, claims.ends, claims.leaps, claims.coherent, claims.explored, claims.drafts, claims.theory, certain,
-    consistent, experts, verified, windows, rewarded, speeds]
+    claims.filters, claims.ends, claims.leaps, claims.coherent, claims.explored, claims.drafts, claims.theory, furthest,
+    certain, consistent, experts, verified, windows, rewarded, speeds]

@@ -20,7 +20,7 @@ from lithe.bench.parallel._ar import Rival
 from lithe.bench.parallel._published import published
 from lithe.bench.parallel._rows import Row, good, rows
 from lithe.bench.parallel._suite import Course, best, cells, policies
-from lithe.bench.parallel._tasks import END, RANDOM, TASKS
+from lithe.bench.parallel._tasks import CHOSEN, END, RANDOM, TASKS
 from lithe.cli import run
 from lithe.model.load import load
 
@@ -33,6 +33,11 @@ TRAINED = {"dparallel": "low_entropy", "dparallel:beta=0": "low_entropy", "dpara
            "dscd": "cad:early=0", "dscd:nested=false": "cad:early=0"}  # what is trained, and the policy it is trained for
 FLOORS = ("0.3", "0.5", "0.7", "0.9", "0.95")
 ENTROPIES = ("0.05", "0.1", "0.45", "0.7")
+LONGER = {  # a label: what is fitted, and for how long; drawn problems weigh towards tasks with many right answers
+    "dparallel, 8000 steps": ("dparallel", {"--steps": "8000", "--rows": "32", "--examples": "16000"}),
+}
+WEIGHED = ",".join([*CHOSEN, *RANDOM * 4])
+CERTAIN = ("0.02", "0.05", "0.1", "0.2", "0.45")  # entropies for what was trained for long
 STEPS, ROWS = {"dparallel": 400, "dscd": 300, "learn2pd": 2000, "cj_grpo": 100}, 16
 BLOCKS, MIXED, RIVAL = "zoo:tiny-block", "zoo:tiny-diffusion-moe", "zoo:tiny-ar"
 PLAIN: list[str] = [""]
@@ -144,10 +149,14 @@ def trained_models(desk: Desk, given: argparse.Namespace) -> None:
 
 
 def longer(desk: Desk, given: argparse.Namespace) -> None:
-    """dParallel for five times as long, on three times the examples: how far it can go."""
-    folder = desk.fitted("dparallel", "dparallel-longer", **{"--steps": "2000", "--examples": "4500"})
-    methods = [f"low_entropy:most={most}" for most in ("0.02", *ENTROPIES)]
-    desk.run(desk.able(), methods, model=folder, label=f"{desk.name} + dparallel, 2000 steps", part="trained")
+    """Trained for twenty times as long: what is then decided at once, one place a step, and what its own oracle needs."""
+    able = desk.able()
+    for label, (spec, more) in LONGER.items():
+        asked = {"--warmup": "100", "--data": f"tasks:{WEIGHED}"} | more
+        folder = desk.fitted(spec, label.replace(",", "").replace(" ", "-"), **asked)
+        cad, own = [f"cad:early=0,floor={floor}" for floor in FLOORS], [f"low_entropy:most={most}" for most in CERTAIN]
+        methods = ["", best(), "steady:tokens=8", *(cad if spec.startswith("dscd") else own)]
+        desk.run(able, methods, model=folder, label=f"{desk.name} + {label}", part="trained")
 
 
 def window(desk: Desk, given: argparse.Namespace) -> None:
