@@ -14,6 +14,7 @@ from lithe.bench.parallel._rows import Row, against, good
 from lithe.bench.parallel._suite import PLAIN, best
 
 BLOCKS, MIXED = "zoo:tiny-block", "zoo:tiny-diffusion-moe"
+LONG = ("dparallel, 8000 steps", *(f"dparallel tuned, round {n}" for n in (1, 2, 3)))  # dParallel trained for long
 ASCENDING = "eoser:low=0.01,ascending=true"
 
 
@@ -58,6 +59,10 @@ def certain(book: Book, able: Seq[str]) -> list[Claim]:
     if base and own:
         made.append(verdict(40, "passes at one point lost or less fall by 30 % under the same policy",
                             f"base {told(base)}; trained {told(own)}", own.passes <= 0.7 * base.passes))
+        made += [verdict(40, f"the same after {label.removeprefix('dparallel').strip(', ')}", f"trained {told(long)}",
+                         long is not None and long.passes <= 0.7 * base.passes)
+                 for label, records in book.trained() if label in LONG
+                 for long in [cheapest(book, able, "low_entropy", f"{MODEL} + {label}")]]
         made.append(verdict(40, "without the entropy term they fall less", told(plain),
                             plain is None or plain.passes > own.passes))
     only, everywhere = (under(book, able, "low_entropy", after[spec])["low_entropy:most=0.45"]
@@ -132,6 +137,10 @@ def windows(book: Book, able: Seq[str]) -> list[Claim]:
 
 def rewarded(book: Book, able: Seq[str]) -> list[Claim]:
     """133: credit in the canvases in which tokens were decided."""
+    return [*_rewarded(book, "", 100), *_rewarded(book, ", 300 steps", 300)]
+
+
+def _rewarded(book: Book, length: str, steps: int) -> list[Claim]:
     gains: dict[str, list[float]] = {"true": [], "false": []}
     task, before = "", 0.0
     for name in dict.fromkeys(name for name, part, *_ in book.held if part == "rewards" and name != MODEL):
@@ -139,12 +148,14 @@ def rewarded(book: Book, able: Seq[str]) -> list[Claim]:
         task = own.settings["task"]
         base = book.of(ASCENDING, part="rewards", tasks=[task])[0]
         before = base.measured["right"].count("1") / 2
-        gains["true" if "trace=true" in name else "false"].append(own.measured["right"].count("1") / 2 - before)
-    if not task:
+        for trace, several in gains.items():
+            if f"trace={trace}{length}, seed" in name:
+                several.append(own.measured["right"].count("1") / 2 - before)
+    if not all(gains.values()):
         return []
     mean = {name: float(np.mean(each)) for name, each in gains.items()}
     each = {name: ", ".join(f"{gain:+.1f}" for gain in several) for name, several in gains.items()}
-    return [verdict(133, f"100 steps of CJ-GRPO on {task} ({before:.1f} % at ascending steps before) gain 10 points",
+    return [verdict(133, f"{steps} steps of CJ-GRPO on {task} ({before:.1f} % at ascending steps before) gain 10 points",
                     f"{mean['true']:+.1f} ({each['true']})", mean["true"] >= 10),
             verdict(133, "and more than scores of one pass do", f"{mean['false']:+.1f} ({each['false']})",
                     mean["true"] > mean["false"])]
