@@ -14,7 +14,7 @@ from lithe.bench.parallel._rows import Row, against, good
 from lithe.bench.parallel._suite import PLAIN, best
 
 BLOCKS, MIXED = "zoo:tiny-block", "zoo:tiny-diffusion-moe"
-LONG = ("dparallel, 8000 steps", *(f"dparallel tuned, round {n}" for n in (1, 2, 3)))  # dParallel trained for long
+LONG = ("dparallel, 8000 steps", *(f"dparallel tuned, round {n}" for n in range(1, 6)))  # dParallel trained for long
 ASCENDING = "eoser:low=0.01,ascending=true"
 
 

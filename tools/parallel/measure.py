@@ -34,15 +34,17 @@ TRAINED = {"dparallel": "low_entropy", "dparallel:beta=0": "low_entropy", "dpara
 FLOORS = ("0.3", "0.5", "0.7", "0.9", "0.95")
 ENTROPIES = ("0.05", "0.1", "0.45", "0.7")
 WEIGHED = ",".join([*CHOSEN, *RANDOM * 4])  # towards tasks with many right answers
-EVENER = ",".join([*CHOSEN * 2, *RANDOM * 4, "shuffle", "shuffle"])
+EVENER, EVENEST = (",".join([*CHOSEN * n, *RANDOM * 4, "shuffle", "shuffle"]) for n in (2, 3))
 TUNED, EMPTY = "dparallel:masked=0.9,rate=1e-3", "dparallel:masked=1,beta=0,rate=1e-3"
 LONGER = {  # a label: what is fitted, to which one before it, steps, rows, examples, of what tasks
     "dparallel, 8000 steps": ("dparallel", "", 8000, 32, 16000, WEIGHED),
     "dparallel tuned, round 1": (TUNED, "", 8000, 16, 24000, WEIGHED),
     "dparallel tuned, round 2": (TUNED, "dparallel tuned, round 1", 3000, 16, 24000, WEIGHED),
     "dparallel tuned, round 3": (TUNED, "dparallel tuned, round 2", 4000, 16, 24000, EVENER),
+    "dparallel tuned, round 4": (f"{TUNED[:-4]}5e-4", "dparallel tuned, round 3", 3500, 32, 24000, EVENEST),
+    "dparallel tuned, round 5": ("dparallel:masked=0.7,rate=5e-4", "dparallel tuned, round 4", 2000, 32, 12000, EVENER),
     "cross-entropy alone, empty canvas": (EMPTY, "", 3000, 16, 24000, WEIGHED),
-    "dscd, 4000 steps": ("dscd", "", 4000, 16, 24000, WEIGHED),
+    "dscd, 3000 steps": ("dscd", "", 3000, 16, 24000, WEIGHED),
 }
 CERTAIN = ("0.02", "0.05", "0.08", "0.1", "0.15", "0.2", "0.45")  # entropies for what was trained for long
 REWARDED = {"rate=3e-4": ("", "100"), "rate=1e-3,prompts=8": (", 300 steps", "300")}  # knobs: a label, steps
