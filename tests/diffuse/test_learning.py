@@ -83,6 +83,14 @@ def test_certainty_is_asked_for_only_where_the_model_is_right():
     assert found[0] < found[1] and found[1] != found[2]
 
 
+def test_canvases_filled_as_rows_of_one_tensor_say_what_the_loop_says():
+    model = small_model(*FULL_MODEL)
+    room = class_of(model)
+    room.examples = [*room.examples, *(Example(e.prompt[:2], e.answer, e.right, 5) for e in room.examples)]
+    said = [room.said(e, run.canvas.ids_T) for e, run in zip(room.examples, room.filled(room.examples), strict=True)]
+    assert room.answers(room.examples) == said and len({tuple(each) for each in said}) > 2
+
+
 @pytest.mark.parametrize("policy", ["", "eoser:ascending=true", "confident:floor=0.3"])
 def test_a_trace_replays_to_the_chances_it_was_decided_with(policy):
     made = begun(f"cj_grpo:policy={policy},group=3,prompts=2" if policy else "cj_grpo:group=3,prompts=2")

@@ -12,9 +12,10 @@ from claims import Claim, fewer, lost, total, verdict
 
 from lithe.bench.ledger import Record
 from lithe.bench.parallel._rows import Row, against, good
-from lithe.bench.parallel._suite import PLAIN
+from lithe.bench.parallel._suite import PLAIN, best
 
 BLOCKS, MIXED = "zoo:tiny-block", "zoo:tiny-diffusion-moe"
+LONG = ("dparallel, 8000 steps", *(f"dparallel tuned, round {n}" for n in range(1, 6)))  # dParallel trained for long
 ASCENDING = "eoser:low=0.01,ascending=true"
 
 
@@ -59,6 +60,10 @@ def certain(book: Book, able: Seq[str]) -> list[Claim]:
     if base and own:
         made.append(verdict(40, "passes at one point lost or less fall by 30 % under the same policy",
                             f"base {told(base)}; trained {told(own)}", own.passes <= 0.7 * base.passes))
+        made += [verdict(40, f"the same after {label.removeprefix('dparallel').strip(', ')}", f"trained {told(long)}",
+                         long is not None and long.passes <= 0.7 * base.passes)
+                 for label, records in book.trained() if label in LONG
+                 for long in [cheapest(book, able, "low_entropy", f"{MODEL} + {label}")]]
         made.append(verdict(40, "without the entropy term they fall less", told(plain),
                             plain is None or plain.passes > own.passes))
     only, everywhere = (under(book, able, "low_entropy", after[spec])["low_entropy:most=0.45"]
@@ -67,6 +72,32 @@ def certain(book: Book, able: Seq[str]) -> list[Claim]:
     made.append(verdict(40, "entropy asked for everywhere, not only where right, costs accuracy (at 0.45 nats)", lost(row),
                         row.lost > 0))
     return made
+
+
+def furthest(book: Book, able: Seq[str]) -> list[Claim]:
+    """The goal of what is trained: the best of all policies of all trained models, and once more on other problems."""
+    plain = book.of(PLAIN, tasks=able)
+    held = [(against(rs, plain), label) for label, records in book.trained() for rs in by_method(records, able).values()]
+    fit = [(row, label) for row, label in held if row.lost <= 1 and row.method != best() and row.tasks == len(able)]
+    if not fit:
+        return []
+    row, label = max(fit, key=lambda pair: pair[0].fewer)
+    made = [verdict(0, "the best trained model and policy at one point lost or less: 5 times fewer passes",
+                    f"`{label}`, `{row.method}`: {fewer(row)}, {lost(row)}", row.fewer >= 5)]
+    again = book.of(row.method, part="trained", seed=1, model=f"{MODEL} + {label}", tasks=able)
+    if len(again) == len(able):
+        new = against(again, book.of(PLAIN, seed=1, tasks=able))
+        made.append(verdict(0, f"the same, chosen there, on another {new.problems} problems", f"{fewer(new)}, {lost(new)}",
+                            new.fewer >= 5 and new.lost <= 1))
+    return made
+
+
+def by_method(records: Seq[Record], able: Seq[str]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for r in records:
+        if r.settings["task"] in able:
+            found.setdefault(r.method, []).append(r)
+    return found
 
 
 def consistent(book: Book, able: Seq[str]) -> list[Claim]:
@@ -85,6 +116,10 @@ def consistent(book: Book, able: Seq[str]) -> list[Claim]:
 
 def rewarded(book: Book, able: Seq[str]) -> list[Claim]:
     """133: credit in the canvases in which tokens were decided."""
+    return [*_rewarded(book, "", 100), *_rewarded(book, ", 300 steps", 300)]
+
+
+def _rewarded(book: Book, length: str, steps: int) -> list[Claim]:
     gains: dict[str, list[float]] = {"true": [], "false": []}
     task, before = "", 0.0
     for name in dict.fromkeys(name for name, part, *_ in book.held if part == "rewards" and name != MODEL):
@@ -92,12 +127,14 @@ def rewarded(book: Book, able: Seq[str]) -> list[Claim]:
         task = own.settings["task"]
         base = book.of(ASCENDING, part="rewards", tasks=[task])[0]
         before = base.measured["right"].count("1") / 2
-        gains["true" if "trace=true" in name else "false"].append(own.measured["right"].count("1") / 2 - before)
-    if not task:
+        for trace, several in gains.items():
+            if f"trace={trace}{length}, seed" in name:
+                several.append(own.measured["right"].count("1") / 2 - before)
+    if not all(gains.values()):
         return []
     mean = {name: float(np.mean(each)) for name, each in gains.items()}
     each = {name: ", ".join(f"{gain:+.1f}" for gain in several) for name, several in gains.items()}
-    return [verdict(133, f"100 steps of CJ-GRPO on {task} ({before:.1f} % at ascending steps before) gain 10 points",
+    return [verdict(133, f"{steps} steps of CJ-GRPO on {task} ({before:.1f} % at ascending steps before) gain 10 points",
                     f"{mean['true']:+.1f} ({each['true']})", mean["true"] >= 10),
             verdict(133, "and more than scores of one pass do", f"{mean['false']:+.1f} ({each['false']})",
                     mean["true"] > mean["false"])]
@@ -164,5 +201,5 @@ def verified(book: Book, able: Seq[str]) -> list[Claim]:
 
 
 CHECKS: list[Callable[[Book, Seq[str]], list[Claim]]] = [
-    claims.filters, claims.ends, claims.leaps, claims.coherent, claims.explored, claims.drafts, claims.theory, certain,
-    consistent, experts, verified, rewarded, speeds, *claims_long.CHECKS]
+    claims.filters, claims.ends, claims.leaps, claims.coherent, claims.explored, claims.drafts, claims.theory, furthest,
+    certain, consistent, experts, verified, rewarded, speeds, *claims_long.CHECKS]

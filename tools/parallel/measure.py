@@ -22,7 +22,7 @@ from lithe.bench.parallel._ar import Rival
 from lithe.bench.parallel._published import published
 from lithe.bench.parallel._rows import Row, good, rows
 from lithe.bench.parallel._suite import Course, best, cells, policies
-from lithe.bench.parallel._tasks import END, RANDOM, TASKS
+from lithe.bench.parallel._tasks import CHOSEN, END, RANDOM, TASKS
 from lithe.cli import run
 from lithe.model.load import load
 
@@ -34,6 +34,21 @@ TRAINED = {"dparallel": "low_entropy", "dparallel:beta=0": "low_entropy", "dpara
            "dscd": "cad:early=0", "dscd:nested=false": "cad:early=0"}  # what is trained, and the policy it is trained for
 FLOORS = ("0.3", "0.5", "0.7", "0.9", "0.95")
 ENTROPIES = ("0.05", "0.1", "0.45", "0.7")
+WEIGHED = ",".join([*CHOSEN, *RANDOM * 4])  # towards tasks with many right answers
+EVENER, EVENEST = (",".join([*CHOSEN * n, *RANDOM * 4, "shuffle", "shuffle"]) for n in (2, 3))
+TUNED, EMPTY = "dparallel:masked=0.9,rate=1e-3", "dparallel:masked=1,beta=0,rate=1e-3"
+LONGER = {  # a label: what is fitted, to which one before it, steps, rows, examples, of what tasks
+    "dparallel, 8000 steps": ("dparallel", "", 8000, 32, 16000, WEIGHED),
+    "dparallel tuned, round 1": (TUNED, "", 8000, 16, 24000, WEIGHED),
+    "dparallel tuned, round 2": (TUNED, "dparallel tuned, round 1", 3000, 16, 24000, WEIGHED),
+    "dparallel tuned, round 3": (TUNED, "dparallel tuned, round 2", 4000, 16, 24000, EVENER),
+    "dparallel tuned, round 4": (f"{TUNED[:-4]}5e-4", "dparallel tuned, round 3", 3500, 32, 24000, EVENEST),
+    "dparallel tuned, round 5": ("dparallel:masked=0.7,rate=5e-4", "dparallel tuned, round 4", 2000, 32, 12000, EVENER),
+    "cross-entropy alone, empty canvas": (EMPTY, "", 3000, 16, 24000, WEIGHED),
+    "dscd, 3000 steps": ("dscd", "", 3000, 16, 24000, WEIGHED),
+}
+CERTAIN = ("0.02", "0.05", "0.08", "0.1", "0.15", "0.2", "0.45")  # entropies for what was trained for long
+REWARDED = {"rate=3e-4": ("", "100"), "rate=1e-3,prompts=8": (", 300 steps", "300")}  # knobs: a label, steps
 STEPS, ROWS = {"dparallel": 400, "dscd": 300, "learn2pd": 2000, "cj_grpo": 100}, 16
 BLOCKS, MIXED, RIVAL = "zoo:tiny-block", "zoo:tiny-diffusion-moe", "zoo:tiny-ar"
 PLAIN: list[str] = [""]
@@ -58,14 +73,14 @@ class Desk:
         """Tasks on which one token a step is right for 80 % and more."""
         return good(self.run(LEARNED, PLAIN))
 
-    def fitted(self, spec: str, name: str, seed: int = 0, **more: str) -> str:
-        """The folder of a fit, made where it is not there yet."""
+    def fitted(self, spec: str, name: str, seed: int = 0, model: str = "", **more: str) -> str:
+        """The folder of a fit, of the desk's own model or another, made where it is not there yet."""
         folder = WORK / Path(self.name.removeprefix("zoo:")).name / name
         if not folder.exists():
             method = spec.partition(":")[0]
             asked = {"--steps": str(STEPS[method]), "--rows": str(ROWS), "--seed": str(seed), "--examples": "1500",
                      "--data": f"tasks:{','.join(LEARNED)}", "-o": str(folder)} | more
-            if run(["fit", self.name, "--method", spec, *(word for pair in asked.items() for word in pair)]):
+            if run(["fit", model or self.name, "--method", spec, *(word for pair in asked.items() for word in pair)]):
                 raise SystemExit(f"{spec}: no fit")
         return str(folder)
 
@@ -145,10 +160,15 @@ def trained_models(desk: Desk, given: argparse.Namespace) -> None:
 
 
 def longer(desk: Desk, given: argparse.Namespace) -> None:
-    """dParallel for five times as long, on three times the examples: how far it can go."""
-    folder = desk.fitted("dparallel", "dparallel-longer", **{"--steps": "2000", "--examples": "4500"})
-    methods = [f"low_entropy:most={most}" for most in ("0.02", *ENTROPIES)]
-    desk.run(desk.able(), methods, model=folder, label=f"{desk.name} + dparallel, 2000 steps", part="trained")
+    """Trained for twenty times as long: what is then decided at once, one place a step, and what its own oracle needs."""
+    able, name = desk.able(), lambda label: label.replace(",", "").replace(" ", "-")
+    cad, own = [f"cad:early=0,floor={floor}" for floor in FLOORS], [f"low_entropy:most={most}" for most in CERTAIN]
+    for label, (spec, before, steps, count, examples, data) in LONGER.items():
+        asked = {"--steps": steps, "--rows": count, "--examples": examples, "--warmup": 100, "--data": f"tasks:{data}"}
+        start = desk.fitted("", name(before)) if before else ""
+        folder = desk.fitted(spec, name(label), model=start, **{key: str(value) for key, value in asked.items()})
+        methods = ["", best(), "steady:tokens=8", *(cad if spec.startswith("dscd") else own)]
+        desk.run(able, methods, model=folder, label=f"{desk.name} + {label}", part="trained")
 
 
 def ending_blocks(desk: Desk, given: argparse.Namespace) -> None:
@@ -189,18 +209,19 @@ def exact(desk: Desk, given: argparse.Namespace) -> None:
 
 
 def rewards(desk: Desk, given: argparse.Namespace) -> None:
-    """CJ-GRPO against one-pass scores, three seeds each, on a task that ascending steps leave below 90 %."""
+    """CJ-GRPO against one-pass scores, on a task that ascending steps leave below 90 %: 100 steps, and for longer."""
     ascending = "eoser:low=0.01,ascending=true"
     first = desk.run([task for task in desk.able() if task in RANDOM], [ascending], 200, part="rewards")
     rate = {r.settings["task"]: r.measured["right"].count("1") / 200 for r in first}
     task = max((name for name in rate if rate[name] < 0.9), key=lambda name: rate[name])
-    policy = ascending.replace(",", ";")
-    for seed in range(3):
-        for trace in ("true", "false"):
-            folder = desk.fitted(f"cj_grpo:policy={policy},trace={trace},rate=3e-4", f"reward-{trace}-{seed}", seed,
-                                 **{"--data": f"tasks:{task}"})
-            label = f"{desk.name} + cj_grpo:trace={trace}, seed {seed}"
-            desk.run([task], [ascending], 200, model=folder, label=label, part="rewards")
+    for knobs, (length, steps) in REWARDED.items():
+        for seed in range(3):
+            for trace in ("true", "false"):
+                spec = f"cj_grpo:policy={ascending.replace(',', ';')},trace={trace},{knobs}"
+                folder = desk.fitted(spec, f"reward-{trace}-{seed}{length.replace(', ', '-').replace(' ', '-')}", seed,
+                                     **{"--data": f"tasks:{task}", "--steps": steps})
+                label = f"{desk.name} + cj_grpo:trace={trace}{length}, seed {seed}"
+                desk.run([task], [ascending], 200, model=folder, label=label, part="rewards")
 
 
 def speed(desk: Desk, given: argparse.Namespace) -> None:

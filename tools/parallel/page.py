@@ -13,7 +13,7 @@ from lithe.bench.ledger import Record
 from lithe.bench.parallel._curves import SHARES, curves, family
 from lithe.bench.parallel._rows import Row, good, rows
 from lithe.bench.parallel._suite import PLAIN, best
-from lithe.bench.parallel._tasks import one_shot
+from lithe.bench.parallel._tasks import RANDOM, one_shot
 
 PAGE, PICTURE = ROOT / "docs" / "parallel.md", ROOT / "docs" / "parallel.svg"
 POLICIES = ("policy", "right", "points lost", "fewer passes", "tokens a pass", "of the oracle's saving", "rows")
@@ -46,6 +46,7 @@ def main() -> None:
     text += ["## Policies\n", policies(found), chosen(book, found, able)]
     text += ["## By task\n", BY_TASK, by_task(book)]
     text += section("## Trained\n", LEARNED, trained(book, able))
+    text += section("### How far a trained model could go\n", FAR, far(book, able))
     text += section("## Beside a model that reads from left to right\n", BESIDE, rivals(book, able))
     text += section("## ParallelBench's own rows\n", OWN, published(book))
     text += section("## Closed forms\n", FORMS, closed(book))
@@ -59,7 +60,12 @@ BY_TASK = """**Fastest at**: the most times fewer passes at which a family of po
 step's score, and which. **Area**: accuracy, a mean over speeds from one token a pass to all at once (steady steps).
 """
 LEARNED = """`lithe fit` on drawn problems of the same tasks; each under the policy that it is for, whose threshold
-goes from cautious to bold. **Points lost** and **fewer passes** are against the untrained model at one token a step.
+goes from cautious to bold. **Points lost** and **fewer passes** are against the untrained model at one token a step. Where no
+steps are named, a few hundred; `tuned`: `dparallel:masked=0.9,rate=1e-3`, each round taught by the right answers of the one
+before it (round 4 at 5e-4, round 5 at `masked=0.7` too).
+"""
+FAR = """Passes a problem, share right in brackets. **Own oracle**: commits what is already as the trained model's own one token
+a step will leave it. **All at once**: one pass decides the whole answer. The others: fewest passes at a point lost or less.
 """
 BESIDE = """`zoo:tiny-ar`, as large and trained on the same tasks, by drafts that need no weights; its passes are rounds, the
 prompt's own the first. The same problems, the tasks from above. A canvas holds 8 places whatever the answer takes.
@@ -137,6 +143,32 @@ def trained(book: Book, able: Seq[str]) -> str:
     made = [[f"`{label}`", f"`{row.method.partition(',heads')[0].replace('plain', 'one a step')}`", *cells(row), headroom(row)]
             for label, row in trained_rows(book, able)]
     return grid(TRAINED, made) if made else ""
+
+
+def far(book: Book, able: Seq[str]) -> str:
+    """Task by task, what was trained for long: under its best policy, by its own oracle, all at once."""
+    one = [task for task in able if task not in RANDOM]
+    groups = [one, *([task] for task in able if task in RANDOM), list(able)]
+    lines = [["untrained", how, *(told([r for r in records if r.settings["task"] in group]) for group in groups)]
+             for how, records in (("`entropy_budget:budget=0.1`", book.of("entropy_budget:budget=0.1")),
+                                  ("own oracle", book.of(best())), ("all at once", book.of("steady:tokens=8")))]
+    for label, records in book.trained():
+        if not any(r.method == best() for r in records):
+            continue
+        policy = "cad" if label.startswith("dscd") else "low_entropy"
+        chosen = claims_trained.cheapest(book, able, policy, f"{MODEL} + {label}")
+        asked = ([(f"`{chosen.method}`", chosen.method)] if chosen else []) + [
+            ("own oracle", best()), ("one token a step", PLAIN), ("all at once", "steady:tokens=8")]
+        for how, method in asked:
+            own = [r for r in records if r.method == method]
+            lines.append([f"`{label}`", how, *(told([r for r in own if r.settings["task"] in group]) for group in groups)])
+    return grid(("model", "how", f"{len(one)} of one answer", *(group[0] for group in groups[1:-1]), "all"), lines)
+
+
+def told(records: Seq[Record]) -> str:
+    """Passes a problem and the share that is right."""
+    right = [bit == "1" for r in records for bit in r.measured["right"]]
+    return f"{sum(sum(r.measured['passes']) for r in records) / len(right):.2f} ({sum(right) / len(right):.1%})"
 
 
 def rivals(book: Book, able: Seq[str]) -> str:

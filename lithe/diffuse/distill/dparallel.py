@@ -29,9 +29,7 @@ class Method:
 
     def begin(self, room, student):
         """The model's own answers by one token a step, those that are right."""
-        runs = room.filled(room.examples)
-        pairs = [(e, room.said(e, r.canvas.ids_T)) for e, r in zip(room.examples, runs, strict=True)]
-        self.kept = [(e, said) for e, said in pairs if e.right(said)]
+        self.kept = [(e, said) for e, said in zip(room.examples, room.answers(room.examples), strict=True) if e.right(said)]
         if not self.kept:
             raise UsageError("the model answers no example rightly by one token a step: it has nothing of its own to teach")
         self.room = room
