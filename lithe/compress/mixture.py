@@ -50,7 +50,7 @@ def parse(text: str) -> Step:
         ways[_label(way, ways)] = way
     if not target.keys() & {*SAID}:
         raise UsageError(f"{text!r} must say once how much: bits=3, ratio=0.8 (share that goes) or bytes=0.3")
-    if not shared and "plan" not in target:
+    if not shared and "plan" not in target and not (shared := steps.usual(MIXED)):
         raise UsageError(f"{text!r} must name an allocation, best one that measures losses: ways alike in bytes differ there")
     return Mixture(text, steps._target(target, text), shared, ways)
 

@@ -145,7 +145,7 @@ def test_a_mixture_is_no_worse_than_its_ways_by_their_sum():
 
 @pytest.mark.parametrize(("step", "told"), [
     ("gptq:bits=3 | svd:bits=4", "twice"), ("gptq | svd + uniform", "must say once how much"),
-    ("gptq:bits=3 | svd", "must name an allocation"), ("gptq:bits=3 | uniform", "no way of its own"),
+    ("gptq:bits=3 | uniform", "no way of its own"),
     ("gptq:bits=3 + uniform | svd + integer_program", "two allocations"), ("gptq:bits=3 | awq", "several sites at once"),
     ("gptq:bits=3 | cfsp", "cannot be a way"), ("gptq:bits=3 | svd:rank=4", "levels"),
     ("gptq:bits=3,sites=mlp.* | magnitude_pruning:unit=half + uniform", "no way says what else")])
