@@ -140,7 +140,7 @@ class Stage:
         spent = getattr(self.problem.find_loss, "spent", 0)
         notes = self.problem.notes | ({"search_tokens": spent} if spent else {})
         if "allocate" in self.step.specs:
-            notes = {"by": self.step.specs["allocate"].exact} | notes
+            notes = {"by": str(self.step.specs["allocate"])} | notes
         made = Allocation(unit=self.step.unit, levels=levels, cost=self.problem.cost(levels), budget=self.problem.budget,
                           full=self.problem.full, notes=notes)
         if self.kept is not None:
