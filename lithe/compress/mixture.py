@@ -2,8 +2,9 @@
 
     way:bits=3,levels=2+3+4 | other:levels=0.5+0.6 | third:levels=64 | importance:unit=half + allocation
 
-Ways stand between bars, each with the levels that it offers. One of them says the budget, one names the allocation. A level
-reads "way=number". What a level costs is what folders take, so that ways compare. A half that goes takes its sites along.
+Ways stand between bars, each with the levels that it offers. One of them says the budget, one names the allocation,
+if it is not to be the usual one, which measures losses. A level reads "way=number". What a level costs is what folders take,
+so that ways compare. A half that goes takes its sites along.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Steps: what a text such as "wanda:ratio=0.5 + evopress" asks for, and the options it gives each group.
 
 A step names one thing that acts (of prune, quantize or factorize) or an importance alone, whose least units then go; beside
-them an importance and an allocation, if it wants. A bare name stands for all that a paper has on these shelves. Steps of
+them an importance and an allocation, if it wants; where bits may differ from site to site, losses are measured and
+dealt by, unless an allocation is named. A bare name stands for all that a paper has on these shelves. Steps of
 `recover` stand alone. Knobs are the step's own (`Target`) or those of the methods that it names.
 """
 
