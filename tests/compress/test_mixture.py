@@ -38,6 +38,7 @@ def test_each_site_has_the_levels_of_all_ways_by_what_a_folder_takes():
         f"layers.1.mlp.{leaf}" for leaf in ("gate_proj", "up_proj", "down_proj"))
     weights = sum(module.weight.numel() for name, module in small_model().named_modules() if name.endswith("_proj"))
     assert stage.problem.budget == 4 * weights / 8
+    assert "integer_program" in parse(WAYS.removesuffix(" + uniform")).exact  # where none is named
     again = parse(stage.step.exact)
     assert again.exact == stage.step.exact and again.groups(stage.work) == stage.groups
 
