@@ -39,13 +39,14 @@ compressed, saved, loaded again and read. What is run stands in `lithe/bench/com
   at bytes no more than 1 % above the other's; with one seed it covers documents alone.
 - **twin**: the same function with outlier channels, whose logits are the dense model's."""
 BITS = (("rtn, 4.1 bits", "gptq, 4.1 bits"), ("rtn, 4.1 bits", "gptq and pv-tuning, 4.1 bits"),
-        ("gptq, 2.1 bits", "pv-tuning, 2.1 bits"))
+        ("rtn, 4.3 bits", "gptq by the program, 4.3 bits"), ("gptq, 2.1 bits", "pv-tuning, 2.1 bits"))
 CLAIMS = (  # row of papers.toml, what it claims, what it claims to beat
     (1, "cfsp", "channels by wanda-sp"), (1, "cfsp", "flap"), (1, "cfsp, then its own", "cfsp, then lora"),
     (8, "sr-ste, 2:4", "straight-through, 2:4"), (16, "comp", "llm-pruner"), (26, "tyr, uniform", "llm-pruner"),
     (26, "tyr", "tyr, uniform"), (33, "pv-tuning, 2.1 bits", "gptq, 2.1 bits"),
     (35, "dgq, 4.1 bits", "rtn, 4.1 bits"), (36, "progressive gradient flow, FFN 1:8", "sr-ste, FFN 1:8"),
-    (37, "atp", "width by wanda-sp, then tuned"), (46, "cbq, 3 bits", "gptq, 3 bits"),
+    (37, "atp", "width by wanda-sp, then tuned"),
+    (37, "atp, long", "width by wanda-sp, then tuned long"), (46, "cbq, 3 bits", "gptq, 3 bits"),
     (98, "depth by evopress", "depth by block influence"), (102, "pela, task and features", "pela, task alone"),
     (102, "pela", "pela, task and features"), (102, "pela", "pela, from random pairs"),
     (111, "fast sparse", "gone at once, then tuned"),

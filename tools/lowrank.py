@@ -2,6 +2,7 @@
 
     python tools/lowrank.py MODEL ranks TEXT            one threshold for all ranks, and the same share of each, at equal ranks
     python tools/lowrank.py MODEL transfer TEXT OTHER   all weights of the healed and of the dense model tuned on another text
+    python tools/lowrank.py 576x1536 rows               time of a structured layer of so many inputs and outputs
 
 TEXT, OTHER: .jsonl or .txt, either .gz.
 """
@@ -91,16 +92,47 @@ def transfer(model: Decoder, text: str, other: str, steps: int, seed: int) -> di
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
 
 
+@torch.no_grad()
+def rows(inputs: int, outputs: int, counts: tuple[int, ...] = (1, 16, 128), turns: int = 200) -> dict[str, Any]:
+    """Medians over turns of milliseconds, the ways one after another in each turn: the whole matrix, which is what a product
+    merged for decoding is, and products of a third of its weights."""
+    from lithe.compress.factorize.structured_ffn import dense, shuffled
+    from lithe.model.blocks import of_pair
+
+    weight_NK = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0)) * inputs**-0.5
+    whole = torch.nn.Linear(inputs, outputs, bias=False)
+    whole.weight.data = weight_NK
+    rank = lambda g: int(0.32 * weight_NK.numel() / (inputs / g + outputs)) // g * g
+    ways: dict[str, Any] = {"whole": whole, "low_rank": of_pair(*dense(weight_NK, rank(1), 1), None),
+                            "block_dense, 4": of_pair(*dense(weight_NK, rank(4), 4), None),
+                            "block_shuffle, 4": of_pair(*shuffled(weight_NK, 4), None)}
+    found: dict[str, Any] = {"shape": [inputs, outputs], "threads": torch.get_num_threads()}
+    found["values"] = {name: sum(w.numel() for w in way.parameters()) for name, way in ways.items()}
+    for count in counts:
+        x, marks = torch.randn(count, inputs), {name: [] for name in ways}  # type: ignore[var-annotated]
+        for _ in range(turns + 5):
+            for name, way in ways.items():
+                began = time.perf_counter()
+                way(x)
+                marks[name].append(time.perf_counter() - began)
+        found[f"ms_{count}"] = {name: round(1000 * statistics.median(seconds[5:]), 4) for name, seconds in marks.items()}
+    return found
+
+
 def main() -> None:
     ask = argparse.ArgumentParser()
     ask.add_argument("model")
-    ask.add_argument("what", choices=("ranks", "transfer"))
-    ask.add_argument("texts", nargs="+")
+    ask.add_argument("what", choices=("ranks", "transfer", "rows"))
+    ask.add_argument("texts", nargs="*")
     ask.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.3, 0.5, 0.7])
     ask.add_argument("--tokens", type=int, default=8192)
     ask.add_argument("--steps", type=int, default=200)
     ask.add_argument("--seed", type=int, default=0)
     asked = ask.parse_args()
+    if asked.what == "rows":
+        inputs, outputs = map(int, asked.model.split("x"))
+        print(json.dumps(rows(inputs, outputs)), flush=True)
+        return
     model = load(asked.model, dtype="float32", fast=False)
     if asked.what == "transfer":
         print(json.dumps(transfer(model, *asked.texts[:2], asked.steps, asked.seed)), flush=True)

@@ -60,7 +60,7 @@ def _show(report: dict[str, Any], allocations: list[dict[str, Any]], dry_run: bo
         print(json.dumps(plan))
     for plan in allocations:
         print(f"{plan['unit']}: {plan['cost']:,.0f} of {plan['full']:,.0f} bytes in {len(plan['levels'])} groups, "
-              f"{plan['budget']:,.0f} allowed")
+              f"{plan['budget']:,.0f} allowed" + (f", dealt by {by}" if (by := plan["notes"].get("by")) else ""))
     for step in report.get("steps", []):
         for line in step.get("health", [])[:5]:
             print(f"note: {line}")

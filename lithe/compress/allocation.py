@@ -123,15 +123,15 @@ class Problem:
         """KL from the dense model's predictions, in nats a token, on so many calibration tokens (0: all)."""
         return _asked(self.find_loss, "a calibration text")(plan, tokens)
 
-    @cached_property
-    def errors(self) -> Mapping[str, list[float]]:
-        """Of each group's options the loss where only this group is compressed, as if losses added up."""
+    def errors(self, tokens: int = 0) -> Mapping[str, list[float]]:
+        """Of each group's options the loss where only this group is compressed, as if losses added up, on so many calibration
+        tokens (0: all). That of the richest is 0."""
         if self.find_errors is not None:
             return self.find_errors()
         rich = {name: options[-1].level for name, options in self.options.items()}
-        base, gone = self.loss(rich), {site for sites in self.bound.values() for site in sites}
-        alone = lambda name, i: 0.0 if not i and name in gone else self.loss(rich | self._lowest(name, i)) - base
-        return {name: [alone(name, i) for i in range(len(options))] for name, options in self.options.items()}
+        base, gone = self.loss(rich, tokens), {site for sites in self.bound.values() for site in sites}
+        alone = lambda name, i: 0.0 if not i and name in gone else self.loss(rich | self._lowest(name, i), tokens) - base
+        return {name: [*(alone(name, i) for i in range(len(options) - 1)), 0.0] for name, options in self.options.items()}
 
     def _lowest(self, name: str, i: int) -> Plan:
         """A group at an option, and what is bound to it."""

@@ -16,8 +16,9 @@ from lithe.compress.calibrate import Calibration
 from lithe.compress.groups import MIXED, find
 from lithe.compress.kept import Kept
 from lithe.compress.mixture import parse
+from lithe.compress.options import left_bytes
 from lithe.compress.run import Result, Tell
-from lithe.compress.step import Step, left_bytes
+from lithe.compress.step import Step
 from lithe.errors import LitheError, UnsupportedError, UsageError
 from lithe.kernels import sparse
 from lithe.model import checkpoint

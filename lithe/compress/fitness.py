@@ -12,11 +12,12 @@ TOP = 512  # tokens of the dense model's law that are kept; the rest counts as o
 
 
 class Fitness:
-    """KL(dense || model) in nats a token, on a calibration text whose dense laws are kept. spent: tokens passed so far."""
+    """KL(dense || model) in nats a token, on a calibration text whose dense laws are kept once they were asked for: the dense
+    model must stay as it is. spent: tokens passed so far."""
 
     def __init__(self, dense: Decoder, calibration: Calibration, top: int = TOP):
-        self.calibration, self.top, self.spent = calibration, min(top, dense.config.vocab), 0
-        self.laws = [self._law(dense, batch["ids_BT"]) for batch in calibration.batches]
+        self.dense, self.calibration, self.top, self.spent = dense, calibration, min(top, dense.config.vocab), 0
+        self.laws: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def _law(self, dense: Decoder, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,8 +28,10 @@ class Fitness:
     @torch.no_grad()
     def __call__(self, model: Decoder, tokens: int = 0) -> float:
         """On the first so many tokens, rows whole; 0: on all."""
-        total, count = 0.0, 0
-        for batch, (logp_BTK, ids_BTK) in zip(self.calibration.first(tokens), self.laws, strict=False):
+        total, count, batches = 0.0, 0, self.calibration.first(tokens)
+        late = self.calibration.batches[len(self.laws) : len(batches)]
+        self.laws += [self._law(self.dense, batch["ids_BT"]) for batch in late]
+        for batch, (logp_BTK, ids_BTK) in zip(batches, self.laws, strict=False):
             ids_BT = batch["ids_BT"]
             found_BTV = _laws(model, ids_BT)
             total += float(kl(logp_BTK[: len(ids_BT)], found_BTV, ids_BTK[: len(ids_BT)]).sum())

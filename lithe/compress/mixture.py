@@ -2,8 +2,9 @@
 
     way:bits=3,levels=2+3+4 | other:levels=0.5+0.6 | third:levels=64 | importance:unit=half + allocation
 
-Ways stand between bars, each with the levels that it offers. One of them says the budget, one names the allocation. A level
-reads "way=number". What a level costs is what folders take, so that ways compare. A half that goes takes its sites along.
+Ways stand between bars, each with the levels that it offers. One of them says the budget, one names the allocation,
+if it is not to be the usual one, which measures losses. A level reads "way=number". What a level costs is what folders take,
+so that ways compare. A half that goes takes its sites along.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def parse(text: str) -> Step:
         ways[_label(way, ways)] = way
     if not target.keys() & {*SAID}:
         raise UsageError(f"{text!r} must say once how much: bits=3, ratio=0.8 (share that goes) or bytes=0.3")
-    if not shared and "plan" not in target:
+    if not shared and "plan" not in target and not (shared := steps.usual(MIXED)):
         raise UsageError(f"{text!r} must name an allocation, best one that measures losses: ways alike in bytes differ there")
     return Mixture(text, steps._target(target, text), shared, ways)
 

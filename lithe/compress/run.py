@@ -83,7 +83,9 @@ def check(model: Decoder, steps: Sequence[Step], calibration: Calibration | None
                                "with fast=False)")
     for place, step in enumerate(steps):
         if calibration is None and (step.needs & {"inputs", "moments", "gradients", "loss"} or step.recover is not None):
-            raise UsageError(f"{step.text!r} needs a calibration text: give --calibration FILE")
+            free = not step.recover and not {"inputs", "moments", "gradients"} & step.needs
+            raise UsageError(f"{step.text!r} needs a calibration text: give --calibration FILE"
+                             + (", or name an allocation that measures nothing" if free else ""))
         later = [other for other in steps[place + 1:] if not getattr(other.recover, "after_packing", False)]
         if step.recover is None and "bits" in step.units and later:
             raise UnsupportedError(f"{step.text!r} packs weights, which nothing can change after it: put it last")
@@ -137,6 +139,8 @@ class Stage:
         levels = self._given(self.step.target.plan) if self.step.target.plan else self.step.solve(self.problem)
         spent = getattr(self.problem.find_loss, "spent", 0)
         notes = self.problem.notes | ({"search_tokens": spent} if spent else {})
+        if "allocate" in self.step.specs:
+            notes = {"by": str(self.step.specs["allocate"])} | notes
         made = Allocation(unit=self.step.unit, levels=levels, cost=self.problem.cost(levels), budget=self.problem.budget,
                           full=self.problem.full, notes=notes)
         if self.kept is not None:

@@ -88,8 +88,22 @@ def best_sum(problem: Problem, errors: Mapping[str, list[float]], seconds: float
     if found.status != 0:
         raise LitheError(f"the integer program was not solved: {found.message}")
     problem.notes |= {"status": "optimal", "objective": float(value @ np.round(found.x))}
-    picked = {name: np.flatnonzero(np.round(found.x[owner == i]))[0] for i, name in enumerate(names)}
-    return plan(problem, picked)
+    picked = {name: int(np.flatnonzero(np.round(found.x[owner == i]))[0]) for i, name in enumerate(names)}
+    return plan(problem, _enriched(problem, picked, errors))
+
+
+def _enriched(problem: Problem, at: dict[str, int], errors: Mapping[str, list[float]]) -> dict[str, int]:
+    """What the sum leaves of the budget, spent on richer options that lose no more: ties go to more bytes. Halves stay."""
+    halved = {*problem.bound, *(site for sites in problem.bound.values() for site in sites)}
+    left = problem.budget - spent(problem, at)
+    for name in sorted(at.keys() - halved, key=lambda name: problem.options[name][at[name]].cost):
+        options, now = problem.options[name], problem.options[name][at[name]].cost
+        fits = [i for i in range(at[name] + 1, len(options))
+                if options[i].cost - now <= left + SLACK * problem.budget and errors[name][i] <= errors[name][at[name]]]
+        if fits:
+            left -= options[fits[-1]].cost - now
+            at = at | {name: fits[-1]}
+    return at
 
 
 def spent(problem: Problem, at: Mapping[str, int]) -> float:

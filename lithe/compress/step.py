@@ -1,14 +1,14 @@
 """Steps: what a text such as "wanda:ratio=0.5 + evopress" asks for, and the options it gives each group.
 
 A step names one thing that acts (of prune, quantize or factorize) or an importance alone, whose least units then go; beside
-them an importance and an allocation, if it wants. A bare name stands for all that a paper has on these shelves. Steps of
+them an importance and an allocation, if it wants; where bits may differ from site to site, losses are measured and
+dealt by, unless an allocation is named. A bare name stands for all that a paper has on these shelves. Steps of
 `recover` stand alone. Knobs are the step's own (`Target`) or those of the methods that it names.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +17,10 @@ from lithe import registry
 from lithe.card import check_knobs, knob
 from lithe.compress import masking, solve
 from lithe.compress.allocation import Option, Plan, Problem
-from lithe.compress.groups import CUT_UNITS, UNITS, Group, Level, find, known as units_of
+from lithe.compress.groups import UNITS, Group, Level, find, known as units_of
+from lithe.compress.options import levels_of, widths
 from lithe.errors import UnsupportedError, UsageError
-from lithe.kernels import sparse
 from lithe.model.decoder import Decoder
-from lithe.model.narrow import RANGES, bytes_of
 from lithe.registry import Entry, Spec, near
 
 ROOM, ACTS = "compress", ("prune", "quantize", "factorize")
@@ -121,7 +120,7 @@ class Step:
     def options(self, model: Decoder, groups: list[Group], item: int) -> dict[str, list[Option]]:
         """What each group may get, cheapest first. item: bytes of a weight as stored."""
         own = getattr(self.act, "options", None)
-        ask = lambda g: own(g, model.get_submodule(g.sites[0]), self.target, item) if own else _options(self, model, g, item)
+        ask = lambda g: own(g, model.get_submodule(g.sites[0]), self.target, item) if own else levels_of(self, model, g, item)
         made = {group.name: ask(group) for group in groups}
         return {name: sorted(options, key=lambda option: option.cost) for name, options in made.items()}
 
@@ -147,6 +146,8 @@ def parse(text: str) -> Step:
             if shelf in specs and specs[shelf].entry != spec.entry:
                 raise UsageError(f"{text!r} names two methods of {shelf}: {specs[shelf].entry.name} and {spec.entry.name}")
             specs[shelf] = spec
+    if "allocate" not in specs and _chooses(Step(text, _target(target, text), specs)):
+        specs |= usual("bits")
     acting = [shelf for shelf in ACTS if shelf in specs]
     if len(acting) > 1:
         raise UsageError(f"{text!r} acts twice, by {' and '.join(acting)}: give them as two steps")
@@ -157,6 +158,19 @@ def parse(text: str) -> Step:
         raise UsageError("an empty step names no method")
     _check_budget(step)
     return step
+
+
+def _chooses(step: Step) -> bool:
+    """Whether sites may get bits of their own, and what one loses can be told from what others lose."""
+    target, single = step.target, hasattr(step.act, "change") and "bits" in getattr(step.act, "units", ())
+    asked = target.bits is not None or target.bytes is not None or target.ratio is not None
+    return single and asked and not target.plan and (target.bytes is not None or len(widths(step)) != 1)
+
+
+def usual(unit: str) -> dict[str, Spec]:
+    """The allocation of steps on a unit that name none, as its file says; none where there is no such file."""
+    found = [entry for entry in registry.entries(ROOM, "allocate") if unit in getattr(entry.module, "USUAL", ())]
+    return {"allocate": Spec(found[0], {})} if found else {}
 
 
 def _piece(text: str, target: dict[str, Any]) -> Iterable[tuple[str, Spec]]:
@@ -215,83 +229,6 @@ def _check_budget(step: Step) -> None:
     if step.recover is None and len(said) != 1:
         ways = "ratio=0.3 (share that goes), bits=4, rank=64, pattern=2:4 or bytes=0.6 (share of the model's bytes left)"
         raise UsageError(f"{step.text!r} must say once how much: {ways}" + (f"; it says {' and '.join(said)}" if said else ""))
-
-
-def _options(step: Step, model: Decoder, group: Group, item: int) -> list[Option]:
-    target, full = step.target, group.weights * item
-    if group.unit == "entry":
-        if target.pattern:
-            n, m = masking.parts(target.pattern)
-            return [Option(level=1 - n / m, cost=full * n / m)]
-        if target.bytes is not None:
-            shares = target.levels or [i / 200 for i in range(200)]
-            return [Option(level=share, cost=left_bytes(model, group, share, item)) for share in shares]
-        ratio, grain = float(target.ratio or 0), getattr(step.allocate, "grain", 20)
-        steps = [] if step.allocate is None else [round(ratio + i / grain, 6) for i in range(-grain, grain)]  # they cost alike
-        shares = target.levels or [share for share in steps if 0 <= share < 1]
-        return [Option(level=s, cost=full * (1 - s)) for s in {0.0, ratio, *shares}]
-    if group.unit in ("channel", "head"):
-        unit = 1 if group.unit == "head" else target.multiple or (32 if group.units >= 512 else 8)
-        counts = {*range(0, group.units + 1, unit), group.units} if not target.levels else {int(x) for x in target.levels}
-        return [Option(level=count, cost=full * count / group.units) for count in counts]
-    if group.unit in CUT_UNITS:
-        return [Option(level=count, cost=full * count) for count in (0, 1)]
-    if group.unit == "bits":
-        return _bit_options(step, model, group, item)
-    return _rank_options(step, model, group, item)
-
-
-def left_bytes(model: Decoder, group: Group, share: float, item: int) -> float:
-    """Bytes of a site's matrix as a folder holds it when this share of it is zero."""
-    kind = next((kind for kind, dtype in sparse.KINDS.items() if dtype.itemsize == item), "")
-    if not kind:
-        raise UnsupportedError(f"zeros among weights of {item} bytes each save no bytes: say ratio or pattern")
-    module: Any = model.get_submodule(group.sites[0])
-    left = group.weights - math.ceil(share * group.weights)
-    return min(group.weights * item, sparse.size(kind, module.out_features, module.in_features, left))
-
-
-def _bit_options(step: Step, model: Decoder, group: Group, item: int) -> list[Option]:
-    """Whole numbers of bits as the packed kinds store them."""
-    target = step.target
-    wanted = target.levels or (() if target.bits is None or target.bits != int(target.bits) else (target.bits,))
-    known = getattr(step.act, "widths", range(2, 9))
-    if step.allocate is not None or not wanted:
-        wanted = wanted if len(wanted) > 1 else tuple(float(bits) for bits in (4, 8) if bits in known)
-    if strange := [bits for bits in wanted if bits not in known]:
-        raise UnsupportedError(f"{step.text!r} rounds to {', '.join(map(str, known))} bits, not {strange[0]:g}")
-    return [Option(level=int(bits), cost=packed_bytes(model, group, int(bits), target, getattr(step.act, "kind", None)))
-            for bits in wanted] + (
-        [Option(level=None, cost=group.weights * item)] if target.bytes is not None else [])
-
-
-def packed_bytes(model: Decoder, group: Group, bits: int, target: Target, own: Any = None) -> float:
-    """Bytes that a site takes in the narrowest packed kind of at least so many bits, scales included, or in a method's own
-    kind; nominal: as if there were a kind of just so many bits."""
-    module: Any = model.get_submodule(group.sites[0])
-    n, k = module.out_features, module.in_features
-    width = -(-k // 32) * 32 if target.group == -1 else target.group
-    if own is not None:
-        kind, each = own(bits, width)
-        return bytes_of(kind, n, k, each)
-    if target.count == "nominal":
-        return n * (k * bits / 8 + 2 * -(-k // width))
-    kind = min((kind for kind, (_, most) in RANGES.items() if most >= 2 ** (bits - 1) - 1),
-               key=lambda kind: RANGES[kind][1], default="int8")
-    return bytes_of(kind, n, k, width)
-
-
-def _rank_options(step: Step, model: Decoder, group: Group, item: int) -> list[Option]:
-    module: Any = model.get_submodule(group.sites[0])
-    sides, full = module.in_features + module.out_features, group.weights
-    if step.target.rank is not None:
-        if step.target.rank > group.units:
-            raise UsageError(f"{group.name}: rank {step.target.rank} is more than its {group.units}")
-        return [Option(level=step.target.rank, cost=step.target.rank * sides * item)]
-    most = (full - 1) // sides  # above it, two matrices are larger than one
-    each = 1 if getattr(step.allocate, "every_rank", False) else max(1, most // 64)
-    ranks = step.target.levels or range(each, most + 1, each)
-    return [Option(level=int(rank), cost=rank * sides * item) for rank in ranks] + [Option(level=None, cost=full * item)]
 
 
 def _text(value: Any) -> str:

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from lithe.compress import solve
+from lithe.compress.allocation import Option, Problem
 from lithe.compress.fitness import Fitness
+from lithe.compress.groups import Group
 from lithe.compress.quantize.adaquant import Fit, Knobs
 from lithe.compress.rounding import grid, nearest, spread
 from lithe.compress.run import Stage, compress
@@ -11,6 +14,7 @@ from lithe.compress.step import parse
 from lithe.compress.surgery import copied
 from lithe.contracts.compressing import logits, text
 from lithe.contracts.small import small_model
+from lithe.errors import UsageError
 from lithe.model import checkpoint
 from lithe.model.linear import rounded_inputs
 
@@ -59,6 +63,37 @@ def test_the_program_beats_uniform_and_its_reverse_at_equal_bits():
         lost[name] = fitness(made.work)
         assert found.cost <= found.budget and found.notes["status"] == "optimal" and len(set(found.levels.values())) > 1
     assert lost["program"] < lost["reverse"]
+
+
+def test_bits_are_dealt_by_the_program_unless_another_allocation_is_named():
+    assert "integer_program" in parse("rtn:bits=4.2").exact and "integer_program" in parse("gptq:bytes=0.4").exact
+    others = "rtn:bits=4", "rtn:bits=4.2 + uniform", "cbq:bits=3.5", "rtn:bits=4.2,plan=file", "magnitude_pruning:ratio=0.5"
+    assert not any("integer_program" in parse(step).exact for step in others)
+    assert parse(parse("rtn:bits=4.2").exact).exact == parse("rtn:bits=4.2").exact
+    model, lost = small_model(), {}
+    for name in ("rtn:bits=4.2", "rtn:bits=4.2 + uniform"):
+        found = compress(model, [name], text())
+        plan, lost[name] = found.allocations[0], Fitness(model, text())(found.model)
+        assert plan.budget - 4 * 32 * 48 / 8 < plan.cost <= plan.budget and len(set(plan.levels.values())) > 1
+    assert lost["rtn:bits=4.2"] < lost["rtn:bits=4.2 + uniform"] and plan.notes["by"] == "uniform"
+    with pytest.raises(UsageError, match="allocation that measures nothing"):
+        compress(model, ["rtn:bits=4.2"])
+    assert compress(model, ["rtn:bits=4.2 + uniform"]).allocations[0].notes == {"by": "uniform"}
+
+
+def test_what_the_sum_leaves_is_spent_on_what_loses_no_more():
+    groups = [Group(name=name, unit="bits", layer=0, sites=(name,), units=1, weights=8) for name in "abc"]
+    options = {name: [Option(level=bits, cost=bits) for bits in (2, 3, 4, 8)] for name in "abc"}
+    errors = {"a": [1.0, 0.5, 0.5, 0.5], "b": [0.0, 0.0, 0.0, 0.0], "c": [9.0, 0.0, 1.0, 0.0]}
+    for budget, wanted in ((8, [3, 2, 3]), (24, [8, 8, 8])):
+        assert list(solve.best_sum(Problem(groups=groups, options=options, budget=budget), errors).values()) == wanted
+    problem = Problem(groups=groups, options=options, budget=13)
+    found = solve.best_sum(problem, errors)
+    at = {name: [option.level for option in options[name]].index(bits) for name, bits in found.items()}
+    assert sum(errors[name][i] for name, i in at.items()) == 0.5
+    steps = [options[name][j].cost - options[name][i].cost for name, i in at.items() for j in range(i + 1, 4)
+             if errors[name][j] <= errors[name][i]]
+    assert min(steps) > 13 - solve.spent(problem, at)
 
 
 def test_norms_mend_a_packed_model():

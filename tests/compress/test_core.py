@@ -8,8 +8,10 @@ import torch
 from lithe.compress import api, solve
 from lithe.compress.allocation import Allocation, Option, Problem
 from lithe.compress.calibrate import of_ids
+from lithe.compress.change import dequantized
 from lithe.compress.fitness import Fitness, kl
 from lithe.compress.groups import find
+from lithe.compress.quantize.gptq import Knobs, rounded
 from lithe.compress.rescale import outliers
 from lithe.compress.run import Stage, compress, finished
 from lithe.compress.step import parse
@@ -157,6 +159,25 @@ def test_orders_and_texts_that_cannot_be_are_told():
 def test_too_little_text_is_noted():
     found = compress(small_model(), ["gptq:bits=4"], of_ids(list(range(20)), length=20))
     assert any("lack rank" in line for line in found.report["steps"][0]["health"])
+
+
+def test_an_order_and_ranges_of_their_own_lose_less_and_each_column_keeps_its_place():
+    dice = torch.Generator().manual_seed(0)
+    weight, mix = (torch.randn(n, 96, generator=dice, dtype=torch.float64) for n in (64, 96))
+    loud = torch.linspace(0.1, 3, 96, dtype=torch.float64)
+    moment = (mix @ mix.mT / 96 + torch.eye(96)) * loud[:, None] * loud
+
+    def lost(moment, **knobs):
+        made = rounded(weight, moment, 3, 32, Knobs(**knobs))
+        off = dequantized(*made).double() - weight
+        return float((off @ moment * off).sum()), made
+
+    plain = lost(moment)[0]
+    for more in ({"order": True}, {"clip": 0.5}, {"order": True, "clip": 0.5}):
+        assert lost(moment, **more)[0] < 0.95 * plain
+    alike = torch.eye(96, dtype=torch.float64)  # nothing to make up for, and no input louder than another
+    (_, one), (_, other) = lost(alike), lost(alike, order=True)
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_rounding_with_second_moments_loses_less_than_rounding_to_nearest():

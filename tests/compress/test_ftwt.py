@@ -73,12 +73,12 @@ def entropy(model, tau):
 
 def test_predictors_learn_from_the_ffns_own_answers():
     before, everything = entropy(tuned("tau=0.9,steps=0")[0], 0.9)
-    after, share = entropy(tuned("tau=0.9,steps=40,rate=1e-2,rank=16,tune=none,settle=1")[0], 0.9)
+    after, share = entropy(tuned("tau=0.9,steps=40,predictor_rate=1e-2,rank=16,tune=none,settle=1")[0], 0.9)
     assert everything == 1.0 and share < 1 and after < 0.5 * before
 
 
 def test_what_is_saved_loads_chooses_and_decodes_the_same(tmp_path):
-    done, _ = tuned("tau=0.8,steps=20,rate=1e-2")
+    done, _ = tuned("tau=0.8,steps=20,rate=1e-2,predictor_rate=1e-2")
     assert [name for name, _ in done.config.chosen] == ["layers.0.mlp", "layers.1.mlp"]
     checkpoint.save(done, tmp_path / "m", dtype=torch.float64)
     again = checkpoint.load(tmp_path / "m", dtype=torch.float64)

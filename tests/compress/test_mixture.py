@@ -38,6 +38,7 @@ def test_each_site_has_the_levels_of_all_ways_by_what_a_folder_takes():
         f"layers.1.mlp.{leaf}" for leaf in ("gate_proj", "up_proj", "down_proj"))
     weights = sum(module.weight.numel() for name, module in small_model().named_modules() if name.endswith("_proj"))
     assert stage.problem.budget == 4 * weights / 8
+    assert "integer_program" in parse(WAYS.removesuffix(" + uniform")).exact  # where none is named
     again = parse(stage.step.exact)
     assert again.exact == stage.step.exact and again.groups(stage.work) == stage.groups
 
@@ -145,7 +146,7 @@ def test_a_mixture_is_no_worse_than_its_ways_by_their_sum():
 
 @pytest.mark.parametrize(("step", "told"), [
     ("gptq:bits=3 | svd:bits=4", "twice"), ("gptq | svd + uniform", "must say once how much"),
-    ("gptq:bits=3 | svd", "must name an allocation"), ("gptq:bits=3 | uniform", "no way of its own"),
+    ("gptq:bits=3 | uniform", "no way of its own"),
     ("gptq:bits=3 + uniform | svd + integer_program", "two allocations"), ("gptq:bits=3 | awq", "several sites at once"),
     ("gptq:bits=3 | cfsp", "cannot be a way"), ("gptq:bits=3 | svd:rank=4", "levels"),
     ("gptq:bits=3,sites=mlp.* | magnitude_pruning:unit=half + uniform", "no way says what else")])

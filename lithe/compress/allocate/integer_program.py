@@ -11,11 +11,13 @@ from lithe.errors import UsageError
 
 CARD = Card(paper="Improving Post Training Neural Quantization: Layer-wise Calibration and Integer Programming", row=162,
             promises=("meets_budget",), needs=("loss",))
+USUAL = ("bits", "site")  # units of steps that it deals out where they name no allocation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
     seconds: float = knob(60.0, "most time for the program", low=1)
+    tokens: int = knob(2048, "of calibration that the loss of each option is measured on; 0: all", low=0)
     reverse: bool = knob(False, "give most to the groups that lose least: the negative control")
 
 
@@ -27,7 +29,7 @@ class Method:
 
     def solve(self, problem: Problem) -> Plan:
         problem.check()
-        errors = {name: [max(0.0, error) for error in found] for name, found in problem.errors.items()}
+        errors = {name: [max(0.0, error) for error in found] for name, found in problem.errors(self.knobs.tokens).items()}
         if self.knobs.reverse:  # the errors of the most sensitive group to the least, and so on
             order = sorted(errors, key=lambda name: sum(errors[name]))
             if len({len(found) for found in errors.values()}) > 1:

@@ -31,7 +31,8 @@ class Knobs:
     tau: float = knob(0.95, "share of the FFN's mass that the channels of a token must hold", low=0.01, high=1)
     rank: int = knob(0, "of the predictor; 0: an eighth of the width", low=0)
     steps: int = knob(300, "of training on the calibration text", low=0)
-    rate: float = knob(1e-3, "peak learning rate", low=0)
+    rate: float = knob(1e-3, "peak learning rate of what learns beside the predictors", low=0)
+    predictor_rate: float = knob(3e-2, "of the predictors, which begin far from where they end", low=0)
     tune: str = knob("ffn", "what learns beside the predictors", choices=("ffn", "none"))
     joint: bool = knob(False, "the text's loss reaches the predictors too, straight through the masks")
     settle: float = knob(0.8, "part of the steps after which predictors are final and only the rest learns", low=0, high=1)
@@ -66,7 +67,16 @@ class Method:
         own = [weight for made in self.made for weight in (*made.choose_a.parameters(), *made.choose_b.parameters())]
         ffn = [weight for made in self.made for layer in (made.gate_proj, made.up_proj, made.down_proj) if layer is not None
                for weight in layer.parameters()]
-        return own + (ffn if self.knobs.tune == "ffn" else [])
+        self.own, self.beside = own, ffn if self.knobs.tune == "ffn" else []
+        return self.own + self.beside
+
+    def optimizers(self, parts: Any, settings: Any) -> list[torch.optim.Optimizer]:
+        """AdamW at two rates."""
+        groups = [{"params": self.own, "lr": self.knobs.predictor_rate}, {"params": self.beside, "lr": self.rate}]
+        made = torch.optim.AdamW([group for group in groups if group["params"]], betas=settings.betas, weight_decay=0.0)
+        for group in made.param_groups:
+            group["peak"] = group["lr"]
+        return [made]
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """The text's under the predicted masks, and a token's worth of the predictors' cross-entropy."""
