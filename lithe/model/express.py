@@ -6,6 +6,7 @@ Axes: B sequences, T rows, C width, V vocabulary.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from functools import cached_property
 from itertools import chain
 from operator import is_
@@ -35,6 +36,10 @@ class Quick(Output):
     @cached_property
     def hidden(self) -> Tensor:  # type: ignore[override]
         return self.x.view(*self.shape)
+
+    def normed(self, norm: Callable[[Tensor], Tensor]) -> Tensor:
+        """What the final norm makes of the rows [B, T, C]: the tap "final"."""
+        return norm(self.x.data[: self.shape[0] * self.shape[1]].view(*self.shape, -1))
 
     def best(self, b: int, row: int) -> int:
         """The likeliest token behind a row of sequence b, the lowest of equals; -1 where its logits leave none."""

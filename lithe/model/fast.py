@@ -21,8 +21,8 @@ from lithe.kernels.block import LayerWeights, Place, Stack
 from lithe.kernels.express import Express
 from lithe.kernels.pack import pack
 from lithe.model.config import Layer, Rope
-from lithe.model.decoder import LAST, Attention, Block, Decoder, Output
-from lithe.model.express import MOST, Way
+from lithe.model.decoder import LAST, Attention, Block, Decoder
+from lithe.model.express import MOST, Quick, Way
 from lithe.model.linear import PackedEmbedding, PackedLinear
 from lithe.model.mask import Causal, Mask, Pass, Tree
 from lithe.model.modules import ACTIVATIONS, FFN, RMSNorm
@@ -114,7 +114,7 @@ class Fast:
             self._ropes = list({s.rope: s for s in self._shapes if s})
         return self._gathered
 
-    def express(self, ids: list[list[int]], pos: list[list[int]], mask: Mask, cache: Any, logits: str) -> Output | None:
+    def express(self, ids: list[list[int]], pos: list[list[int]], mask: Mask, cache: Any, logits: str) -> Quick | None:
         """What `Decoder.forward` gives of few rows [B][T] and all layers, in one call; None where it must go the long way."""
         B, T = len(ids), len(ids[0])
         if not 0 < B * T <= MOST or self.model.adapters is not None or not isinstance(mask, Causal | Tree):

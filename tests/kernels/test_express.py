@@ -45,7 +45,7 @@ def stored(lanes):
 def test_it_is_the_long_way_bit_for_bit(kind, group, dtype, tied, texts, monkeypatch):
     model = fused(kind, group, dtype, tied)
     passes = [([[7], [8]], {}), ([[7, 8, 9], [3]], {}), ([[7, 8, 9], [3]], dict(logits="none")),
-              ([[2], [3]], dict(logits="all")), ([[7, 8, 9, 2], [3, 4]], TREES)]
+              ([[2], [3]], dict(logits="all")), ([[7, 8, 9, 2], [3, 4]], TREES | dict(taps=("final",)))]
     for ids, how in passes:
         ids = ids[: len(texts)]
         if "mask" in how:
@@ -62,7 +62,8 @@ def test_it_is_the_long_way_bit_for_bit(kind, group, dtype, tied, texts, monkeyp
             assert torch.equal(found.hidden[b, : len(row)], wanted.hidden[b, : len(row)])
             if wanted.logits is not None:
                 assert torch.equal(found.logits[b, : len(row)], wanted.logits[b, : len(row)])
-        assert (found.logits is None) is (wanted.logits is None) and found.taps == {}
+            assert all(torch.equal(found.taps[name][b, : len(row)], tap[b, : len(row)]) for name, tap in wanted.taps.items())
+        assert (found.logits is None) is (wanted.logits is None) and found.taps.keys() == wanted.taps.keys()
         assert all(map(torch.equal, stored(quick), stored(long)))
 
 
@@ -71,9 +72,9 @@ def test_what_looks_inside_a_pass_takes_the_long_way():
     lanes = lanes_of(fused())
     whole = lanes.run([[7], [8]])
     assert hasattr(whole, "best")
-    for how in (dict(taps=("final",)), dict(layers=range(1)), dict(skip=[(0, "mlp")])):
+    for how in (dict(taps=("final", 0)), dict(layers=range(1)), dict(skip=[(0, "mlp")])):
         assert not hasattr(lanes.run([[7], [8]], **how), "best")
-    assert torch.equal(lanes.run([[7], [8]], taps=("final",)).logits, whole.logits)
+    assert torch.equal(lanes.run([[7], [8]], taps=("final", 0)).logits, whole.logits)
 
 
 @compiled
