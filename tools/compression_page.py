@@ -17,15 +17,17 @@ from lithe.bench.compress import DENSE, SUITE
 from lithe.bench.compress._plan import SHIPPED, Cell, Plan, cells, read
 from lithe.bench.compress._rows import Row, rows
 from lithe.bench.ledger import Ledger, Record
+from lithe.compress.groups import MIXED
 from lithe.compress.mixture import parse
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 LEDGER, PAGE, PICTURE = DOCS / "ledger-compress.jsonl", DOCS / "compression.md", DOCS / "compression.svg"
 PLANS = {"zoo:tiny": SHIPPED, "zoo:tiny-draft": SHIPPED.with_name("small.toml")}
 COLOURS = {"width": "#d9480f", "channel": "#e8890c", "head": "#e8890c", "half": "#868e96", "entry": "#1971c2",
-           "bits": "#2f9e44", "rank": "#9c36b5", "tuned": "#0c8599", DENSE: "#000"}
+           "bits": "#2f9e44", "rank": "#9c36b5", MIXED: "#7f5539", "tuned": "#0c8599", DENSE: "#000"}
 SAID = {"width": "heads and channels", "channel": "FFN channels", "half": "halves of blocks", "entry": "single weights",
-        "bits": "bits", "rank": "rank", "tuned": "pruned while tuned", DENSE: "dense models"}
+        "bits": "bits", "rank": "rank", MIXED: "several ways under one budget",
+        "tuned": "pruned while tuned", DENSE: "dense models"}
 INTRODUCTION = """# Ways to compress a model beside each other
 
 Written by `python tools/compression_page.py` from `docs/ledger-compress.jsonl`; each run is a record there: the model is

@@ -44,6 +44,8 @@ LONGER = {  # a label: what is fitted, to which one before it, steps, rows, exam
     "dparallel tuned, round 3": (TUNED, "dparallel tuned, round 2", 4000, 16, 24000, EVENER),
     "dparallel tuned, round 4": (f"{TUNED[:-4]}5e-4", "dparallel tuned, round 3", 3500, 32, 24000, EVENEST),
     "dparallel tuned, round 5": ("dparallel:masked=0.7,rate=5e-4", "dparallel tuned, round 4", 2000, 32, 12000, EVENER),
+    "dparallel tuned, round 6": ("dparallel:masked=0.7,rate=5e-4", "dparallel tuned, round 5", 4000, 32, 16000, EVENER),
+    "dparallel tuned, round 7": ("dparallel:masked=0.7,rate=1e-4", "dparallel tuned, round 6", 3000, 32, 16000, EVENER),
     "cross-entropy alone, empty canvas": (EMPTY, "", 3000, 16, 24000, WEIGHED),
     "dscd, 3000 steps": ("dscd", "", 3000, 16, 24000, WEIGHED),
 }
