@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 import lithe
 
-WORDS = {"tiny-diffusion", "tiny-diffusion-moe", "tiny-block", "tiny-ar"}  # read problems in a few words, and no text
+WORDS = {"tiny-diffusion", "tiny-diffusion-long", "tiny-diffusion-moe", "tiny-block", "tiny-ar"}  # a few words, and no text
 SHIPPED = (Path(lithe.__file__).parent / "zoo").glob("*/tokenizer.json")
 FOLDERS = sorted(path for path in SHIPPED if path.parent.name not in WORDS)
 SPECIALS = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|mask|>")
