@@ -26,10 +26,11 @@ SHOWN = 8  # methods
 
 def table(records: list[Record]) -> str:
     """On the greedy prompts of the newest run with enough methods: plain decoding and the fastest that keep its output."""
-    sets: dict[str, dict[str, Record]] = {}
+    sets: dict[tuple[str, str | None], dict[str, Record]] = {}
     for record in records:
         if record.settings.get("part") == "greedy":
-            sets[record.prompts_hash] = sets.pop(record.prompts_hash, {}) | {record.method: record}
+            run = record.prompts_hash, record.commit
+            sets[run] = sets.pop(run, {}) | {record.method: record}
     last = next(found for found in reversed(sets.values()) if len(found) > SHOWN)
     rows = [record.measured for record in last.values() if record.measured["mean"] is not None and record.measured["lossless"]
             and ".lithe/" not in record.measured["method"]]  # what a reader can run at once
