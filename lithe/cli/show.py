@@ -19,7 +19,7 @@ from lithe.registry import Entry, entries, find, near
 
 GROUP = "look up"
 MODEL, PROMPT = "zoo:tiny", '"Once upon a time"'
-MASKED, PROBLEM = "zoo:tiny-diffusion", '"reverse : ant bear cat deer _ _ =" --max-tokens 8'
+MASKED, PROBLEM = "zoo:tiny-diffusion-long", '"reverse : ant bear cat deer _ _ =" --max-tokens 8'
 SPECIAL = {"blocks": "zoo:tiny-block", "experts": "zoo:tiny-diffusion-moe"}  # shipped models that have what a method needs
 SERVED = (("serve", "schedule"), ("attention", "share"))  # shelves that `lithe serve` has an option for
 
