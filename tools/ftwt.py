@@ -18,20 +18,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from learned import learn as learn_on
 from torch import Tensor
 
 from lithe.compress import calibrate
-from lithe.compress.calibrate import Calibration, shifted
+from lithe.compress.calibrate import Calibration
 from lithe.compress.fitness import nll
 from lithe.compress.recover.ftwt import wanted
 from lithe.compress.run import compress
 from lithe.model.chosen import Chosen
 from lithe.model.decoder import NONE, Decoder
 from lithe.model.load import load
-from lithe.train.loop import Plan, fit
-from lithe.train.loss import next_token
-from lithe.train.optim import Optimizer
-from lithe.train.schedule import Cosine
 
 LENGTH = 128
 
@@ -92,15 +89,7 @@ def fixed_and_tuned(dense: Decoder, learn: Calibration, judge: Calibration, fixe
         weights += [w for layer in (ffn.gate_proj, ffn.up_proj, ffn.down_proj) for w in layer.parameters()]
     for weight in weights:
         weight.requires_grad_(True)
-
-    def batch(call: int, ending: bool) -> dict:
-        ids_BT = learn.batches[call % len(learn.batches)]["ids_BT"]
-        return {"ids_BT": ids_BT, "targets_BT": shifted(ids_BT)}
-
-    plan = Plan(schedule=Cosine(steps=steps, warmup=max(1, steps // 20)), optimizer=Optimizer(lr=1e-3, weight_decay=0.0),
-                log_every=steps)
-    fit(work, batch, next_token, plan, quiet=True)
-    return nll(work.eval().requires_grad_(False), judge)
+    return nll(learn_on(work, learn, steps, 1e-3).requires_grad_(False), judge)
 
 
 def measured(dense: Decoder, learn: Calibration, judge: Calibration, tau: float, steps: int, seed: int, tune: bool) -> dict:

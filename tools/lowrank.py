@@ -17,9 +17,10 @@ from itertools import pairwise, product
 from typing import Any
 
 import torch
+from learned import learn
 
 from lithe.compress import calibrate
-from lithe.compress.calibrate import Calibration, shifted
+from lithe.compress.calibrate import Calibration
 from lithe.compress.fitness import nll
 from lithe.compress.mixture import parse
 from lithe.compress.pairs import nearest
@@ -27,10 +28,6 @@ from lithe.compress.run import Stage, compress
 from lithe.compress.surgery import copied
 from lithe.model.decoder import Decoder
 from lithe.model.load import load
-from lithe.train.loop import Plan, fit
-from lithe.train.loss import next_token
-from lithe.train.optim import Optimizer
-from lithe.train.schedule import Cosine
 
 HEALING = ["pela:ratio=0.3333", "recover=pela:steps=400,rate=1e-3"]
 LENGTH, RATES = 128, (3e-4, 1e-3)
@@ -63,16 +60,8 @@ def tuned(model: Decoder, text: Calibration, steps: int, rate: float) -> tuple[D
     work, marks = copied(model), [time.perf_counter()]
     for weight in work.parameters():
         weight.requires_grad_(True)
-
-    def batch(call: int, ending: bool) -> dict:
-        marks.append(time.perf_counter())
-        ids_BT = text.batches[call % len(text.batches)]["ids_BT"]
-        return {"ids_BT": ids_BT, "targets_BT": shifted(ids_BT)}
-
-    plan = Plan(schedule=Cosine(steps=steps, warmup=max(1, steps // 20)), optimizer=Optimizer(lr=rate, weight_decay=0.0),
-                log_every=steps)
-    fit(work, batch, next_token, plan, quiet=True)
-    return work.eval(), statistics.median(b - a for a, b in pairwise(marks))
+    learn(work, text, steps, rate, each=lambda: marks.append(time.perf_counter()))
+    return work, statistics.median(b - a for a, b in pairwise(marks))
 
 
 def transfer(model: Decoder, text: str, other: str, steps: int, seed: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from learned import learn
 from torch import Tensor
 
 from lithe.compress import calibrate
@@ -26,10 +27,7 @@ from lithe.compress.thinned import Thinned, settle, thin
 from lithe.model.config import Config
 from lithe.model.decoder import Decoder
 from lithe.model.load import load
-from lithe.train.loop import Plan, fit
 from lithe.train.loss import next_token
-from lithe.train.optim import Optimizer
-from lithe.train.schedule import Cosine
 
 SHAPE = Config(vocab=256, width=96, layers=3, heads=4, kv_heads=4, ffn=256, context=128)
 WAYS = ("fold", "hash", "random", "magnitude", "snip", "lottery")
@@ -53,15 +51,7 @@ def fresh(seed: int) -> Decoder:
 def trained(model: Decoder, text: Calibration, steps: int, rate: float) -> Decoder:
     for weight in model.parameters():
         weight.requires_grad_(True)
-
-    def batch(call: int, ending: bool) -> dict[str, Tensor]:
-        ids_BT = text.batches[call % len(text.batches)]["ids_BT"]
-        return {"ids_BT": ids_BT, "targets_BT": shifted(ids_BT)}
-
-    plan = Plan(schedule=Cosine(steps=steps, warmup=max(1, steps // 20)), optimizer=Optimizer(lr=rate, weight_decay=0.0),
-                log_every=steps)
-    fit(model, batch, next_token, plan, quiet=True)
-    return model.eval()
+    return learn(model, text, steps, rate)
 
 
 def scores(way: str, layers: dict[str, Thinned], start: Decoder, text: Calibration, ask: Any, seed: int) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence as Seq
 from dataclasses import asdict
@@ -15,6 +14,7 @@ import typer
 
 from lithe import __version__
 from lithe.cli._common import emit, open_model, table
+from lithe.cli._matrix import watch
 from lithe.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
@@ -136,10 +136,9 @@ def paralleled(model: str, *, methods: Seq[str], tasks: Seq[str], problems: int,
     from lithe.bench.parallel._suite import Course, best, cells, policies
     from lithe.bench.parallel._tasks import TASKS
 
-    tell = lambda line: print(line, file=sys.stderr, flush=True)
     target = open_model(model, dtype=dtype, threads=threads, offline=offline)
-    given = _published(rows, tell) if rows else {}
-    course = Course(target, book, tell, given=given)
+    given = _published(rows, watch) if rows else {}
+    course = Course(target, book, watch, given=given)
     asked = ["", *methods] if methods else policies()
     found, code = [], 0
     for cell in cells(tasks or list(given) or TASKS, asked, problems, seed, given=given, places=places):
