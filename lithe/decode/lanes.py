@@ -79,12 +79,9 @@ class Lanes:
                for n, row in zip(self.cache.lengths, steps, strict=True)]
         self.last = [list(row) for row in ids]
         full = [[*row, *[0] * (width - len(row))] for row in ids]
-        whole_model = layers is states is None and not skip and set(taps) <= {"final"}
-        if fast is not None and whole_model and (out := fast.express(full, pos, mask, self.cache, logits)) is not None:
-            if taps:
-                with self.mode:
-                    out.taps["final"] = out.normed(self.model.norm)
-            return out
+        quick = None if fast is None else fast.express(full, pos, mask, self.cache, logits, taps, layers, skip, states)
+        if quick is not None:
+            return quick
         ids_BT = whole(full, self.device)
         adapters_B = None if self.model.adapters is None else [s.adapter for s in self.held]
         given = {"ids_BT": ids_BT} if states is None else {"embeds": pad_sequence(list(states), batch_first=True)}

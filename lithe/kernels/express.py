@@ -1,5 +1,6 @@
-"""A whole pass in one call, from tokens to logits, and what of it stays from pass to pass. Axes: B sequences, T rows, C width,
-V vocabulary.
+"""A whole pass in one call, from tokens or states to logits and taps, and what of it stays from pass to pass.
+
+Axes: B sequences, T rows, C width, V vocabulary.
 
 After a pass the caches are full of weights, and every call into PyTorch or NumPy costs 8 to 35 us: here it is one call into C.
 `Decoder.forward` is the slow twin.
@@ -9,24 +10,55 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from ctypes import addressof, byref, c_float, c_int32, c_void_p
 
 import torch
 from torch import Tensor
 
 from lithe.kernels import library
-from lithe.kernels.block import PassStruct, Stack
+from lithe.kernels.block import PassStruct, PlaceStruct, Stack
 from lithe.kernels.pack import Packed
 
 
 class ExpressStruct(ctypes.Structure):
     """Express of express.c."""
 
-    _fields_ = (*((name, c_void_p) for name in ("embed", "end", "table", "layers", "places", "rows", "ids", "norm", "bias",
-                                                "x", "y")), ("eps", c_float),
-                *((name, c_int32) for name in ("width", "ids_most", "layer_count", "row_count", "rounded", "first", "many",
-                                               "threads")))  # fmt: skip
+    _fields_ = (*((name, c_void_p) for name in ("embed", "end", "table", "legs", "rows", "halves", "ids", "start", "norm",
+                                                "bias", "x", "y", "taps")), ("eps", c_float),
+                *((name, c_int32) for name in ("width", "ids_most", "leg_count", "row_count", "rounded", "first", "many",
+                                               "threads", "final")))  # fmt: skip
+
+
+class LegStruct(ctypes.Structure):
+    """Leg of express.c."""
+
+    _fields_ = ("layers", c_void_p), ("places", c_void_p), *((name, c_int32) for name in ("count", "attn", "mlp", "tap"))
+
+
+class Course:
+    """Which layers of a stack a pass runs, and where it is looked at: good for many passes."""
+
+    def __init__(self, stack: Stack, order: Iterable[int], skip: Container[tuple[int, str]], taps: Sequence[int | str]):
+        """skip: (layer, "attn" or "mlp") to leave out. taps: layers whose stream is kept; "final" is normed."""
+        legs: list[list[int]] = []  # first layer, count, halves, tap
+        for layer in order:
+            assert 0 <= layer < len(stack.weights)
+            halves = [(layer, "attn") not in skip, (layer, "mlp") not in skip]
+            before = legs[-1] if legs else [0, 0, 0, 0, 0]
+            if before[0] + before[1] == layer and before[2:] == [*halves, -1]:
+                before[1] += 1
+            elif any(halves) or layer in taps:
+                legs.append([layer, int(any(halves)), *halves, -1])
+            if layer in taps:
+                legs[-1][-1] = taps.index(layer)
+        self.ran = {tap for *_, tap in legs}
+        self.final = taps.index("final") if "final" in taps else -1
+        self.taps = {name: place for place, name in enumerate(taps) if place in self.ran or place == self.final}
+        self.room, self.count = len(taps), len(legs)
+        at, places, size = ctypes.addressof(stack.layer_array), ctypes.addressof(stack.place_array), ctypes.sizeof(PlaceStruct)
+        self.array = (LegStruct * len(legs))(*((at + 8 * first, places + size * first, *rest) for first, *rest in legs))
+        self.address = addressof(self.array)
 
 
 class Kept:
@@ -45,7 +77,7 @@ class Kept:
 
 
 class Express:
-    """All layers with their caches, the embeddings before them and the head behind. Good for many passes."""
+    """Layers with their caches, the embeddings before them and the head behind. Good for many passes."""
 
     def __init__(self, stack: Stack, embed: Packed | Tensor, end: Packed, norm_C: Tensor, eps: float, bias_V: Tensor | None, *,
                  rounded: bool, kernels: library.Library):
@@ -58,29 +90,32 @@ class Express:
             width, given = embed.shape[1], dict(table=embed.data_ptr(), ids_most=len(embed))
         assert width == stack.width
         self.stack, self.kernels, self.end, self.used = stack, kernels, end, (embed, norm_C, bias_V)
-        self.rows, self.shape, self.x, self.y = PassStruct(attn=1, mlp=1), (0, 0), Kept(0, 1), Kept(0, 1)
+        self.rows, self.shape, self.course = PassStruct(), (0, 0), None
+        self.x, self.y, self.taps = Kept(0, 1), Kept(0, 1), Kept(0, 1)
         self.whole = ExpressStruct(
-            **given, end=addressof(end.struct), layers=addressof(stack.layer_array), places=addressof(stack.place_array),
-            rows=addressof(self.rows), norm=norm_C.data_ptr(), eps=eps, bias=None if bias_V is None else bias_V.data_ptr(),
-            width=width, layer_count=len(stack.weights), rounded=rounded)
+            **given, end=addressof(end.struct), rows=addressof(self.rows), halves=addressof(self.rows) + PassStruct.attn.offset,
+            norm=norm_C.data_ptr(), eps=eps, bias=None if bias_V is None else bias_V.data_ptr(), width=width, rounded=rounded)
         self.pointer = byref(self.whole)
 
-    def room(self, rows: int, many: int, held: bool) -> None:
+    def room(self, rows: int, many: int, taps: int, held: bool) -> None:
         """Buffers for so many rows: new ones where somebody has tensors of the old, or holds what the last pass gave."""
-        fresh = held or self.x.shown or self.y.shown
-        if fresh or rows > self.x.rows:
+        if held or self.x.shown or rows > self.x.rows:
             self.x = Kept(rows, self.stack.width)
             self.rows.x = self.rows.out = self.whole.x = self.x.address
-        if fresh or many > self.y.rows:
+        if held or self.y.shown or many > self.y.rows:
             self.y = Kept(many, self.end.n)
             self.whole.y = self.y.address
+        if taps and (held or self.taps.shown or rows * taps > self.taps.rows):
+            self.taps = Kept(rows * taps, self.stack.width)
+            self.whole.taps = self.taps.address
 
-    def run(self, ids: Sequence[int], pos: Sequence[int], lengths: Sequence[int], T: int,
-            squares: Sequence[bytes | bytearray] | None, first: int, many: int, threads: int) -> None:
+    def run(self, course: Course, ids: Sequence[int], pos: Sequence[int], lengths: Sequence[int], T: int,
+            squares: Sequence[bytes | bytearray] | None, first: int, many: int, threads: int,
+            start: Tensor | None = None) -> None:
         """T rows of each sequence, end to end in ids and pos; logits of `many` rows from `first` on.
 
-        squares[b]: who sees whom among its rows, T x T bytes; None: a row sees those up to itself. Raises IndexError for an id
-        that is none.
+        squares[b]: who sees whom among its rows, T x T bytes; None: a row sees those up to itself. start: states [B, T, C] of
+        the rows, float32, in place of embeddings. Raises IndexError for an id that is none.
         """
         B, rows, whole, stack = len(lengths), self.rows, self.whole, self.stack
         if self.shape != (B, T):
@@ -91,6 +126,12 @@ class Express:
         at = numbers.buffer_info()[0]
         whole.ids, rows.pos, rows.lengths, rows.among = at, at + 8 * len(ids), before.buffer_info()[0], None
         whole.first, whole.many, whole.threads, rows.threads = first, many, threads, threads
+        if self.course is not course:
+            self.course, whole.legs, whole.leg_count, whole.final = course, course.address, course.count, course.final
+        assert course.room * len(ids) <= self.taps.rows
+        if start is not None:
+            assert start.dtype == torch.float32 and start.is_contiguous() and start.numel() == len(ids) * stack.width
+        whole.start = None if start is None else start.data_ptr()
         if squares is not None:
             assert [len(square) for square in squares] == [T * T] * B
             among, places = array("B", b"".join(squares)), array("q", range(0, B * T * T, T * T))

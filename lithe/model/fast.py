@@ -6,7 +6,7 @@ or the block itself, and knows why. Both read and write the same cache, so they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from operator import is_
 from typing import Any, cast
@@ -114,21 +114,25 @@ class Fast:
             self._ropes = list({s.rope: s for s in self._shapes if s})
         return self._gathered
 
-    def express(self, ids: list[list[int]], pos: list[list[int]], mask: Mask, cache: Any, logits: str) -> Quick | None:
-        """What `Decoder.forward` gives of few rows [B][T] and all layers, in one call; None where it must go the long way."""
+    def express(self, ids: list[list[int]], pos: list[list[int]], mask: Mask, cache: Any, logits: str,
+                taps: Sequence[int | str] = (), layers: Iterable | None = None, skip: Iterable[tuple[int, str]] = (),
+                states: Sequence[Tensor] | None = None) -> Quick | None:
+        """What `Decoder.forward` gives of few rows [B][T], in one call; None where it must go the long way."""
         B, T = len(ids), len(ids[0])
         if not 0 < B * T <= MOST or self.model.adapters is not None or not isinstance(mask, Causal | Tree):
             return None
         if logits == LAST and B > 1 and T > 1:  # rows here and there
             return None
         kernels, last = library.load(), max(map(max, pos))
-        way = self._ways.get(cache)
+        way = self._ways.get(cache.home)
         if way is None or not way.fits(cache, last, kernels):
             if (way := self._way(cache, last, kernels)) is None:
                 return None
-            self._ways[cache] = way
+            self._ways[cache.home] = way
+        if (course := way.course(layers, skip, taps)) is None:
+            return None
         cache.reserve(T)
-        return way.run(ids, pos, mask, cache.lengths, logits)
+        return way.run(course, ids, pos, mask, cache.lengths, logits, states)
 
     def _way(self, cache: Any, last: int, kernels: library.Library | None) -> Way | None:
         """All of the model over this cache as one call, where every part of it is compiled."""
