@@ -11,7 +11,9 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Container, Iterable, Sequence
-from ctypes import addressof, byref, c_float, c_int32, c_void_p
+from ctypes import addressof, byref, c_char, c_float, c_int32, c_void_p
+from functools import partial
+from struct import Struct
 
 import torch
 from torch import Tensor
@@ -24,10 +26,10 @@ from lithe.kernels.pack import Packed
 class ExpressStruct(ctypes.Structure):
     """Express of express.c."""
 
-    _fields_ = (*((name, c_void_p) for name in ("embed", "end", "table", "legs", "rows", "halves", "ids", "start", "norm",
-                                                "bias", "x", "y", "taps")), ("eps", c_float),
+    _fields_ = (*((name, c_void_p) for name in ("embed", "end", "table", "legs", "rows", "halves", "ids", "start",
+                                                "parents", "among", "sees", "norm", "bias", "x", "y", "taps")), ("eps", c_float),
                 *((name, c_int32) for name in ("width", "ids_most", "leg_count", "row_count", "rounded", "first", "many",
-                                               "threads", "final")))  # fmt: skip
+                                               "threads", "final", "span", "tree")))  # fmt: skip
 
 
 class LegStruct(ctypes.Structure):
@@ -61,11 +63,28 @@ class Course:
         self.address = addressof(self.array)
 
 
+class Form:
+    """What follows from how many rows there are of how many sequences, and room for the numbers of such a pass."""
+
+    def __init__(self, B: int, T: int):
+        self.rows = rows = B * T
+        self.among, self.starts = array("B", bytes(rows * T)), array("i", range(0, rows + 1, T))
+        self.owners, self.places = array("i", [b for b in range(B) for _ in range(T)]), array("q", range(0, rows * T, T * T))
+        packed = Struct(f"={2 * rows}q{B + rows}i")  # ids, positions, lengths and parents go in by one call
+        self.numbers = bytearray(packed.size)
+        self.note, self.alone = partial(packed.pack_into, self.numbers, 0), (-1,) * rows
+        at = addressof(c_char.from_buffer(self.numbers))
+        where = lambda held: held.buffer_info()[0]
+        self.of_pass = dict(pos=at + 8 * rows, lengths=at + 16 * rows, starts=where(self.starts), spans=where(self.starts),
+                            owners=where(self.owners), among_at=where(self.places), batch=B, groups=B, rows=rows)
+        self.of_whole = dict(ids=at, parents=at + 16 * rows + 4 * B, among=where(self.among), row_count=rows, span=T)
+
+
 class Kept:
     """Floats [rows, width] that passes write one over another."""
 
     def __init__(self, rows: int, width: int):
-        self.rows, self.data = rows, torch.empty(rows, width)
+        self.rows, self.width, self.data = rows, width, torch.empty(rows, width)
         self.address, self.step = self.data.data_ptr(), width * self.data.element_size()
         self.shown = False  # whether somebody holds a tensor of them
 
@@ -90,11 +109,11 @@ class Express:
             width, given = embed.shape[1], dict(table=embed.data_ptr(), ids_most=len(embed))
         assert width == stack.width
         self.stack, self.kernels, self.end, self.used = stack, kernels, end, (embed, norm_C, bias_V)
-        self.rows, self.shape, self.course = PassStruct(), (0, 0), None
+        self.rows, self.forms, self.form, self.course, self.said = PassStruct(), {}, None, None, ()
         self.x, self.y, self.taps = Kept(0, 1), Kept(0, 1), Kept(0, 1)
         self.whole = ExpressStruct(
             **given, end=addressof(end.struct), rows=addressof(self.rows), halves=addressof(self.rows) + PassStruct.attn.offset,
-            norm=norm_C.data_ptr(), eps=eps, bias=None if bias_V is None else bias_V.data_ptr(), width=width, rounded=rounded)
+            sees=addressof(self.rows) + PassStruct.among.offset, norm=norm_C.data_ptr(), eps=eps, bias=None if bias_V is None else bias_V.data_ptr(), width=width, rounded=rounded)
         self.pointer = byref(self.whole)
 
     def room(self, rows: int, many: int, taps: int, held: bool) -> None:
@@ -110,45 +129,38 @@ class Express:
             self.whole.taps = self.taps.address
 
     def run(self, course: Course, ids: Sequence[int], pos: Sequence[int], lengths: Sequence[int], T: int,
-            squares: Sequence[bytes | bytearray] | None, first: int, many: int, threads: int,
-            start: Tensor | None = None) -> None:
-        """T rows of each sequence, end to end in ids and pos; logits of `many` rows from `first` on.
+            parents: Sequence[int] | None, first: int, many: int, threads: int, start: Tensor | None = None) -> None:
+        """T rows of each sequence, end to end in ids, pos and parents; logits of `many` rows from `first` on.
 
-        squares[b]: who sees whom among its rows, T x T bytes; None: a row sees those up to itself. start: states [B, T, C] of
-        the rows, float32, in place of embeddings. Raises IndexError for an id that is none.
+        parents: the row among its sequence's that each follows, or -1; None: a row sees those up to itself. start: states
+        [B, T, C] of the rows, float32, in place of embeddings. Raises IndexError for an id that is none.
         """
-        B, rows, whole, stack = len(lengths), self.rows, self.whole, self.stack
-        if self.shape != (B, T):
-            self._shape(B, T)
-        assert len(ids) == len(pos) == B * T <= self.x.rows and 0 <= first <= first + many <= B * T and many <= self.y.rows
-        assert 0 <= min(pos) <= max(pos) < stack.positions and max(lengths) + T <= stack.room and stack.batch >= B
-        numbers, before = array("q", [*ids, *pos]), array("i", lengths)
-        at = numbers.buffer_info()[0]
-        whole.ids, rows.pos, rows.lengths, rows.among = at, at + 8 * len(ids), before.buffer_info()[0], None
-        whole.first, whole.many, whole.threads, rows.threads = first, many, threads, threads
-        if self.course is not course:
+        whole, stack, B = self.whole, self.stack, len(lengths)
+        form = self.forms.get((B, T)) or self.forms.setdefault((B, T), Form(B, T))
+        if form is not self.form:
+            self._take(form)
+        if course is not self.course:
             self.course, whole.legs, whole.leg_count, whole.final = course, course.address, course.count, course.final
-        assert course.room * len(ids) <= self.taps.rows
+        rows = form.rows
+        assert len(ids) == len(pos) == rows <= self.x.rows and 0 <= first <= first + many <= rows and many <= self.y.rows
+        assert 0 <= min(pos) <= max(pos) < stack.positions and max(lengths) + T <= stack.room and stack.batch >= B
+        assert course.room * rows <= self.taps.rows
+        form.note(*ids, *pos, *lengths, *(form.alone if parents is None else parents))
         if start is not None:
-            assert start.dtype == torch.float32 and start.is_contiguous() and start.numel() == len(ids) * stack.width
-        whole.start = None if start is None else start.data_ptr()
-        if squares is not None:
-            assert [len(square) for square in squares] == [T * T] * B
-            among, places = array("B", b"".join(squares)), array("q", range(0, B * T * T, T * T))
-            rows.among, rows.among_at = among.buffer_info()[0], places.buffer_info()[0]
+            assert start.dtype == torch.float32 and start.is_contiguous() and start.numel() == rows * stack.width
+        said = first, many, threads, parents is not None, 0 if start is None else start.data_ptr()
+        if said != self.said:  # to set what has not changed would cost more than to compare
+            self.said, self.rows.threads = said, threads
+            whole.first, whole.many, whole.threads, whole.tree, whole.start = said
         wrong = self.kernels.lib.lithe_express(self.pointer)
         if wrong >= 0:
             raise IndexError(f"there is no row {ids[wrong]} among {whole.ids_most}")
+        if wrong < -1:
+            raise ValueError(f"no tree: parents must precede their children, not {parents}")
 
-    def best(self, y: Kept, row: int) -> int:
-        """The lowest id among the largest logits of a row; -1 where that is infinite or one is no number."""
-        assert 0 <= row < y.rows
-        return self.kernels.lib.lithe_best(y.address + row * y.step, self.end.n)
-
-    def _shape(self, B: int, T: int) -> None:
-        """What follows from how many rows there are of how many sequences."""
-        starts, owners = array("i", range(0, B * T + 1, T)), array("i", [b for b in range(B) for _ in range(T)])
-        self.shape, self.held, rows = (B, T), (starts, owners), self.rows
-        rows.starts = rows.spans = starts.buffer_info()[0]
-        rows.owners, rows.batch, rows.groups, rows.rows = owners.buffer_info()[0], B, B, B * T
-        self.whole.row_count = B * T
+    def _take(self, form: Form) -> None:
+        """Another number of rows."""
+        self.form = form
+        for struct, values in ((self.rows, form.of_pass), (self.whole, form.of_whole)):
+            for name, value in values.items():
+                setattr(struct, name, value)

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lithe.kernels import express as compiled, library
 from lithe.model.decoder import ALL, NONE, Decoder, Output
-from lithe.model.mask import CAUSAL, Causal, Tree, ancestry
+from lithe.model.mask import CAUSAL, Causal, Tree
 
 MOST = 64  # rows of a pass: of more its kernels take so long that nothing else matters, and buffers would grow
 
@@ -48,7 +48,9 @@ class Quick(Output):
 
     def best(self, b: int, row: int) -> int:
         """The likeliest token behind a row of sequence b, the lowest of equals; -1 where its logits leave none."""
-        return self.made.best(self.y, b * self.answers + row)
+        assert 0 <= row < self.answers
+        y = self.y
+        return self.made.kernels.lib.lithe_best(y.address + (b * self.answers + row) * y.step, y.width)
 
 
 class Way:
@@ -58,6 +60,7 @@ class Way:
         self.made, self.stores, self.count = made, [*cache.k, *cache.v], len(cache.k)
         self.before: Any = lambda: None  # what the last pass gave, while somebody holds it
         self.courses: dict[tuple, compiled.Course | None] = {}
+        self.all = compiled.Course(made.stack, range(self.count), (), ())
 
     def fits(self, cache: Any, last: int, kernels: library.Library | None) -> bool:
         """Whether the cache still lies where it lay, and positions up to `last` have their rotations."""
@@ -66,6 +69,8 @@ class Way:
 
     def course(self, layers: Iterable | None, skip: Iterable[tuple[int, str]], taps: Seq[int | str]) -> compiled.Course | None:
         """What of the model runs and is looked at, made once; None for what one call cannot do."""
+        if layers is None and not skip and not taps:
+            return self.all
         key = None if layers is None else tuple(layers), tuple(skip), tuple(taps)
         if key not in self.courses:
             order, known = range(self.count) if layers is None else key[0] or (), range(self.count)
@@ -77,12 +82,12 @@ class Way:
             logits: str, states: Seq[Tensor] | None = None) -> Quick:
         """One pass."""
         B, T, made = len(ids), len(ids[0]), self.made
-        first, many = (0, 0) if logits == NONE else (0, B * T) if logits == ALL else (B * T - B, B)
+        first, many = (0, B * T) if logits == ALL else (0, 0) if logits == NONE else (B * T - B, B)
         made.room(B * T, many, course.room, held=self.before() is not None)
-        squares = None if isinstance(mask, Causal) else [ancestry(parents, T) for parents in mask.parents_B]
+        above = None if isinstance(mask, Causal) else joined([[*p, *[-1] * (T - len(p))] for p in mask.parents_B])
         start = None if states is None else (states[0] if B == 1 else pad_sequence(list(states), batch_first=True))
         start = None if start is None else start.detach().float().contiguous()
-        made.run(course, joined(ids), joined(pos), lengths, T, squares, first, many, library.threads(), start)
+        made.run(course, joined(ids), joined(pos), lengths, T, above, first, many, library.threads(), start)
         out = Quick(made, B, T, many)
         self.before = weakref.ref(out)
         return out

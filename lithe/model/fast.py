@@ -27,6 +27,7 @@ from lithe.model.linear import PackedEmbedding, PackedLinear
 from lithe.model.mask import Causal, Mask, Pass, Tree
 from lithe.model.modules import ACTIVATIONS, FFN, RMSNorm
 
+SIMPLE = (Causal, Tree)  # masks of rows that follow each other or one another
 GATES = (ACTIVATIONS["silu"], ACTIVATIONS["gelu_tanh"])  # that are compiled
 
 
@@ -119,7 +120,7 @@ class Fast:
                 states: Sequence[Tensor] | None = None) -> Quick | None:
         """What `Decoder.forward` gives of few rows [B][T], in one call; None where it must go the long way."""
         B, T = len(ids), len(ids[0])
-        if not 0 < B * T <= MOST or self.model.adapters is not None or not isinstance(mask, Causal | Tree):
+        if not 0 < B * T <= MOST or self.model.adapters is not None or not isinstance(mask, SIMPLE):
             return None
         if logits == LAST and B > 1 and T > 1:  # rows here and there
             return None

@@ -28,11 +28,15 @@ typedef struct {
     int32_t *halves;                    /* its attn and mlp */
     const int64_t *ids;                 /* [row_count] */
     const float *start;                 /* [row_count][width] to begin from instead of embeddings; or NULL */
+    const int32_t *parents;             /* of each row among those of its sequence, or -1 */
+    uint8_t *among;                     /* [row_count][span]: room for who sees whom */
+    const uint8_t **sees;               /* where the pass says who does: NULL where a row sees those up to itself */
     const float *norm, *bias;
     float *x, *y, *taps; /* [row_count][width], [many][end->n], [taps][row_count][width] */
     float eps;
     int32_t width, ids_most, leg_count, row_count, rounded; /* rounded: embeddings are bfloat16 */
     int32_t first, many, threads, final;                    /* logits of `many` rows from `first`; the tap that is normed, or -1 */
+    int32_t span, tree;                                     /* rows of a sequence; whether they are a tree by `parents` */
 } Express;
 
 /* The embeddings of all ids into x; returns the first place whose id has none, or -1. */
@@ -52,10 +56,25 @@ static int64_t embed(const Express *all) {
     return -1;
 }
 
-/* Returns the first place whose id has no embedding, or -1. */
+/* Each row sees what the one above it does, and itself; returns whether all have theirs before them. */
+static int see(const Express *all) {
+    const int64_t span = all->span;
+    for (int64_t r = 0; r < all->row_count; r++) {
+        const int64_t i = r % span, parent = all->parents[r];
+        if (parent >= i || parent < -1) return 0;
+        if (parent >= 0) memcpy(all->among + r * span, all->among + (r - i + parent) * span, span);
+        else memset(all->among + r * span, 0, span);
+        all->among[r * span + i] = 1;
+    }
+    return 1;
+}
+
+/* Returns the first place whose id has no embedding, -1 where all is well, -2 for what is no tree. */
 int64_t lithe_express(const Express *all) {
     const int64_t width = all->width, size = all->row_count * width, wrong = all->start ? -1 : embed(all);
     if (wrong >= 0) return wrong;
+    if (all->tree && !see(all)) return -2;
+    *all->sees = all->tree ? all->among : NULL;
     if (all->start) memcpy(all->x, all->start, sizeof(float) * size);
     for (const Leg *leg = all->legs; leg < all->legs + all->leg_count; leg++) {
         all->halves[0] = leg->attn, all->halves[1] = leg->mlp;
