@@ -14,6 +14,7 @@ from collections.abc import Container, Iterable, Sequence
 from ctypes import addressof, byref, c_char, c_float, c_int32, c_void_p
 from functools import partial
 from struct import Struct
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,8 +27,8 @@ from lithe.kernels.pack import Packed
 class ExpressStruct(ctypes.Structure):
     """Express of express.c."""
 
-    _fields_ = (*((name, c_void_p) for name in ("embed", "end", "table", "legs", "rows", "halves", "ids", "start",
-                                                "parents", "among", "sees", "norm", "bias", "x", "y", "taps")), ("eps", c_float),
+    _fields_ = (*((name, c_void_p) for name in ("embed", "end", "table", "legs", "rows", "halves", "ids", "start", "parents",
+                                                "among", "sees", "norm", "bias", "x", "y", "taps")), ("eps", c_float),
                 *((name, c_int32) for name in ("width", "ids_most", "leg_count", "row_count", "rounded", "first", "many",
                                                "threads", "final", "span", "tree")))  # fmt: skip
 
@@ -66,18 +67,30 @@ class Course:
 class Form:
     """What follows from how many rows there are of how many sequences, and room for the numbers of such a pass."""
 
-    def __init__(self, B: int, T: int):
-        self.rows = rows = B * T
-        self.among, self.starts = array("B", bytes(rows * T)), array("i", range(0, rows + 1, T))
-        self.owners, self.places = array("i", [b for b in range(B) for _ in range(T)]), array("q", range(0, rows * T, T * T))
+    def __init__(self, base: ExpressStruct, B: int, T: int):
+        self.count = rows = B * T
+        self.held = (array("B", bytes(rows * T)), array("i", range(0, rows + 1, T)),
+                     array("i", [b for b in range(B) for _ in range(T)]), array("q", range(0, rows * T, T * T)))
+        among, starts, owners, places = (held.buffer_info()[0] for held in self.held)
         packed = Struct(f"={2 * rows}q{B + rows}i")  # ids, positions, lengths and parents go in by one call
         self.numbers = bytearray(packed.size)
         self.note, self.alone = partial(packed.pack_into, self.numbers, 0), (-1,) * rows
-        at = addressof(c_char.from_buffer(self.numbers))
-        where = lambda held: held.buffer_info()[0]
-        self.of_pass = dict(pos=at + 8 * rows, lengths=at + 16 * rows, starts=where(self.starts), spans=where(self.starts),
-                            owners=where(self.owners), among_at=where(self.places), batch=B, groups=B, rows=rows)
-        self.of_whole = dict(ids=at, parents=at + 16 * rows + 4 * B, among=where(self.among), row_count=rows, span=T)
+        ids = addressof(c_char.from_buffer(self.numbers))
+        self.rows = PassStruct(pos=ids + 8 * rows, lengths=ids + 16 * rows, starts=starts, spans=starts, owners=owners,
+                               among_at=places, batch=B, groups=B, rows=rows)
+        self.whole, at = ExpressStruct.from_buffer_copy(base), addressof(self.rows)
+        for name, value in dict(rows=at, halves=at + PassStruct.attn.offset, sees=at + PassStruct.among.offset, ids=ids, span=T,
+                                parents=ids + 16 * rows + 4 * B, among=among, row_count=rows).items():
+            setattr(self.whole, name, value)
+        self.pointer, self.said = byref(self.whole), ()
+
+    def say(self, *said: Any) -> None:
+        """What has changed since the last such pass; to set it each time would cost more than to compare."""
+        whole, rows = self.whole, self.rows
+        self.said = said
+        course, whole.x, whole.y, whole.taps, whole.first, whole.many, whole.threads, whole.tree, whole.start = said
+        rows.x, rows.out, rows.threads = whole.x, whole.x, whole.threads
+        whole.legs, whole.leg_count, whole.final = course.address, course.count, course.final
 
 
 class Kept:
@@ -109,24 +122,20 @@ class Express:
             width, given = embed.shape[1], dict(table=embed.data_ptr(), ids_most=len(embed))
         assert width == stack.width
         self.stack, self.kernels, self.end, self.used = stack, kernels, end, (embed, norm_C, bias_V)
-        self.rows, self.forms, self.form, self.course, self.said = PassStruct(), {}, None, None, ()
+        self.forms: dict[tuple[int, int], Form] = {}
         self.x, self.y, self.taps = Kept(0, 1), Kept(0, 1), Kept(0, 1)
-        self.whole = ExpressStruct(
-            **given, end=addressof(end.struct), rows=addressof(self.rows), halves=addressof(self.rows) + PassStruct.attn.offset,
-            sees=addressof(self.rows) + PassStruct.among.offset, norm=norm_C.data_ptr(), eps=eps, bias=None if bias_V is None else bias_V.data_ptr(), width=width, rounded=rounded)
-        self.pointer = byref(self.whole)
+        bias = None if bias_V is None else bias_V.data_ptr()
+        self.base = ExpressStruct(**given, end=addressof(end.struct), norm=norm_C.data_ptr(), eps=eps, bias=bias, width=width,
+                                  rounded=rounded)
 
     def room(self, rows: int, many: int, taps: int, held: bool) -> None:
         """Buffers for so many rows: new ones where somebody has tensors of the old, or holds what the last pass gave."""
         if held or self.x.shown or rows > self.x.rows:
             self.x = Kept(rows, self.stack.width)
-            self.rows.x = self.rows.out = self.whole.x = self.x.address
         if held or self.y.shown or many > self.y.rows:
             self.y = Kept(many, self.end.n)
-            self.whole.y = self.y.address
         if taps and (held or self.taps.shown or rows * taps > self.taps.rows):
             self.taps = Kept(rows * taps, self.stack.width)
-            self.whole.taps = self.taps.address
 
     def run(self, course: Course, ids: Sequence[int], pos: Sequence[int], lengths: Sequence[int], T: int,
             parents: Sequence[int] | None, first: int, many: int, threads: int, start: Tensor | None = None) -> None:
@@ -135,32 +144,22 @@ class Express:
         parents: the row among its sequence's that each follows, or -1; None: a row sees those up to itself. start: states
         [B, T, C] of the rows, float32, in place of embeddings. Raises IndexError for an id that is none.
         """
-        whole, stack, B = self.whole, self.stack, len(lengths)
-        form = self.forms.get((B, T)) or self.forms.setdefault((B, T), Form(B, T))
-        if form is not self.form:
-            self._take(form)
-        if course is not self.course:
-            self.course, whole.legs, whole.leg_count, whole.final = course, course.address, course.count, course.final
-        rows = form.rows
+        stack, B = self.stack, len(lengths)
+        if (form := self.forms.get((B, T))) is None:
+            form = self.forms[B, T] = Form(self.base, B, T)
+        rows = form.count
         assert len(ids) == len(pos) == rows <= self.x.rows and 0 <= first <= first + many <= rows and many <= self.y.rows
         assert 0 <= min(pos) <= max(pos) < stack.positions and max(lengths) + T <= stack.room and stack.batch >= B
         assert course.room * rows <= self.taps.rows
         form.note(*ids, *pos, *lengths, *(form.alone if parents is None else parents))
         if start is not None:
             assert start.dtype == torch.float32 and start.is_contiguous() and start.numel() == rows * stack.width
-        said = first, many, threads, parents is not None, 0 if start is None else start.data_ptr()
-        if said != self.said:  # to set what has not changed would cost more than to compare
-            self.said, self.rows.threads = said, threads
-            whole.first, whole.many, whole.threads, whole.tree, whole.start = said
-        wrong = self.kernels.lib.lithe_express(self.pointer)
+        said = (course, self.x.address, self.y.address, self.taps.address, first, many, threads, parents is not None,
+                0 if start is None else start.data_ptr())
+        if said != form.said:
+            form.say(*said)
+        wrong = self.kernels.lib.lithe_express(form.pointer)
         if wrong >= 0:
-            raise IndexError(f"there is no row {ids[wrong]} among {whole.ids_most}")
+            raise IndexError(f"there is no row {ids[wrong]} among {self.base.ids_most}")
         if wrong < -1:
             raise ValueError(f"no tree: parents must precede their children, not {parents}")
-
-    def _take(self, form: Form) -> None:
-        """Another number of rows."""
-        self.form = form
-        for struct, values in ((self.rows, form.of_pass), (self.whole, form.of_whole)):
-            for name, value in values.items():
-                setattr(struct, name, value)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lithe.kernels import express as compiled, library
+from lithe.kernels.draft import Floats
 from lithe.model.decoder import ALL, NONE, Decoder, Output
 from lithe.model.mask import CAUSAL, Causal, Tree
 
@@ -26,8 +27,8 @@ MOST = 64  # rows of a pass: of more its kernels take so long that nothing else 
 class Quick(Output):
     """What such a pass gives. Its buffers become the next pass's, unless a tensor of them was made or this is still held."""
 
-    def __init__(self, made: compiled.Express, B: int, T: int, many: int):
-        self.made, self.x, self.y, self.kept, self.course = made, made.x, made.y, made.taps, made.course
+    def __init__(self, made: compiled.Express, course: compiled.Course, B: int, T: int, many: int):
+        self.made, self.x, self.y, self.kept, self.course = made, made.x, made.y, made.taps, course
         self.shape, self.answers = (B, T), many // B  # rows of a sequence that have logits
 
     @cached_property
@@ -45,6 +46,11 @@ class Quick(Output):
         B, T = self.shape
         every = self.kept.view(self.course.room * B, T).split(B)
         return {name: every[place] for name, place in self.course.taps.items()}
+
+    def floats(self, b: int) -> Floats:
+        """Where the logits of sequence b lie: until the next pass, unless this is still held."""
+        y = self.y
+        return Floats(y.address + b * self.answers * y.step, self.answers, y.width)
 
     def best(self, b: int, row: int) -> int:
         """The likeliest token behind a row of sequence b, the lowest of equals; -1 where its logits leave none."""
@@ -88,7 +94,7 @@ class Way:
         start = None if states is None else (states[0] if B == 1 else pad_sequence(list(states), batch_first=True))
         start = None if start is None else start.detach().float().contiguous()
         made.run(course, joined(ids), joined(pos), lengths, T, above, first, many, library.threads(), start)
-        out = Quick(made, B, T, many)
+        out = Quick(made, course, B, T, many)
         self.before = weakref.ref(out)
         return out
 
