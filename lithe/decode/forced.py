@@ -32,8 +32,6 @@ def tokens(plan: Any, sequences: list[Sequence], room: list[int], slots: int) ->
     A draft whose own rows take part in the target's pass, or who speaks between pass and walk, is left to guess alone: the
     tokens are then chosen one by one, the text being the same.
     """
-    if not any([s.constraint is not None for s in sequences]):
-        return []
     if any(hasattr(plan.draft, verb) for verb in ("begun", "ghosts", "late")):
         return []
     found = [[] if s.constraint is None else s.constraint.forced(s.tokens)[: max(0, min(depth, slots - 1))]

@@ -124,10 +124,13 @@ def run(plan: DecodePlan, sequences: list[Sequence]) -> Iterator[Step]:
 
 def propose(plan: DecodePlan, sequences: list[Sequence], slots: int | None = None) -> list[Tree]:
     """A tree a sequence, never deeper than the tokens it may still take nor larger than `slots`: what the lanes' cache has."""
+    free = all([s.constraint is None for s in sequences])
+    if free and plan.draft is None:
+        return [Tree.root(s.ids[-1]) for s in sequences]
     room = [s.left - 1 for s in sequences]
     if slots is None:
         slots = plan.lanes.cache.capacity - max(plan.lanes.cache.lengths)
-    must = forced.tokens(plan, sequences, room, slots)
+    must = [] if free else forced.tokens(plan, sequences, room, slots)
     if plan.draft is None:
         trees = [Tree.root(s.ids[-1]) for s in sequences]
     else:

@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Iterable, Sequence as Seq
 from functools import cached_property
 from itertools import chain
-from operator import is_
 from typing import Any
 
 import torch
@@ -62,16 +61,17 @@ class Quick(Output):
 class Way:
     """The passes of one cache."""
 
-    def __init__(self, made: compiled.Express, cache: Any):
-        self.made, self.stores, self.count = made, [*cache.k, *cache.v], len(cache.k)
+    def __init__(self, made: compiled.Express, cache: Any, since: object):
+        self.made, self.stores, self.laid, self.count = made, [*cache.k, *cache.v], cache.home.laid, len(cache.k)
+        self.since = since  # the model's last change
         self.before: Any = lambda: None  # what the last pass gave, while somebody holds it
         self.courses: dict[tuple, compiled.Course | None] = {}
         self.all = compiled.Course(made.stack, range(self.count), (), ())
 
-    def fits(self, cache: Any, last: int, kernels: library.Library | None) -> bool:
-        """Whether the cache still lies where it lay, and positions up to `last` have their rotations."""
-        return (last < self.made.stack.positions and kernels is self.made.kernels
-                and all(map(is_, self.stores, chain(cache.k, cache.v))))
+    def fits(self, since: object, home: Any, last: int, kernels: library.Library | None) -> bool:
+        """Whether the model is as it was, the cache lies where it lay, and positions up to `last` have their rotations."""
+        return (self.laid is home.laid and last < self.made.stack.positions and kernels is self.made.kernels
+                and self.since is since)
 
     def course(self, layers: Iterable | None, skip: Iterable[tuple[int, str]], taps: Seq[int | str]) -> compiled.Course | None:
         """What of the model runs and is looked at, made once; None for what one call cannot do."""

@@ -75,7 +75,7 @@ class Fast:
         self._shapes: list[Layer | None] = []  # of the compiled layers
         self._ropes: list[Rope] = []
         self._stacks: WeakKeyDictionary[Any, tuple[list, Stack]] = WeakKeyDictionary()  # by cache, with what it was made from
-        self._ways: WeakKeyDictionary[Any, Way | None] = WeakKeyDictionary()  # by cache
+        self._since = object()  # another one whenever a module was swapped
 
     @property
     def name(self) -> str:
@@ -91,7 +91,7 @@ class Fast:
         """A module was swapped: look again before the next pass."""
         self._gathered = None
         self._stacks.clear()
-        self._ways.clear()
+        self._since = object()
 
     def layers(self, run: Pass, x_BTC: Tensor) -> Layers | None:
         """The layers of this pass, compiled where they can be; None where none can."""
@@ -125,11 +125,12 @@ class Fast:
         if logits == LAST and B > 1 and T > 1:  # rows here and there
             return None
         kernels, last = library.load(), max(map(max, pos))
-        way = self._ways.get(cache.home)
-        if way is None or not way.fits(cache, last, kernels):
+        home = cache.home
+        way = getattr(home, "way", None)
+        if way is None or not way.fits(self._since, home, last, kernels):
             if (way := self._way(cache, last, kernels)) is None:
                 return None
-            self._ways[cache.home] = way
+            home.way = way
         if (course := way.course(layers, skip, taps)) is None:
             return None
         cache.reserve(T)
@@ -149,7 +150,7 @@ class Fast:
         rounded = (embed.dtype if packed else embed.weight.dtype) == torch.bfloat16
         made = Express(self.stack(gathered, cache, last), embed.head.packed if packed else embed.weight.detach(), end.packed,
                        _vector(norm), norm.eps, end.bias, rounded=rounded, kernels=kernels)
-        return Way(made, cache)
+        return Way(made, cache, self._since)
 
     def head(self, hidden: Tensor) -> Tensor | None:
         """Logits of a residual stream [..., C] by one call; None where the decoder's own two steps are to be taken."""
@@ -189,7 +190,7 @@ class Fast:
         return {"model": self.model, "why": {}, "_gathered": None, "_shapes": [], "_ropes": []}  # a copy gathers its own
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _stacks=WeakKeyDictionary(), _ways=WeakKeyDictionary())
+        self.__dict__.update(state, _stacks=WeakKeyDictionary(), _since=object())
 
 
 class Layers:
