@@ -73,7 +73,7 @@ def test_dearer_rows_are_spent_more_sparingly():
 
 def test_blending_beats_each_of_its_sources_at_as_many_rows():
     model, prompts = setting(6)
-    both = tokens_per_pass(model, "blend:drafts=suffix+token_recycling,row=0.02,nodes=16,rests=false", prompts)
+    both = tokens_per_pass(model, "blend:drafts=suffix+token_recycling,row=0.02,nodes=16", prompts)
     assert both > max(tokens_per_pass(model, f"{name}:nodes=16", prompts) for name in ("suffix", "token_recycling"))
 
 
