@@ -52,7 +52,8 @@ class Method:
                 source.draft.start(sequences)
 
     def propose(self, sequences, room):
-        names, found = [source.name for source in self.sources], [source.draft.propose(sequences, room) for source in self.sources]
+        names = [source.name for source in self.sources]
+        found = [source.draft.propose(sequences, room) for source in self.sources]
         best = [self.merger.merge(s.ids[-1], zip(names, trees, strict=True), most)
                 for s, trees, most in zip(sequences, zip(*found, strict=True), room, strict=True)]
         self.proposed = {s.number: union for s, (_, union) in zip(sequences, best, strict=True)}
