@@ -26,7 +26,7 @@ class Lanes:
         self.cache = PlainCache.like(model, batch=0, capacity=slack)
         self.device, self.mode = model.device, torch.inference_mode()
         self.furthest = model.config.context - 1
-        self.now: Callable[[], float] = perf_counter if self.device.type == "cpu" else _waited
+        self.now: Callable[[], float] = _waited if self.device.type == "cuda" else perf_counter
         self.held: list[Sequence] = []
         self.ids: list[list[int]] = []  # what each lane's committed slots hold
 
