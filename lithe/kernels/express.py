@@ -60,7 +60,8 @@ class Course:
         self.taps = {name: place for place, name in enumerate(taps) if place in self.ran or place == self.final}
         self.room, self.count = len(taps), len(legs)
         at, places, size = ctypes.addressof(stack.layer_array), ctypes.addressof(stack.place_array), ctypes.sizeof(PlaceStruct)
-        self.array = (LegStruct * len(legs))(*((at + 8 * first, places + size * first, *rest) for first, *rest in legs))
+        made = [LegStruct(at + 8 * first, places + size * first, *rest) for first, *rest in legs]
+        self.array = (LegStruct * len(legs))(*made)
         self.address = addressof(self.array)
 
 
