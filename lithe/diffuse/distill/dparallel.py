@@ -20,6 +20,8 @@ class Knobs:
     heat: float = knob(0.5, "temperature at which the entropy is taken", low=0.01)
     masked: float = knob(0.5, "share of a block that is masked in the first view; the second masks the rest", low=0, high=1)
     block: int = knob(32, "places of a block", low=1)
+    choices: int = knob(1, "own answers of a problem: one a token a step, the others drawn; of those that are right the one is "
+                           "taught that the student finds likeliest on an empty canvas. 1: the paper's", low=1)
     correct: bool = knob(True, "ask for certainty only where the model is right; off: everywhere, the paper's ablation")
 
 
@@ -28,17 +30,35 @@ class Method:
         self.knobs = knobs
 
     def begin(self, room, student):
-        """The model's own answers by one token a step, those that are right."""
-        self.kept = [(e, said) for e, said in zip(room.examples, room.answers(room.examples), strict=True) if e.right(said)]
+        """The model's own answers by one token a step, those that are right, each once."""
+        drawn = [room.answers(room.examples, float(turn > 0), room.lesson.seed + turn) for turn in range(self.knobs.choices)]
+        right = [list(dict.fromkeys(tuple(said) for said in each if e.right(said)))
+                 for e, each in zip(room.examples, zip(*drawn, strict=True), strict=True)]
+        self.kept = [(e, each) for e, each in zip(room.examples, right, strict=True) if each]
         if not self.kept:
             raise UsageError("the model answers no example rightly by one token a step: it has nothing of its own to teach")
-        self.room = room
+        self.room, self.student = room, student
+
+    @torch.no_grad()
+    def likeliest(self, kept):
+        """ids_BT and open_BT of these: of each one's answers that of most chance, were all places decided at once."""
+        room, counts = self.room, [len(each) for _, each in kept]
+        ids_NT, open_NT = room.whole([e for e, each in kept for _ in each], [said for _, each in kept for said in each])
+        first_B = torch.tensor([0, *counts[:-1]]).cumsum(0)
+        if max(counts) == 1:
+            return ids_NT, open_NT
+        empty_BT = ids_NT[first_B].masked_fill(open_NT[first_B], room.mask)
+        log_BTV = logits(self.student, empty_BT, empty_BT).log_softmax(-1)
+        row_N = torch.arange(len(kept)).repeat_interleave(torch.tensor(counts))
+        log_N = (log_BTV[row_N].gather(2, ids_NT.unsqueeze(-1)).squeeze(-1) * open_NT).sum(1)
+        best_B = torch.stack([begin + each.argmax() for begin, each in zip(first_B, log_N.split(counts), strict=True)])
+        return ids_NT[best_B], open_NT[best_B]
 
     def batch(self, step, ending=False):
         """Two views of a block of each row: what lies before is clean, what lies behind is masked."""
         room, knobs, dice = self.room, self.knobs, self.room.dice(step)
         at = torch.randint(len(self.kept), (room.lesson.rows,), generator=dice).tolist()
-        ids_BT, open_BT = room.whole([self.kept[i][0] for i in at], [self.kept[i][1] for i in at])
+        ids_BT, open_BT = self.likeliest([self.kept[i] for i in at])
         place_BT = open_BT.cumsum(1) - 1
         blocks_B1 = -(-open_BT.sum(1, keepdim=True) // knobs.block)
         block_B1 = (torch.rand(len(at), 1, generator=dice) * blocks_B1).long()
