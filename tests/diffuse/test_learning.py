@@ -85,6 +85,19 @@ def test_certainty_is_asked_for_only_where_the_model_is_right():
     assert found[0] < found[1] and found[1] != found[2]
 
 
+def test_the_masked_share_is_one_for_all_rows_or_drawn_for_each():
+    """The standard deviation over rows of the share that the first view masks, of 40 places each."""
+    apart = {}
+    for spec in ("dparallel:masked=0.4,block=64", "dparallel:masked=0.4,spread=true,block=64"):
+        model = small_model(*FULL_MODEL)
+        made, room = method(spec, model), class_of(model, rows=200)
+        made.room, made.kept = room, [(replace(room.examples[0], places=40), [(1,) * 39])]
+        share_B = made.batch(0)["asked_BT"][:200].float()[:, 3:].mean(1)
+        apart[spec] = float(share_B.std())
+        assert abs(float(share_B.mean()) - (0.7 if "spread" in spec else 0.4)) < 0.04
+    assert list(apart.values()) == [pytest.approx((0.24 / 40) ** 0.5, abs=0.015), pytest.approx(0.185, abs=0.03)]
+
+
 def free(model):
     """A class in which any answer is right."""
     room = class_of(model, rows=6)

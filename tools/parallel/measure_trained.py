@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING
 
-from lithe.bench.parallel._suite import best
+from book import Book
+
+from lithe.bench.ledger import Record
+from lithe.bench.parallel._rows import against
+from lithe.bench.parallel._suite import PLAIN, best
 from lithe.bench.parallel._tasks import CHOSEN, RANDOM
 
 if TYPE_CHECKING:
     from measure import Desk
 
+Fits = dict[str, tuple[str, str, int, int, int, str]]
 TRAINED = {"dparallel": "low_entropy", "dparallel:beta=0": "low_entropy", "dparallel:correct=false": "low_entropy",
            "dscd": "cad:early=0", "dscd:nested=false": "cad:early=0"}  # what is trained, and the policy it is trained for
 FLOORS = ("0.3", "0.5", "0.7", "0.9", "0.95")
@@ -30,7 +36,14 @@ LONGER = {  # a label: what is fitted, to which one before it, steps, rows, exam
     "cross-entropy alone, empty canvas": (EMPTY, "", 3000, 16, 24000, WEIGHED),
     "dscd, 3000 steps": ("dscd", "", 3000, 16, 24000, WEIGHED),
 }
+FIRST = "dparallel of choices"
+CHOOSING = {  # the same; of several right answers of its own a model is taught the one it is nearest to, or the only one
+    FIRST: (f"{TUNED},choices=12", "", 2500, 24, 5000, WEIGHED),
+    f"{FIRST}, round 2": ("dparallel:masked=0.9,rate=5e-4,choices=8", FIRST, 3000, 24, 5000, EVENEST),
+    "dparallel of one choice": (TUNED, "", 2500, 24, 5000, WEIGHED),
+}
 CERTAIN = ("0.02", "0.05", "0.08", "0.1", "0.15", "0.2", "0.45")  # entropies for what was trained for long
+BOLDER = (*CERTAIN, "0.3", "0.6")
 REWARDED = {"rate=3e-4": ("", "100"), "rate=1e-3,prompts=8": (", 300 steps", "300")}  # knobs: a label, steps
 
 
@@ -47,14 +60,47 @@ def trained_models(desk: Desk, given: argparse.Namespace) -> None:
 
 def longer(desk: Desk, given: argparse.Namespace) -> None:
     """Trained for twenty times as long: what is then decided at once, one place a step, and what its own oracle needs."""
-    able, name = desk.able(), lambda label: label.replace(",", "").replace(" ", "-")
-    cad, own = [f"cad:early=0,floor={floor}" for floor in FLOORS], [f"low_entropy:most={most}" for most in CERTAIN]
-    for label, (spec, before, steps, count, examples, data) in LONGER.items():
-        asked = {"--steps": steps, "--rows": count, "--examples": examples, "--warmup": 100, "--data": f"tasks:{data}"}
-        start = desk.fitted("", name(before)) if before else ""
-        folder = desk.fitted(spec, name(label), model=start, **{key: str(value) for key, value in asked.items()})
-        methods = ["", best(), "steady:tokens=8", *(cad if spec.startswith("dscd") else own)]
-        desk.run(able, methods, model=folder, label=f"{desk.name} + {label}", part="trained")
+    for label in LONGER:
+        _measured(desk, LONGER, label, CERTAIN)
+
+
+def choosing(desk: Desk, given: argparse.Namespace) -> None:
+    """The same where right answers are chosen from; the best policy at a point lost is asked once more on another draw."""
+    able = desk.able()
+    plain = desk.run(able, [""])
+    for label in CHOOSING:
+        found = _measured(desk, CHOOSING, label, BOLDER)
+        held = [against([r for r in found if r.method == method], plain) for method in dict.fromkeys(r.method for r in found)]
+        fit = [row for row in held if row.lost <= 1 and row.method != best()]
+        for row in sorted(fit, key=lambda row: row.passes)[:1]:
+            name, methods = f"{desk.name} + {label}", ["", row.method]
+            if not _known(desk, name, "trained", able, methods, 1):
+                desk.run(able, methods, seed=1, model=_folder(desk, CHOOSING, label), label=name, part="trained")
+
+
+def _folder(desk: Desk, which: Fits, label: str) -> str:
+    """Where a fit lies, made where it is not there yet, and those before it."""
+    spec, before, steps, count, examples, data = which[label]
+    asked = {"--steps": steps, "--rows": count, "--examples": examples, "--warmup": 100, "--data": f"tasks:{data}"}
+    start = _folder(desk, which, before) if before else ""
+    name = label.replace(",", "").replace(" ", "-")
+    return desk.fitted(spec, name, model=start, **{key: str(value) for key, value in asked.items()})
+
+
+def _measured(desk: Desk, which: Fits, label: str, entropies: Seq[str]) -> list[Record]:
+    """A fit by one token a step, by its own oracle, all at once and by its policy at all thresholds."""
+    cad, own = [f"cad:early=0,floor={floor}" for floor in FLOORS], [f"low_entropy:most={most}" for most in entropies]
+    methods = ["", best(), "steady:tokens=8", *(cad if which[label][0].startswith("dscd") else own)]
+    able, name = desk.able(), f"{desk.name} + {label}"
+    return (_known(desk, name, "trained", able, methods)
+            or desk.run(able, methods, model=_folder(desk, which, label), label=name, part="trained"))
+
+
+def _known(desk: Desk, name: str, part: str, tasks: Seq[str], methods: Seq[str], seed: int = 0) -> list[Record]:
+    """What the ledger holds of a trained model, if that is all: its fit, which may be gone, is not made again then."""
+    held = Book(desk.ledger.path).all(part=part, seed=seed, model=name)
+    wanted = {(task, method or PLAIN) for task in tasks for method in methods}
+    return held if wanted <= {(r.settings["task"], r.method) for r in held} else []
 
 
 def rewards(desk: Desk, given: argparse.Namespace) -> None:
@@ -67,10 +113,12 @@ def rewards(desk: Desk, given: argparse.Namespace) -> None:
         for seed in range(3):
             for trace in ("true", "false"):
                 spec = f"cj_grpo:policy={ascending.replace(',', ';')},trace={trace},{knobs}"
+                label = f"{desk.name} + cj_grpo:trace={trace}{length}, seed {seed}"
+                if _known(desk, label, "rewards", [task], [ascending]):
+                    continue
                 folder = desk.fitted(spec, f"reward-{trace}-{seed}{length.replace(', ', '-').replace(' ', '-')}", seed,
                                      **{"--data": f"tasks:{task}", "--steps": steps})
-                label = f"{desk.name} + cj_grpo:trace={trace}{length}, seed {seed}"
                 desk.run([task], [ascending], 200, model=folder, label=label, part="rewards")
 
 
-PARTS = {"trained": trained_models, "longer": longer, "rewards": rewards}
+PARTS = {"trained": trained_models, "longer": longer, "choosing": choosing, "rewards": rewards}

@@ -19,6 +19,7 @@ class Knobs:
     beta: float = knob(2.0, "weight of the entropy", low=0)
     heat: float = knob(0.5, "temperature at which the entropy is taken", low=0.01)
     masked: float = knob(0.5, "share of a block that is masked in the first view; the second masks the rest", low=0, high=1)
+    spread: bool = knob(False, "draw the first view's share for each row, between `masked` and all; off: the paper's")
     block: int = knob(32, "places of a block", low=1)
     choices: int = knob(1, "own answers of a problem: one a token a step, the others drawn; of those that are right the one is "
                            "taught that the student finds likeliest on an empty canvas. 1: the paper's", low=1)
@@ -31,10 +32,14 @@ class Method:
 
     def begin(self, room, student):
         """The model's own answers by one token a step, those that are right, each once."""
-        drawn = [room.answers(room.examples, float(turn > 0), room.lesson.seed + turn) for turn in range(self.knobs.choices)]
-        right = [list(dict.fromkeys(tuple(said) for said in each if e.right(said)))
-                 for e, each in zip(room.examples, zip(*drawn, strict=True), strict=True)]
-        self.kept = [(e, each) for e, each in zip(room.examples, right, strict=True) if each]
+        found = [(e, {}) for e in room.examples]
+        for turn in range(self.knobs.choices):  # what says the same twice is asked no more
+            asked = [pair for pair in found if turn < 2 or len(pair[1]) > 1]
+            said = room.answers([e for e, _ in asked], float(turn > 0), room.lesson.seed + turn)
+            for (_, own), answer in zip(asked, said, strict=True):
+                own[tuple(answer)] = True
+        right = [(e, [answer for answer in own if e.right(answer)]) for e, own in found]
+        self.kept = [(e, own) for e, own in right if own]
         if not self.kept:
             raise UsageError("the model answers no example rightly by one token a step: it has nothing of its own to teach")
         self.room, self.student = room, student
@@ -64,7 +69,9 @@ class Method:
         block_B1 = (torch.rand(len(at), 1, generator=dice) * blocks_B1).long()
         own_BT = open_BT & (place_BT // knobs.block == block_B1)
         behind_BT = open_BT & (place_BT // knobs.block > block_B1)
-        first_BT = torch.rand(ids_BT.shape, generator=dice) < knobs.masked
+        first_BT = torch.rand(ids_BT.shape, generator=dice)
+        share_B1 = torch.rand(len(at), 1, generator=dice) if knobs.spread else torch.zeros(len(at), 1)
+        first_BT = first_BT < knobs.masked + share_B1 * (1 - knobs.masked)
         asked_BT = torch.cat((own_BT & first_BT, own_BT & ~first_BT))
         hidden_BT = asked_BT | behind_BT.repeat(2, 1)
         clean_BT = ids_BT.repeat(2, 1)
