@@ -36,14 +36,17 @@ LONGER = {  # a label: what is fitted, to which one before it, steps, rows, exam
     "cross-entropy alone, empty canvas": (EMPTY, "", 3000, 16, 24000, WEIGHED),
     "dscd, 3000 steps": ("dscd", "", 3000, 16, 24000, WEIGHED),
 }
-FIRST = "dparallel of choices"
+EVEN = ",".join([*CHOSEN * 2, "reverse", "sort", *RANDOM * 2, "shuffle"])
+CHOICES, ONLY = "dparallel of choices", "dparallel of one choice"
+AGAIN = "dparallel:masked=0.3,spread=true,rate=5e-4"
 CHOOSING = {  # the same; of several right answers of its own a model is taught the one it is nearest to, or the only one
-    FIRST: (f"{TUNED},choices=12", "", 2500, 24, 5000, WEIGHED),
-    f"{FIRST}, round 2": ("dparallel:masked=0.9,rate=5e-4,choices=8", FIRST, 3000, 24, 5000, EVENEST),
-    "dparallel of one choice": (TUNED, "", 2500, 24, 5000, WEIGHED),
+    CHOICES: (f"{TUNED},choices=12", "", 2500, 24, 5000, WEIGHED),
+    f"{CHOICES}, round 2": (AGAIN, CHOICES, 2500, 32, 14000, EVEN),
+    ONLY: (TUNED, "", 2500, 24, 5000, WEIGHED),
+    f"{ONLY}, round 2": (AGAIN, ONLY, 2500, 32, 14000, EVEN),
 }
 CERTAIN = ("0.02", "0.05", "0.08", "0.1", "0.15", "0.2", "0.45")  # entropies for what was trained for long
-BOLDER = (*CERTAIN, "0.3", "0.6")
+BOLDER = (*CERTAIN, "0.3")
 REWARDED = {"rate=3e-4": ("", "100"), "rate=1e-3,prompts=8": (", 300 steps", "300")}  # knobs: a label, steps
 
 
