@@ -15,8 +15,9 @@ from lithe.bench.parallel._rows import Row, against, good
 from lithe.bench.parallel._suite import PLAIN, best
 
 BLOCKS, MIXED = "zoo:tiny-block", "zoo:tiny-diffusion-moe"
-LONG = ("dparallel, 8000 steps", *(f"dparallel tuned, round {n}" for n in range(1, 8)), *(f"dparallel of {how}{more}" for how in
-        ("choices", "one choice") for more in ("", ", round 2")))  # dParallel trained for long
+HOW, ROUNDS = ("twelve choices", "choices", "one choice"), ("", ", round 2", ", round 3")
+LONG = ("dparallel, 8000 steps", *(f"dparallel tuned, round {n}" for n in range(1, 8)),
+        *(f"dparallel of {how}{more}" for how in HOW for more in ROUNDS))  # dParallel trained for long
 ASCENDING = "eoser:low=0.01,ascending=true"
 
 

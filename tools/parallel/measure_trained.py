@@ -37,13 +37,19 @@ LONGER = {  # a label: what is fitted, to which one before it, steps, rows, exam
     "dscd, 3000 steps": ("dscd", "", 3000, 16, 24000, WEIGHED),
 }
 EVEN = ",".join([*CHOSEN * 2, "reverse", "sort", *RANDOM * 2, "shuffle"])
-CHOICES, ONLY = "dparallel of choices", "dparallel of one choice"
+EVENLY = ",".join([*CHOSEN, "reverse", "sort", "insert_index", "copy", *RANDOM, "shuffle", "replace_random", "insert_random",
+                   "shuffle", "sort", "reverse"])
+REPLACED = ",".join([*CHOSEN, "reverse", *RANDOM, "remove_random", *["replace_random"] * 3])
 AGAIN = "dparallel:masked=0.3,spread=true,rate=5e-4"
+TWELVE, CHOICES, ONLY = "dparallel of twelve choices", "dparallel of choices", "dparallel of one choice"
 CHOOSING = {  # the same; of several right answers of its own a model is taught the one it is nearest to, or the only one
-    CHOICES: (f"{TUNED},choices=12", "", 2500, 24, 5000, WEIGHED),
+    TWELVE: (f"{TUNED},choices=12", "", 2500, 24, 5000, WEIGHED),
+    f"{TWELVE}, round 2": (AGAIN, TWELVE, 2500, 32, 14000, EVENLY),
+    CHOICES: (f"{TUNED},choices=12,patience=2", "", 2500, 24, 5000, WEIGHED),
     f"{CHOICES}, round 2": (AGAIN, CHOICES, 2500, 32, 14000, EVEN),
+    f"{CHOICES}, round 3": ("dparallel:masked=0.5,spread=true,rate=5e-4,choices=6,patience=2", f"{CHOICES}, round 2", 1500, 24,
+                            5000, REPLACED),
     ONLY: (TUNED, "", 2500, 24, 5000, WEIGHED),
-    f"{ONLY}, round 2": (AGAIN, ONLY, 2500, 32, 14000, EVEN),
 }
 CERTAIN = ("0.02", "0.05", "0.08", "0.1", "0.15", "0.2", "0.45")  # entropies for what was trained for long
 BOLDER = (*CERTAIN, "0.3")

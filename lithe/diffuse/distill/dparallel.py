@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from lithe.card import Card, knob
-from lithe.diffuse.learn import logits
+from lithe.diffuse.learn import Example, logits
 from lithe.errors import UsageError
 from lithe.ops.truncate import entropy
 
@@ -23,6 +23,7 @@ class Knobs:
     block: int = knob(32, "places of a block", low=1)
     choices: int = knob(1, "own answers of a problem: one a token a step, the others drawn; of those that are right the one is "
                            "taught that the student finds likeliest on an empty canvas. 1: the paper's", low=1)
+    patience: int = knob(0, "draw no more for a problem whose first answers, so many, are the same one; 0: draw all", low=0)
     correct: bool = knob(True, "ask for certainty only where the model is right; off: everywhere, the paper's ablation")
 
 
@@ -32,9 +33,10 @@ class Method:
 
     def begin(self, room, student):
         """The model's own answers by one token a step, those that are right, each once."""
-        found = [(e, {}) for e in room.examples]
-        for turn in range(self.knobs.choices):  # what says the same twice is asked no more
-            asked = [pair for pair in found if turn < 2 or len(pair[1]) > 1]
+        found: list[tuple[Example, dict[tuple[int, ...], bool]]] = [(e, {}) for e in room.examples]
+        for turn in range(self.knobs.choices):
+            settled = 0 < self.knobs.patience <= turn
+            asked = [pair for pair in found if len(pair[1]) > 1 or not settled]
             said = room.answers([e for e, _ in asked], float(turn > 0), room.lesson.seed + turn)
             for (_, own), answer in zip(asked, said, strict=True):
                 own[tuple(answer)] = True
