@@ -31,6 +31,7 @@ from lithe.model.decoder import Decoder
 from lithe.model.linear import PackedLinear
 
 Tell = Callable[[str, int, int], None]  # what is under way, done, of how many
+FORETOLD = 2048  # tokens that a dry run measures its plan on
 
 
 @dataclass
@@ -61,12 +62,14 @@ def compress(model: Decoder, methods: Sequence[str], calibration: Calibration | 
         began = time.monotonic()
         if stage is None:
             if dry_run:
+                result.report.setdefault("foretold", []).append({"step": step.text, "kl": None})
                 continue
             work, note = recover(work, model, step, calibration, seed=seed, kept=kept, number=number)
         else:
             allocation = stage.allocate()
             result.allocations.append(allocation)
             if dry_run:
+                result.report.setdefault("foretold", []).append({"step": step.text, "kl": stage.foretold(allocation.levels)})
                 continue
             work, note = stage.apply(allocation), stage.notes
         note = {"step": step.exact, "seconds": round(time.monotonic() - began, 2), **note}
@@ -157,6 +160,15 @@ class Stage:
         if (cost := self.problem.cost(found.levels)) > self.problem.budget * (1 + 1e-9):
             raise UsageError(f"{path}: this plan takes {cost:,.0f} bytes, {self.problem.budget:,.0f} are allowed")
         return found.levels
+
+    def foretold(self, levels: Plan) -> float | None:
+        """KL to the model as it is, in nats a token on the first calibration tokens, with all changes made on its own inputs.
+        None without a text, and for acts that change sites together."""
+        if self.calibration is None or any(hasattr(self.step.act, verb) for verb in ("prepare", "smooth", "block")):
+            return None
+        measured = Measured(self)
+        measured.store({name: [level] for name, level in levels.items()})
+        return measured(levels, FORETOLD)
 
     def apply(self, allocation: Allocation) -> Decoder:
         """Mask block after block, then cut and pack."""
