@@ -69,8 +69,8 @@ def _show(report: dict[str, Any], allocations: list[dict[str, Any]], dry_run: bo
         print(f"{few['layers']} layers hold only weights that are not zero: {few['bytes']:,} bytes where dense ones take "
               f"{few['bytes_dense']:,} (--dense-zeros writes them all)")
     for said in report.get("foretold", []):
-        print(f"{said['step']}: " + ("loss not foretold" if said["kl"] is None else f"about {said['kl']:.4f} nats a token (KL) from "
-                                     "the model as it is, on calibration text"))
+        print(f"{said['step']}: " + ("what it does to bytes and loss beyond its plan is not foretold" if said["kl"] is None else
+                                     f"about {said['kl']:.4f} nats a token (KL) from the dense model, on calibration text"))
     if "faster" in report:
         print(f"decoding: about {report['faster']:g} times as fast, where reading weights is what takes time")
     if "bytes" in report:

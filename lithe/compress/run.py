@@ -20,6 +20,7 @@ from lithe.compress import calibrate, health, surgery
 from lithe.compress.allocation import Allocation, Plan, Problem
 from lithe.compress.calibrate import Calibration, Source
 from lithe.compress.change import Change, put, store
+from lithe.compress.fitness import Fitness
 from lithe.compress.groups import CUT_UNITS, Group
 from lithe.compress.kept import Kept
 from lithe.compress.measured import Measured, slope
@@ -36,11 +37,13 @@ FORETOLD = 2048  # tokens that a dry run measures its plan on
 
 @dataclass
 class Result:
-    """model: the smaller one. allocations: one a step that has a budget. report: what was measured and noticed on the way."""
+    """model: the smaller one. allocations: one a step that has a budget. report: what was measured and noticed on the way.
+    before: in a dry run, what the last plan is for."""
 
     model: Decoder
     allocations: list[Allocation] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
+    before: Decoder | None = None
 
 
 def compress(model: Decoder, methods: Sequence[str], calibration: Calibration | None = None, *, seed: int = 0,
@@ -60,17 +63,20 @@ def compress(model: Decoder, methods: Sequence[str], calibration: Calibration | 
         stage = None if step.recover is not None else Stage(
             work, step, calibration, seed + number, tell or _quiet, kept, number, item or model.dtype.itemsize)
         began = time.monotonic()
-        if stage is None:
-            if dry_run:
-                result.report.setdefault("foretold", []).append({"step": step.text, "kl": None})
-                continue
-            work, note = recover(work, model, step, calibration, seed=seed, kept=kept, number=number)
-        else:
+        if stage is not None:
             allocation = stage.allocate()
             result.allocations.append(allocation)
-            if dry_run:
-                result.report.setdefault("foretold", []).append({"step": step.text, "kl": stage.foretold(allocation.levels)})
+        if dry_run:
+            told = None if stage is None else stage.foretold(allocation.levels, model)
+            result.report.setdefault("foretold", []).append({"step": step.text, "kl": told})
+            if stage is None:
                 continue
+            result.before = work
+            if all(other.recover is not None for other in steps[number + 1:]):
+                continue  # else what comes after plans for what this step leaves
+        if stage is None:
+            work, note = recover(work, model, step, calibration, seed=seed, kept=kept, number=number)
+        else:
             work, note = stage.apply(allocation), stage.notes
         note = {"step": step.exact, "seconds": round(time.monotonic() - began, 2), **note}
         result.report.setdefault("steps", []).append(note)
@@ -161,12 +167,13 @@ class Stage:
             raise UsageError(f"{path}: this plan takes {cost:,.0f} bytes, {self.problem.budget:,.0f} are allowed")
         return found.levels
 
-    def foretold(self, levels: Plan) -> float | None:
-        """KL to the model as it is, in nats a token on the first calibration tokens, with all changes made on its own inputs.
-        None without a text, and for acts that change sites together."""
+    def foretold(self, levels: Plan, dense: Decoder) -> float | None:
+        """KL to the dense model in nats a token on the first calibration tokens, with all changes made on the inputs that there
+        are before. None without a text, and for acts that change sites together."""
         if self.calibration is None or any(hasattr(self.step.act, verb) for verb in ("prepare", "smooth", "block")):
             return None
         measured = Measured(self)
+        measured.fitness = Fitness(dense, self.calibration)
         measured.store({name: [level] for name, level in levels.items()})
         return measured(levels, FORETOLD)
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import resource
 
 import pytest
 
@@ -88,3 +89,22 @@ def test_a_dry_run_foretells_the_loss_of_the_model_it_would_make(go, tmp_path, w
     made = lithe.compress(dense, step, calibration=text).model
     told = json.loads(out)["foretold"]
     assert told[0]["kl"] == pytest.approx(Fitness(dense, text)(made, 2048), rel=1e-3) and told[1]["kl"] is None
+
+
+def test_a_dry_run_of_a_chain_plans_for_what_earlier_steps_leave(go, tmp_path):
+    asked = ("--method", "magnitude_pruning:ratio=0.4,unit=width", "--method", "rtn:bits=4", "--json")
+    planned, told = (json.loads(go(*asked, *more)[1]) for more in (["--dry-run"], ["-o", tmp_path / "out"]))
+    assert planned["allocations"] == told["allocations"]
+    assert 0 <= told["bytes"] - planned["bytes"] < 0.05 * planned["bytes_before"]  # names and shapes in the file's header
+
+
+@pytest.mark.parametrize("room", [100, 20_000])  # too little for the plan, and for the model
+def test_a_full_disk_is_told_and_leaves_no_folder(go, tmp_path, room):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        code, _, err = go("--method", "magnitude_pruning:ratio=0.5", "-o", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 2 and "cannot" in err and "File too large" in err and not (tmp_path / "out").exists()
+    assert go("--method", "magnitude_pruning:ratio=0.5", "-o", tmp_path / "out")[0] == 0
