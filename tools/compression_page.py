@@ -45,15 +45,18 @@ BITS = (("rtn, 4.1 bits", "gptq, 4.1 bits"), ("rtn, 4.1 bits", "gptq and pv-tuni
 CLAIMS = (  # row of papers.toml, what it claims, what it claims to beat
     (1, "cfsp", "channels by wanda-sp"), (1, "cfsp", "flap"), (1, "cfsp, then its own", "cfsp, then lora"),
     (8, "sr-ste, 2:4", "straight-through, 2:4"), (16, "comp", "llm-pruner"), (26, "tyr, uniform", "llm-pruner"),
-    (26, "tyr", "tyr, uniform"), (33, "pv-tuning, 2.1 bits", "gptq, 2.1 bits"),
-    (35, "dgq, 4.1 bits", "rtn, 4.1 bits"), (36, "progressive gradient flow, FFN 1:8", "sr-ste, FFN 1:8"),
+    (26, "tyr, even", "llm-pruner"), (26, "tyr", "tyr, uniform"), (26, "tyr", "tyr, even"), (33, "pv-tuning, 2.1 bits", "gptq, 2.1 bits"),
+    (35, "dgq, 4.1 bits", "rtn, 4.1 bits"), (8, "sr-ste, FFN 1:8", "straight-through, FFN 1:8"), (36, "progressive gradient flow, FFN 1:8", "sr-ste, FFN 1:8"),
     (37, "atp", "width by wanda-sp, then tuned"),
     (37, "atp, long", "width by wanda-sp, then tuned long"), (46, "cbq, 3 bits", "gptq, 3 bits"),
-    (98, "depth by evopress", "depth by block influence"), (102, "pela, task and features", "pela, task alone"),
+    (98, "depth by evopress", "depth by block influence"),
+    (98, "3 bits on average, evopress", "3 bits on average, spent evenly"),
+    (98, "3 bits on average, evopress", "3 bits on average, integer program"), (102, "pela, task and features", "pela, task alone"),
     (102, "pela", "pela, task and features"), (102, "pela", "pela, from random pairs"),
     (111, "fast sparse", "gone at once, then tuned"),
     (130, "ecoflap", "wanda"), (145, "welore", "svd, shares alike"), (145, "welore, pairs tuned", "welore, dense tuned"),
-    (148, "dsnot", "wanda"), (161, "pat", "slicegpt, then tuned"), (162, "adaquant, 3 bits", "gptq, 3 bits"),
+    (148, "dsnot", "wanda"), (161, "pat", "slicegpt, then tuned"),
+    (161, "pat, 75 % of bytes", "width by wanda-sp at 75 % of bytes, then tuned"), (162, "adaquant, 3 bits", "gptq, 3 bits"),
     (162, "3 bits on average, integer program", "3 bits on average, spent evenly"))
 
 

@@ -68,7 +68,8 @@ def compress(model: Decoder, methods: Sequence[str], calibration: Calibration | 
             result.allocations.append(allocation)
         if dry_run:
             told = None if stage is None else stage.foretold(allocation.levels, model)
-            result.report.setdefault("foretold", []).append({"step": step.text, "kl": told})
+            result.report.setdefault("foretold", []).append({
+                "step": step.text, "planned": stage is not None, "kl": told})
             if stage is None:
                 continue
             result.before = work
