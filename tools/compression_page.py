@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import json
 import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 from lithe.bench.compress import DENSE, SUITE
 from lithe.bench.compress._plan import SHIPPED, Cell, Plan, cells, read
@@ -74,6 +76,13 @@ CLAIMS = (  # row of papers.toml, what it claims, what it claims to beat
     (161, "pat, 75 % of bytes", "width by wanda-sp at 75 % of bytes, then tuned"),
     (162, "adaquant, 3 bits", "gptq, 3 bits"),
     (162, "3 bits on average, integer program", "3 bits on average, spent evenly"))
+
+APART = (  # row, file beside the logs, what, its key, figures by name; nats a token, or a byte where models read bytes
+    (74, "sharing.jsonl", "bytes from scratch; 1 / {} of the layers' weights", "times",
+     ("dense", "fold", "hash", "random", "magnitude", "snip", "lottery")),
+    (102, "transfer.jsonl", "tuned on another text, {} steps", "steps", ("dense", "dense_tuned_0.001", "healed_tuned_0.001")),
+    (117, "ftwt.jsonl", "FFNs tuned beside predictors, tau {}", "tau",
+     ("dense", "loss_predicted", "loss_fixed_and_tuned", "loss_drawn", "on", "recall", "recall_fixed")))
 
 
 def known(records: list[Record], model: str, plan: Plan) -> dict[Cell, Record]:
@@ -153,17 +162,39 @@ def claims(found: dict[str, dict[Cell, Record]], plans: dict[str, Plan]) -> str:
     lines = ["| row | method | beside | model | ratio | gains | twin: gains | seeds |",
              "| --: | --- | --- | --- |" + " --: |" * 4]
     for number, name, rival in CLAIMS:
+        told = len(lines)
         for model, own in found.items():
             plan = replace(plans[model], methods=tuple(replace(entry, against=rival) if entry.name == name else entry
                                                        for entry in plans[model].methods))
             by = {(row.ratio, row.on): row for row in rows(own, plan) if row.method == name and row.gains is not None}
-            for (ratio, on), row in by.items():
-                if on == "plain":
-                    twin = by.get((ratio, "twin"))
-                    lines.append(f"| {number} | {name} | {rival} | {model.removeprefix('zoo:')} | "
-                                 f"{'' if ratio is None else f'{ratio:g}'} | {gained(row)} | {gained(twin) if twin else ''} | "
-                                 f"{row.paired} |")
+            for ratio in dict.fromkeys(ratio for ratio, _ in by):
+                row, twin = by.get((ratio, "plain")), by.get((ratio, "twin"))
+                seeds = [str(row.paired)] if row else []
+                seeds += [f"twin {twin.paired}"] if twin and (row is None or twin.paired != row.paired) else []
+                at = "" if ratio is None else f"{ratio:g}"
+                lines.append(f"| {number} | {name} | {rival} | {model.removeprefix('zoo:')} | {at} | {gained(row) if row else ''} "
+                             f"| {gained(twin) if twin else ''} | {', '.join(seeds)} |")
+        if len(lines) == told:
+            lines.append(f"| {number} | {name} | {rival} | | | not run | | |")
     return "\n".join(lines)
+
+
+def apart() -> list[str]:
+    """What tools measure beside the suite, from the lines that they print: means over seeds."""
+    lines = ["| row | what | means over seeds | seeds |", "| --: | --- | --- | --: |"]
+    for number, file, what, key, names in APART:
+        told = [json.loads(line) for line in (DOCS / "log" / "compress" / file).read_text().splitlines()]
+        told = [one | {one["way"]: one["loss"]} if "way" in one else one for one in told]
+        for value in dict.fromkeys(one[key] for one in told):
+            own = {name: [one[name] for one in told if name in one and (one[key] == value or one.get("way") == DENSE)]
+                   for name in names}
+            figures = "; ".join(f"{name.removeprefix('loss_').replace('_', ' ')} {mean(found):.3f}"
+                                for name, found in own.items() if found)
+            if own[names[1]]:
+                lines.append(f"| {number} | {what.format(f'{value:g}')} | {figures} | {len(own[names[1]])} |")
+    return ["## Measured apart", "By `tools/sharing.py`, `tools/lowrank.py` and `tools/ftwt.py`, which print the lines that lie "
+            "in `docs/log/compress`; what each figure is stands in the log of its row there, where row 168 (structured FFN) has "
+            "its own.", "\n".join(lines)]
 
 
 def kind(steps: str) -> str:
@@ -220,7 +251,7 @@ def main() -> None:
         sys.exit(f"{LEDGER} holds no records of the suite; run: lithe bench zoo:tiny --suite compress --ledger {LEDGER.name}")
     parts = [INTRODUCTION.format(documents=plan.documents, context=plan.context), "![loss added by bytes](compression.svg)"]
     parts += ["## What papers claim", "Gains over what each paper compares its method with, in nats a token.",
-              claims(found, plans)]
+              claims(found, plans), *apart()]
     for model, own in found.items():
         parts += section(model, plans[model], own)
         parts += bits(own, plans[model])
