@@ -172,8 +172,9 @@ def claims(found: dict[str, dict[Cell, Record]], plans: dict[str, Plan]) -> str:
                 seeds = [str(row.paired)] if row else []
                 seeds += [f"twin {twin.paired}"] if twin and (row is None or twin.paired != row.paired) else []
                 at = "" if ratio is None else f"{ratio:g}"
-                lines.append(f"| {number} | {name} | {rival} | {model.removeprefix('zoo:')} | {at} | {gained(row) if row else ''} "
-                             f"| {gained(twin) if twin else ''} | {', '.join(seeds)} |")
+                one, two = (gained(found) if found else "" for found in (row, twin))
+                lines.append(f"| {number} | {name} | {rival} | {model.removeprefix('zoo:')} | {at} | {one} | {two} "
+                             f"| {', '.join(seeds)} |")
         if len(lines) == told:
             lines.append(f"| {number} | {name} | {rival} | | | not run | | |")
     return "\n".join(lines)
@@ -192,9 +193,9 @@ def apart() -> list[str]:
                                 for name, found in own.items() if found)
             if own[names[1]]:
                 lines.append(f"| {number} | {what.format(f'{value:g}')} | {figures} | {len(own[names[1]])} |")
-    return ["## Measured apart", "By `tools/sharing.py`, `tools/lowrank.py` and `tools/ftwt.py`, which print the lines that lie "
-            "in `docs/log/compress`; what each figure is stands in the log of its row there, where row 168 (structured FFN) has "
-            "its own.", "\n".join(lines)]
+    said = ("By `tools/sharing.py`, `tools/lowrank.py` and `tools/ftwt.py`, whose lines lie in `docs/log/compress`; what each "
+            "figure is stands in the log of its row there, where row 168 (structured FFN) has its own.")
+    return ["## Measured apart", said, "\n".join(lines)]
 
 
 def kind(steps: str) -> str:
