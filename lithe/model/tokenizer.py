@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tokenizers
 from tokenizers import decoders
@@ -14,7 +15,9 @@ from tokenizers import decoders
 from lithe import registry
 from lithe.errors import FormatError, UnsupportedError, UsageError
 from lithe.model.header import inside, read_json, setting
-from lithe.model.template import ChatTemplate
+
+if TYPE_CHECKING:
+    from lithe.model.template import ChatTemplate
 
 HARMLESS = {"bos_token_id", "pad_token_id", "eos_token_id", "decoder_start_token_id", "max_length", "min_length", "use_cache",
             "transformers_version", "cache_implementation", "_from_model_config", "trust_remote_code", "low_memory",
@@ -72,8 +75,7 @@ class Tokenizer:
         self.pad_id: int | None = next(iter(token("pad_token_id")), None)
         self.bos_id: int | None = next(iter(self._named("bos_token_id") or token("bos_token_id")), None)
         self.prefix = self._prefix(config.get("add_bos_token"))
-        source = _template(folder, config)
-        self.template = None if source is None else ChatTemplate(source)
+        self._template = _template(folder, config)
 
     @classmethod
     def load(cls, folder: str | Path, embedding: int | None = None) -> Tokenizer:
@@ -110,6 +112,15 @@ class Tokenizer:
             raise UnsupportedError("this model has no chat template; give it plain text, or one trained on conversations")
         variables = {"tools": None, "documents": None, **self.special, **extra}
         return self.template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate | None:
+        """The chat template, compiled when it is asked for: plain text needs none, and jinja2 takes a third of a start."""
+        if self._template is None:
+            return None
+        from lithe.model.template import ChatTemplate
+
+        return ChatTemplate(self._template)
 
     @functools.cached_property
     def vocabulary(self) -> dict[str, int]:

@@ -178,10 +178,17 @@ def test_broken_tokenizer(tmp_path, content):
 
 
 @pytest.mark.parametrize("config",
-                         [{"auto_map": {}}, {"bos_token": "<nowhere>"}, {"chat_template": 3}, {"chat_template": "{% if %}"}])
+                         [{"auto_map": {}}, {"bos_token": "<nowhere>"}, {"chat_template": 3}])
 def test_broken_settings(tmp_path, config):
     with pytest.raises(FormatError):
         Tokenizer.load(folder_of(tmp_path / "t", byte_level(), config))
+
+
+def test_a_broken_template_is_told_of_when_it_is_asked_for(tmp_path):
+    tokenizer = Tokenizer.load(folder_of(tmp_path / "t", byte_level(), {"chat_template": "{% if %}"}))
+    assert tokenizer.decode(tokenizer.encode("a")) == "a"
+    with pytest.raises(FormatError, match="the chat template was refused"):
+        tokenizer.chat([{"role": "user", "content": "a"}])
 
 
 def test_chat(tmp_path):

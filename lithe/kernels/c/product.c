@@ -60,27 +60,44 @@ Rows rows_at(int32_t kind, const float *x, int rows, int64_t k, void *room) {
     return (Rows){room, rows, INT_ROWS, scale, (const int32_t *)(scale + (size_t)rows * (k / BLOCK))};
 }
 
+/* A block's whole numbers as bytes, on AVX2 then as halves, each quad's entries in the order 0 2 1 3; their sum. */
+#if LANES == 8
+INLINE int32_t spread(const vi *whole, int8_t *q) {
+    __m256i half[2], sum = _mm256_setzero_si256();
+    UNROLL for (int i = 0; i < 2; i++) { /* packing goes by halves of registers; the permutation puts quads in order */
+        half[i] = _mm256_permute4x64_epi64(_mm256_packs_epi32((__m256i)whole[2 * i], (__m256i)whole[2 * i + 1]), 0xd8);
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(half[i], _mm256_set1_epi16(1)));
+        __m256i wide = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(half[i], 0xd8), 0xd8);
+        _mm256_storeu_si256((__m256i *)(q + BLOCK) + i, wide);
+    }
+    _mm256_storeu_si256((__m256i *)q, _mm256_permute4x64_epi64(_mm256_packs_epi16(half[0], half[1]), 0xd8));
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+#else
+INLINE int32_t spread(const vi *whole, int8_t *q) {
+    int32_t all[BLOCK], total = 0;
+    memcpy(all, whole, sizeof all);
+    for (int i = 0; i < BLOCK; i++) q[i] = (int8_t)all[i], total += all[i];
+    return total;
+}
+#endif
+
 /* Whole numbers -127 to 127 with one scale a block of 32: scale = largest / 127, ties to even. */
 static void quantize(const float *x, int64_t k, int64_t real_k, const Rows *into, int row, int64_t from, int64_t to) {
     const int block = block_of(row, into), first = block_start(block, into), count = block_start(block + 1, into) - first;
     for (int64_t g = from / BLOCK, at = first * (k / BLOCK) + g * count + row - first; g < to / BLOCK; g++, at += count) {
-        int8_t *q = (int8_t *)into->x + at * BLOCK_BYTES;
         float t[BLOCK] __attribute__((aligned(64))) = {0};
-        int64_t real = real_k - g * BLOCK < BLOCK ? real_k - g * BLOCK : BLOCK;
-        int32_t total = 0, whole[BLOCK] __attribute__((aligned(64)));
-        memcpy(t, x + g * BLOCK, sizeof(float) * real);
+        const float *real = x + g * BLOCK;
+        if (real_k - g * BLOCK < BLOCK) real = memcpy(t, real, sizeof(float) * (real_k - g * BLOCK));
         vf most = vf_set1(0);
-        UNROLL for (int i = 0; i < BLOCK; i += LANES) most = vf_max(vf_max(vf_load(t + i), -vf_load(t + i)), most);
+        vi whole[BLOCK / LANES];
+        UNROLL for (int i = 0; i < BLOCK; i += LANES) most = vf_max(vf_max(vf_load(real + i), -vf_load(real + i)), most);
         float top = vf_top(most), inverse = top > 1e-30f ? 127.0f / top : 0;
-        UNROLL for (int i = 0; i < BLOCK; i += LANES) {
-            vi rounded = (vi)(vf_load(t + i) * inverse + 12582912.0f) - 0x4b400000; /* 1.5 * 2^23 rounds to a whole number */
-            memcpy(whole + i, &rounded, sizeof rounded);
-        }
-        for (int i = 0; i < BLOCK; i++) q[i] = (int8_t)whole[i], total += q[i];
-#if BLOCK_BYTES > BLOCK /* the same again as halves, each quad's entries in the order 0 2 1 3 */
-        int16_t *wide = (int16_t *)(q + BLOCK);
-        for (int i = 0; i < BLOCK; i += 4) wide[i] = q[i], wide[i + 1] = q[i + 2], wide[i + 2] = q[i + 1], wide[i + 3] = q[i + 3];
-#endif
+        UNROLL for (int i = 0; i < BLOCK / LANES; i++) /* 1.5 * 2^23 rounds to a whole number */
+            whole[i] = (vi)(vf_load(real + i * LANES) * inverse + 12582912.0f) - 0x4b400000;
+        int32_t total = spread(whole, (int8_t *)into->x + at * BLOCK_BYTES);
         ((float *)into->scale)[at] = top > 1e-30f ? top / 127.0f : 0;
         ((int32_t *)into->start)[at] = -128 * total;
     }
@@ -214,6 +231,18 @@ INLINE void bf16_block(const int rows, const Packed *w, const Rows *x, const Pie
 }
 
 #if LANES == 8
+/* half[v] += neighbours' products of low[v] and the four entries `near`, of high[v] and `far`. Written as assembly: gcc would add both
+ * products up first, and run out of registers for it. */
+INLINE void add_nibbles(__m256i *half, const __m256i *low, const __m256i *high, const int8_t *near, const int8_t *far) {
+    __m256i entries, product;
+    __asm__("vpbroadcastd %8, %2\n\t"
+            "vpmaddubsw %2, %4, %3\n\tvpaddw %3, %0, %0\n\tvpmaddubsw %2, %5, %3\n\tvpaddw %3, %1, %1\n\t"
+            "vpbroadcastd %9, %2\n\t"
+            "vpmaddubsw %2, %6, %3\n\tvpaddw %3, %0, %0\n\tvpmaddubsw %2, %7, %3\n\tvpaddw %3, %1, %1"
+            : "+x"(half[0]), "+x"(half[1]), "=&x"(entries), "=&x"(product)
+            : "x"(low[0]), "x"(low[1]), "x"(high[0]), "x"(high[1]), "m"(*(const int8_t(*)[4])near), "m"(*(const int8_t(*)[4])far));
+}
+
 /* The exact sums of a block of 32 inputs for the 16 columns of a tile, AVX2's way. Bytes are taken apart into halves, which
  * multiply and add in pairs without overflow: two instructions for 32 products where bytes times bytes would take four. The
  * products of nibbles and bytes fit sums of 16 bits for a whole block: 8 * 2 * 15 * 127 < 2^15. */
@@ -221,7 +250,7 @@ INLINE void tile_sums(const int rows, const int bits, const uint8_t *weights, co
     const vi low_byte = vi_set1(0x00ff00ff), low_nibble = vi_set1(0x0f0f0f0f);
     if (bits == 8) {
         UNROLL for (int m = 0; m < rows; m++) s[m][0] = s[m][1] = vi_set1(start[m]);
-        UNROLL_1 for (int q = 0; q < 8; q++) {
+        UNROLL_2 for (int q = 0; q < 8; q++) {
             __m256i even[2], odd[2];
             UNROLL for (int v = 0; v < 2; v++) {
                 vi w = vi_load(weights + q * TILE * 4 + v * 32);
@@ -237,7 +266,7 @@ INLINE void tile_sums(const int rows, const int bits, const uint8_t *weights, co
     } else {
         __m256i half[INT_ROWS][2];
         UNROLL for (int m = 0; m < rows; m++) half[m][0] = half[m][1] = _mm256_setzero_si256();
-        UNROLL_1 for (int q = 0; q < 4; q++) {
+        UNROLL_2 for (int q = 0; q < 4; q++) {
             __m256i low[2], high[2];
             UNROLL for (int v = 0; v < 2; v++) {
                 vi w = vi_load(weights + q * TILE * 4 + v * 32);
@@ -245,15 +274,11 @@ INLINE void tile_sums(const int rows, const int bits, const uint8_t *weights, co
             }
             UNROLL for (int m = 0; m < rows; m++) {
                 const int8_t *at = x + m * BLOCK_BYTES + q * 4;
-                __m256i near = (__m256i)vi_set1(read_i32(at)), far = (__m256i)vi_set1(read_i32(at + 16));
-                UNROLL for (int v = 0; v < 2; v++) {
-                    half[m][v] = _mm256_add_epi16(half[m][v], _mm256_maddubs_epi16(low[v], near));
-                    half[m][v] = _mm256_add_epi16(half[m][v], _mm256_maddubs_epi16(high[v], far));
-                }
+                add_nibbles(half[m], low, high, at, at + 16);
             }
         }
         UNROLL for (int m = 0; m < rows; m++) UNROLL for (int v = 0; v < 2; v++)
-            s[m][v] = (vi)_mm256_madd_epi16(half[m][v], _mm256_set1_epi16(1)) + (start[m] >> 4); /* 128 to 8 */
+            s[m][v] = (vi)_mm256_madd_epi16(half[m][v], _mm256_set1_epi16(1)) + (vi_set1(start[m]) >> 4); /* 128 to 8 */
     }
 }
 
@@ -283,6 +308,7 @@ INLINE void int_block(const int rows, const int bits, const int one, const Packe
                     if (one) vf_store(sum, vf_fma(exact * mine, by[v], vf_load(sum)));
                     else vf_store(part, vf_fma(exact, mine, vf_load(part)));
                 }
+                if (bits == 4) __asm__("" : "+m"(sums), "+m"(inner)); /* in memory they stay: registers are for the sums above */
             }
             if (!one) UNROLL for (int m = 0; m < rows; m++) UNROLL for (int v = 0; v < 2; v++) {
                 float *sum = sums[m] + v * LANES;

@@ -36,7 +36,7 @@ typedef int32_t vi_any __attribute__((vector_size(4 * LANES), aligned(1), may_al
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
-#define UNROLL_1 _Pragma("GCC unroll 1")
+#define UNROLL_2 _Pragma("GCC unroll 2")
 
 INLINE vf vf_load(const float *p) { return *(const vf_any *)p; }
 INLINE void vf_store(float *p, vf x) { *(vf_any *)p = x; }
