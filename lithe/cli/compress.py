@@ -69,7 +69,7 @@ def _show(report: dict[str, Any], allocations: list[dict[str, Any]], dry_run: bo
         few = report["sparse"]
         print(f"{few['layers']} layers hold only weights that are not zero: {few['bytes']:,} bytes where dense ones take "
               f"{few['bytes_dense']:,} (--dense-zeros writes them all)")
-    for said in report.get("foretold", []):
+    for said in report.get("predicted", []):
         unknown = "loss" if said["planned"] else "loss and bytes"
         print(f"{said['step']}: " + (f"what it does to {unknown} is not foretold" if said["kl"] is None else
                                      f"about {said['kl']:.4f} nats a token (KL) from the dense model, on calibration text"))

@@ -32,7 +32,7 @@ from lithe.model.decoder import Decoder
 from lithe.model.linear import PackedLinear
 
 Tell = Callable[[str, int, int], None]  # what is under way, done, of how many
-FORETOLD = 2048  # tokens that a dry run measures its plan on
+PREDICTED = 2048  # tokens that a dry run measures its plan on
 
 
 @dataclass
@@ -67,8 +67,8 @@ def compress(model: Decoder, methods: Sequence[str], calibration: Calibration | 
             allocation = stage.allocate()
             result.allocations.append(allocation)
         if dry_run:
-            told = None if stage is None else stage.foretold(allocation.levels, model)
-            result.report.setdefault("foretold", []).append({
+            told = None if stage is None else stage.predicted(allocation.levels, model)
+            result.report.setdefault("predicted", []).append({
                 "step": step.text, "planned": stage is not None, "kl": told})
             if stage is None:
                 continue
@@ -168,7 +168,7 @@ class Stage:
             raise UsageError(f"{path}: this plan takes {cost:,.0f} bytes, {self.problem.budget:,.0f} are allowed")
         return found.levels
 
-    def foretold(self, levels: Plan, dense: Decoder) -> float | None:
+    def predicted(self, levels: Plan, dense: Decoder) -> float | None:
         """KL to the dense model in nats a token on the first calibration tokens, with all changes made on the inputs that there
         are before. None without a text, and for acts that change sites together."""
         if self.calibration is None or any(hasattr(self.step.act, verb) for verb in ("prepare", "smooth", "block")):
@@ -176,7 +176,7 @@ class Stage:
         measured = Measured(self)
         measured.fitness = Fitness(dense, self.calibration)
         measured.store({name: [level] for name, level in levels.items()})
-        return measured(levels, FORETOLD)
+        return measured(levels, PREDICTED)
 
     def apply(self, allocation: Allocation) -> Decoder:
         """Mask block after block, then cut and pack."""

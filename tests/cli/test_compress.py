@@ -39,7 +39,7 @@ def test_a_dry_run_tells_the_plan_and_the_folder_then_has_its_size(go, tmp_path)
     planned = json.loads(out)
     plan = Allocation.of(planned["allocations"][0])
     assert plan.cost <= plan.budget and set(plan.levels) == {"layers.0.mlp", "layers.1.mlp"} and not list(tmp_path.iterdir())
-    assert planned["foretold"][0]["kl"] > 0 and planned["faster"] == pytest.approx(
+    assert planned["predicted"][0]["kl"] > 0 and planned["faster"] == pytest.approx(
         planned["bytes_before"] / planned["bytes"], abs=0.3) and planned["faster"] > 1
     code, out, err = go(*asked, "-o", tmp_path / "out")
     assert code == 0, err
@@ -87,7 +87,7 @@ def test_a_dry_run_foretells_the_loss_of_the_model_it_would_make(go, tmp_path, w
     assert code == 0, err
     text = calibrate.read(words, dense, length=512, tokens=400)
     made = lithe.compress(dense, step, calibration=text).model
-    told = json.loads(out)["foretold"]
+    told = json.loads(out)["predicted"]
     assert told[0]["kl"] == pytest.approx(Fitness(dense, text)(made, 2048), rel=1e-3) and told[1]["kl"] is None
 
 
