@@ -29,7 +29,6 @@ class Told:
         """The likeliest token behind a row, the lowest of equals, -1 where none is left."""
         return accept.best_of(self.rows_RV)
 
-
     @property
     def scores(self) -> Tensor | Floats:
         """The logits as `kernels.draft` takes them."""
