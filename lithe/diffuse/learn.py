@@ -90,10 +90,12 @@ class Class:
             runs += made.runs
         return runs
 
-    def answers(self, examples: Seq[Example]) -> list[list[int]]:
+    def answers(self, examples: Seq[Example], temperature: float = 0.0, seed: int = 0) -> list[list[int]]:
         """What the model says to each by one token a step: as `filled`, but hundreds of canvases are rows of one tensor."""
         if self.model.config.attends != "full":
-            return [self.said(e, run.canvas.ids_T) for e, run in zip(examples, self.filled(examples), strict=True)]
+            runs = self.filled(examples, temperature=temperature, seed=seed)
+            return [self.said(e, run.canvas.ids_T) for e, run in zip(examples, runs, strict=True)]
+        dice = torch.Generator().manual_seed(seed)
         shapes: dict[tuple[int, int], list[int]] = {}
         for i, e in enumerate(examples):
             shapes.setdefault((len(e.prompt), e.places), []).append(i)
@@ -101,19 +103,24 @@ class Class:
         for members in shapes.values():
             for at in range(0, len(members), WIDE):
                 some = members[at : at + WIDE]
-                ids_BT = self._surest([examples[i] for i in some])
+                ids_BT = self._surest([examples[i] for i in some], temperature, dice)
                 found |= {i: self.said(examples[i], ids_T) for i, ids_T in zip(some, ids_BT, strict=True)}
         return [found[i] for i in range(len(examples))]
 
     @torch.no_grad()
-    def _surest(self, examples: Seq[Example]) -> Tensor:
-        """Canvases of one shape, filled to their ends by one token a step, the surest one."""
+    def _surest(self, examples: Seq[Example], temperature: float, dice: torch.Generator) -> Tensor:
+        """Canvases of one shape, filled to their ends by one token a step at the surest place: its likeliest, or one drawn."""
         ids_BT, open_BT = self.whole(examples, [[]] * len(examples))
         ids_BT, row_B = ids_BT.masked_fill(open_BT, self.mask), torch.arange(len(examples))
         for _ in range(examples[0].places):
-            sure_BT, token_BT = logits(self.model, ids_BT, ids_BT).softmax(-1).max(-1)
+            scores_BTV = logits(self.model, ids_BT, ids_BT)
+            sure_BT, token_BT = scores_BTV.softmax(-1).max(-1)
             place_B = sure_BT.masked_fill(ids_BT != self.mask, -1.0).argmax(1)
-            ids_BT[row_B, place_B] = token_BT[row_B, place_B]
+            if temperature:
+                chance_BV = (scores_BTV[row_B, place_B] / temperature).softmax(-1)
+                ids_BT[row_B, place_B] = torch.multinomial(chance_BV, 1, generator=dice).squeeze(1)
+            else:
+                ids_BT[row_B, place_B] = token_BT[row_B, place_B]
         return ids_BT
 
     def asked(self, examples: Seq[Example], temperature: float = 0.0, seed: int = 0) -> Iterator[list[Sequence]]:

@@ -1,12 +1,14 @@
 """Learned parts and trained models, on small random ones: masks, traces and labels are what the papers say."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lithe import registry
 from lithe.contracts.diffuse import PROMPTS, small_model, texts
 from lithe.contracts.distill import class_of
-from lithe.diffuse.learn import Example, Lesson, learn
+from lithe.diffuse.learn import Example, Lesson, learn, logits
 from lithe.diffuse.oracle import Foreseen, again, fill_with, foreseen
 from lithe.diffuse.plan import plan
 from lithe.errors import UnsupportedError
@@ -81,6 +83,63 @@ def test_certainty_is_asked_for_only_where_the_model_is_right():
     batch = only.batch(0)
     found = [float(made.loss(model, batch)[0].detach()) for made in (begun("dparallel:beta=0"), only, everywhere)]
     assert found[0] < found[1] and found[1] != found[2]
+
+
+def test_the_masked_share_is_one_for_all_rows_or_drawn_for_each():
+    """The standard deviation over rows of the share that the first view masks, of 40 places each."""
+    apart = {}
+    for spec in ("dparallel:masked=0.4,block=64", "dparallel:masked=0.4,spread=true,block=64"):
+        model = small_model(*FULL_MODEL)
+        made, room = method(spec, model), class_of(model, rows=200)
+        made.room, made.kept = room, [(replace(room.examples[0], places=40), [(1,) * 39])]
+        share_B = made.batch(0)["asked_BT"][:200].float()[:, 3:].mean(1)
+        apart[spec] = float(share_B.std())
+        assert abs(float(share_B.mean()) - (0.7 if "spread" in spec else 0.4)) < 0.04
+    assert list(apart.values()) == [pytest.approx((0.24 / 40) ** 0.5, abs=0.015), pytest.approx(0.185, abs=0.03)]
+
+
+def free(model):
+    """A class in which any answer is right."""
+    room = class_of(model, rows=6)
+    return replace(room, examples=[replace(e, right=lambda said: True) for e in room.examples])
+
+
+def test_of_several_right_answers_the_one_likeliest_at_once_is_taught():
+    model, student = small_model(*FULL_MODEL), small_model.__wrapped__(*FULL_MODEL, seed=5)
+    room, made = free(model), method("dparallel:choices=6", model)
+    made.begin(room, student)
+    assert len({len(each) for _, each in made.kept}) > 1 or len(made.kept[0][1]) > 1
+    ids_BT, open_BT = made.likeliest(made.kept)
+    firsts = 0
+    for (example, each), ids_T, open_T in zip(made.kept, ids_BT, open_BT, strict=True):
+        empty_1T = torch.tensor([[*example.prompt, *[room.mask] * 6]])
+        log_TV = logits(student, empty_1T, empty_1T)[0].log_softmax(-1)
+        whole = [[*example.prompt, *said, *[room.end] * (6 - len(said))] for said in each]
+        chance = [float(sum(log_TV[i, row[i]].detach() for i in range(3, 9))) for row in whole]
+        assert ids_T.tolist() == whole[chance.index(max(chance))] and open_T.tolist() == [False] * 3 + [True] * 6
+        firsts += chance.index(max(chance)) == 0
+    assert firsts < len(made.kept)  # what one token a step says is not always it
+    made.kept = [(e, each[:1]) for e, each in made.kept]
+    own = room.whole([e for e, _ in made.kept], [said for _, [said] in made.kept])
+    assert all(torch.equal(a, b) for a, b in zip(made.likeliest(made.kept), own, strict=True))
+
+
+def test_wrong_answers_are_taught_by_no_choice():
+    one, several = begun("dparallel"), begun("dparallel:choices=4")
+    assert [(e, each) for e, each in one.kept] == [(e, [tuple(e.answer)]) for e in one.room.examples]
+    assert all(set(each) == {tuple(e.answer)} for e, each in several.kept)
+
+
+def test_answers_that_are_drawn_follow_the_chances_of_their_places():
+    model = small_model(*FULL_MODEL, sharp=2.0)
+    room = free(model)
+    asked = [replace(room.examples[0], places=1)] * 2000
+    cold, drawn = room.answers(asked, 1e-4, 1), room.answers(asked, 1.0, 1)
+    assert cold == room.answers(asked) and drawn == room.answers(asked, 1.0, 1) != room.answers(asked, 1.0, 2)
+    empty_1T = torch.tensor([[*asked[0].prompt, room.mask]])
+    chance_V = logits(model, empty_1T, empty_1T)[0, -1].softmax(-1)
+    counted_V = torch.bincount(torch.tensor([said[0] if said else room.end for said in drawn]), minlength=len(chance_V))
+    assert torch.allclose(counted_V / 2000, chance_V.float(), atol=0.05)
 
 
 def test_canvases_filled_as_rows_of_one_tensor_say_what_the_loop_says():
