@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import json
 import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 from lithe.bench.compress import DENSE, SUITE
 from lithe.bench.compress._plan import SHIPPED, Cell, Plan, cells, read
@@ -43,18 +45,44 @@ compressed, saved, loaded again and read. What is run stands in `lithe/bench/com
 BITS = (("rtn, 4.1 bits", "gptq, 4.1 bits"), ("rtn, 4.1 bits", "gptq and pv-tuning, 4.1 bits"),
         ("rtn, 4.3 bits", "gptq by the program, 4.3 bits"), ("gptq, 2.1 bits", "pv-tuning, 2.1 bits"))
 CLAIMS = (  # row of papers.toml, what it claims, what it claims to beat
-    (1, "cfsp", "channels by wanda-sp"), (1, "cfsp", "flap"), (1, "cfsp, then its own", "cfsp, then lora"),
-    (8, "sr-ste, 2:4", "straight-through, 2:4"), (16, "comp", "llm-pruner"), (26, "tyr, uniform", "llm-pruner"),
-    (26, "tyr", "tyr, uniform"), (33, "pv-tuning, 2.1 bits", "gptq, 2.1 bits"),
-    (35, "dgq, 4.1 bits", "rtn, 4.1 bits"), (36, "progressive gradient flow, FFN 1:8", "sr-ste, FFN 1:8"),
+    (1, "cfsp", "channels by wanda-sp"),
+    (1, "cfsp", "flap"),
+    (1, "cfsp, then its own", "cfsp, then lora"),
+    (8, "sr-ste, 2:4", "straight-through, 2:4"),
+    (8, "sr-ste, FFN 1:8", "straight-through, FFN 1:8"),
+    (16, "comp", "llm-pruner"),
+    (26, "tyr, uniform", "llm-pruner"),
+    (26, "tyr, even", "llm-pruner"),
+    (26, "tyr", "tyr, uniform"),
+    (26, "tyr", "tyr, even"),
+    (33, "pv-tuning, 2.1 bits", "gptq, 2.1 bits"),
+    (35, "dgq, 4.1 bits", "rtn, 4.1 bits"),
+    (36, "progressive gradient flow, FFN 1:8", "sr-ste, FFN 1:8"),
     (37, "atp", "width by wanda-sp, then tuned"),
-    (37, "atp, long", "width by wanda-sp, then tuned long"), (46, "cbq, 3 bits", "gptq, 3 bits"),
-    (98, "depth by evopress", "depth by block influence"), (102, "pela, task and features", "pela, task alone"),
-    (102, "pela", "pela, task and features"), (102, "pela", "pela, from random pairs"),
+    (37, "atp, long", "width by wanda-sp, then tuned long"),
+    (46, "cbq, 3 bits", "gptq, 3 bits"),
+    (98, "depth by evopress", "depth by block influence"),
+    (98, "3 bits on average, evopress", "3 bits on average, spent evenly"),
+    (98, "3 bits on average, evopress", "3 bits on average, integer program"),
+    (102, "pela, task and features", "pela, task alone"),
+    (102, "pela", "pela, task and features"),
+    (102, "pela", "pela, from random pairs"),
     (111, "fast sparse", "gone at once, then tuned"),
-    (130, "ecoflap", "wanda"), (145, "welore", "svd, shares alike"), (145, "welore, pairs tuned", "welore, dense tuned"),
-    (148, "dsnot", "wanda"), (161, "pat", "slicegpt, then tuned"), (162, "adaquant, 3 bits", "gptq, 3 bits"),
+    (130, "ecoflap", "wanda"),
+    (145, "welore", "svd, shares alike"),
+    (145, "welore, pairs tuned", "welore, dense tuned"),
+    (148, "dsnot", "wanda"),
+    (161, "pat", "slicegpt, then tuned"),
+    (161, "pat, 75 % of bytes", "width by wanda-sp at 75 % of bytes, then tuned"),
+    (162, "adaquant, 3 bits", "gptq, 3 bits"),
     (162, "3 bits on average, integer program", "3 bits on average, spent evenly"))
+
+APART = (  # row, file beside the logs, what, its key, figures by name; nats a token, or a byte where models read bytes
+    (74, "sharing.jsonl", "bytes from scratch; 1 / {} of the layers' weights", "times",
+     ("dense", "fold", "hash", "random", "magnitude", "snip", "lottery")),
+    (102, "transfer.jsonl", "tuned on another text, {} steps", "steps", ("dense", "dense_tuned_0.001", "healed_tuned_0.001")),
+    (117, "ftwt.jsonl", "FFNs tuned beside predictors, tau {}", "tau",
+     ("dense", "loss_predicted", "loss_fixed_and_tuned", "loss_drawn", "on", "recall", "recall_fixed")))
 
 
 def known(records: list[Record], model: str, plan: Plan) -> dict[Cell, Record]:
@@ -134,17 +162,40 @@ def claims(found: dict[str, dict[Cell, Record]], plans: dict[str, Plan]) -> str:
     lines = ["| row | method | beside | model | ratio | gains | twin: gains | seeds |",
              "| --: | --- | --- | --- |" + " --: |" * 4]
     for number, name, rival in CLAIMS:
+        told = len(lines)
         for model, own in found.items():
             plan = replace(plans[model], methods=tuple(replace(entry, against=rival) if entry.name == name else entry
                                                        for entry in plans[model].methods))
             by = {(row.ratio, row.on): row for row in rows(own, plan) if row.method == name and row.gains is not None}
-            for (ratio, on), row in by.items():
-                if on == "plain":
-                    twin = by.get((ratio, "twin"))
-                    lines.append(f"| {number} | {name} | {rival} | {model.removeprefix('zoo:')} | "
-                                 f"{'' if ratio is None else f'{ratio:g}'} | {gained(row)} | {gained(twin) if twin else ''} | "
-                                 f"{row.paired} |")
+            for ratio in dict.fromkeys(ratio for ratio, _ in by):
+                row, twin = by.get((ratio, "plain")), by.get((ratio, "twin"))
+                seeds = [str(row.paired)] if row else []
+                seeds += [f"twin {twin.paired}"] if twin and (row is None or twin.paired != row.paired) else []
+                at = "" if ratio is None else f"{ratio:g}"
+                one, two = (gained(found) if found else "" for found in (row, twin))
+                lines.append(f"| {number} | {name} | {rival} | {model.removeprefix('zoo:')} | {at} | {one} | {two} "
+                             f"| {', '.join(seeds)} |")
+        if len(lines) == told:
+            lines.append(f"| {number} | {name} | {rival} | | | not run | | |")
     return "\n".join(lines)
+
+
+def apart() -> list[str]:
+    """What tools measure beside the suite, from the lines that they print: means over seeds."""
+    lines = ["| row | what | means over seeds | seeds |", "| --: | --- | --- | --: |"]
+    for number, file, what, key, names in APART:
+        told = [json.loads(line) for line in (DOCS / "log" / "compress" / file).read_text().splitlines()]
+        told = [one | {one["way"]: one["loss"]} if "way" in one else one for one in told]
+        for value in dict.fromkeys(one[key] for one in told):
+            own = {name: [one[name] for one in told if name in one and (one[key] == value or one.get("way") == DENSE)]
+                   for name in names}
+            figures = "; ".join(f"{name.removeprefix('loss_').replace('_', ' ')} {mean(found):.3f}"
+                                for name, found in own.items() if found)
+            if own[names[1]]:
+                lines.append(f"| {number} | {what.format(f'{value:g}')} | {figures} | {len(own[names[1]])} |")
+    said = ("By `tools/sharing.py`, `tools/lowrank.py` and `tools/ftwt.py`, whose lines lie in `docs/log/compress`; what each "
+            "figure is stands in the log of its row there, where row 168 (structured FFN) has its own.")
+    return ["## Measured apart", said, "\n".join(lines)]
 
 
 def kind(steps: str) -> str:
@@ -201,7 +252,7 @@ def main() -> None:
         sys.exit(f"{LEDGER} holds no records of the suite; run: lithe bench zoo:tiny --suite compress --ledger {LEDGER.name}")
     parts = [INTRODUCTION.format(documents=plan.documents, context=plan.context), "![loss added by bytes](compression.svg)"]
     parts += ["## What papers claim", "Gains over what each paper compares its method with, in nats a token.",
-              claims(found, plans)]
+              claims(found, plans), *apart()]
     for model, own in found.items():
         parts += section(model, plans[model], own)
         parts += bits(own, plans[model])

@@ -59,7 +59,8 @@ def _show(report: dict[str, Any], allocations: list[dict[str, Any]], dry_run: bo
     for plan in allocations if dry_run else []:
         print(json.dumps(plan))
     for plan in allocations:
-        print(f"{plan['unit']}: {plan['cost']:,.0f} of {plan['full']:,.0f} bytes in {len(plan['levels'])} groups, "
+        of = f" of {plan['full']:,.0f}" if plan["full"] > plan["cost"] else ""  # one level for all is all there is
+        print(f"{plan['unit']}: {plan['cost']:,.0f}{of} bytes in {len(plan['levels'])} groups, "
               f"{plan['budget']:,.0f} allowed" + (f", dealt by {by}" if (by := plan["notes"].get("by")) else ""))
     for step in report.get("steps", []):
         for line in step.get("health", [])[:5]:
@@ -68,6 +69,12 @@ def _show(report: dict[str, Any], allocations: list[dict[str, Any]], dry_run: bo
         few = report["sparse"]
         print(f"{few['layers']} layers hold only weights that are not zero: {few['bytes']:,} bytes where dense ones take "
               f"{few['bytes_dense']:,} (--dense-zeros writes them all)")
+    for said in report.get("predicted", []):
+        unknown = "loss" if said["planned"] else "loss and bytes"
+        print(f"{said['step']}: " + (f"what it does to {unknown} is not foretold" if said["kl"] is None else
+                                     f"about {said['kl']:.4f} nats a token (KL) from the dense model, on calibration text"))
+    if report.get("faster", 1) != 1:
+        print(f"decoding: about {report['faster']:g} times as fast, where reading weights is what takes time")
     if "bytes" in report:
         before = f" of {report['bytes_before']:,} before" if report.get("bytes_before") else ""
         print(f"{'would take' if dry_run else 'wrote'} {report['bytes']:,} bytes{before}"

@@ -167,8 +167,9 @@ class Problem:
     def check(self) -> None:
         """Raise UsageError for a budget that no plan meets."""
         if self.least > self.budget * (1 + 1e-9):
-            raise UsageError(f"the budget of {self.budget:,.0f} bytes cannot be met: the groups take {self.least:,.0f} at "
-                             f"least, {self.full:,.0f} as they are")
+            beside = "" if self.budget >= 0 else " (what this step leaves alone takes more than what was asked for)"
+            raise UsageError(f"the budget of {self.budget:,.0f} bytes cannot be met{beside}: the groups take "
+                             f"{self.least:,.0f} at least, {self.full:,.0f} as they are")
 
 
 def _asked(found: Callable | None, what: str) -> Callable:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from lithe.compress.allocation import Allocation
 from lithe.compress.change import Change
@@ -23,7 +27,7 @@ class Kept:
             path = folder / "run.json"
             if path.exists() and json.loads(path.read_text()) != identity:
                 raise UsageError(f"{folder} holds the beginning of another run: delete it, or take another output folder")
-            path.write_text(json.dumps(identity, indent=2))
+            self._write(path, json.dumps(identity, indent=2))
         except (OSError, ValueError) as problem:
             raise UsageError(f"cannot use {folder}: {problem}") from None
 
@@ -43,8 +47,9 @@ class Kept:
     def keep_changes(self, step: int, changes: list[tuple[Group, Change]]) -> None:
         for group, change in changes:
             draft = self._path(step, group).with_suffix(".draft")
-            change.save(draft)
-            draft.rename(self._path(step, group))
+            with _told(draft):
+                change.save(draft)
+                draft.rename(self._path(step, group))
 
     def path(self, name: str) -> Path:
         """A folder of its own for what keeps itself, as training does."""
@@ -59,5 +64,15 @@ class Kept:
 
     def _write(self, path: Path, text: str) -> None:
         draft = path.with_suffix(".draft")
-        draft.write_text(text)
-        draft.rename(path)
+        with _told(draft):
+            draft.write_text(text)
+            draft.rename(path)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """A disk that is full, in a line."""
+    try:
+        yield
+    except (OSError, SafetensorError) as problem:
+        raise UsageError(f"cannot write {path}: {problem}; make room for it, or take another output folder") from None

@@ -20,6 +20,7 @@ from lithe.compress import calibrate, health, surgery
 from lithe.compress.allocation import Allocation, Plan, Problem
 from lithe.compress.calibrate import Calibration, Source
 from lithe.compress.change import Change, put, store
+from lithe.compress.fitness import Fitness
 from lithe.compress.groups import CUT_UNITS, Group
 from lithe.compress.kept import Kept
 from lithe.compress.measured import Measured, slope
@@ -31,15 +32,18 @@ from lithe.model.decoder import Decoder
 from lithe.model.linear import PackedLinear
 
 Tell = Callable[[str, int, int], None]  # what is under way, done, of how many
+PREDICTED = 2048  # tokens that a dry run measures its plan on
 
 
 @dataclass
 class Result:
-    """model: the smaller one. allocations: one a step that has a budget. report: what was measured and noticed on the way."""
+    """model: the smaller one. allocations: one a step that has a budget. report: what was measured and noticed on the way.
+    before: in a dry run, what the last plan is for."""
 
     model: Decoder
     allocations: list[Allocation] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
+    before: Decoder | None = None
 
 
 def compress(model: Decoder, methods: Sequence[str], calibration: Calibration | None = None, *, seed: int = 0,
@@ -59,15 +63,21 @@ def compress(model: Decoder, methods: Sequence[str], calibration: Calibration | 
         stage = None if step.recover is not None else Stage(
             work, step, calibration, seed + number, tell or _quiet, kept, number, item or model.dtype.itemsize)
         began = time.monotonic()
-        if stage is None:
-            if dry_run:
-                continue
-            work, note = recover(work, model, step, calibration, seed=seed, kept=kept, number=number)
-        else:
+        if stage is not None:
             allocation = stage.allocate()
             result.allocations.append(allocation)
-            if dry_run:
+        if dry_run:
+            told = None if stage is None else stage.predicted(allocation.levels, model)
+            result.report.setdefault("predicted", []).append({
+                "step": step.text, "planned": stage is not None, "kl": told})
+            if stage is None:
                 continue
+            result.before = work
+            if all(other.recover is not None for other in steps[number + 1:]):
+                continue  # else what comes after plans for what this step leaves
+        if stage is None:
+            work, note = recover(work, model, step, calibration, seed=seed, kept=kept, number=number)
+        else:
             work, note = stage.apply(allocation), stage.notes
         note = {"step": step.exact, "seconds": round(time.monotonic() - began, 2), **note}
         result.report.setdefault("steps", []).append(note)
@@ -157,6 +167,16 @@ class Stage:
         if (cost := self.problem.cost(found.levels)) > self.problem.budget * (1 + 1e-9):
             raise UsageError(f"{path}: this plan takes {cost:,.0f} bytes, {self.problem.budget:,.0f} are allowed")
         return found.levels
+
+    def predicted(self, levels: Plan, dense: Decoder) -> float | None:
+        """KL to the dense model in nats a token on the first calibration tokens, with all changes made on the inputs that there
+        are before. None without a text, and for acts that change sites together."""
+        if self.calibration is None or any(hasattr(self.step.act, verb) for verb in ("prepare", "smooth", "block")):
+            return None
+        measured = Measured(self)
+        measured.fitness = Fitness(dense, self.calibration)
+        measured.store({name: [level] for name, level in levels.items()})
+        return measured(levels, PREDICTED)
 
     def apply(self, allocation: Allocation) -> Decoder:
         """Mask block after block, then cut and pack."""

@@ -48,5 +48,6 @@ def _fault(plan: DecodePlan, root: int, tree: Any) -> str | None:
 def check_walk(plan: DecodePlan, tree: Tree, walk: Walk) -> None:
     """Raise LitheError for a walk that does not end at a node of the tree, with a token of the vocabulary."""
     node = walk.path[-1] if walk.path else 0
-    if not (node < len(tree) and list(walk.path) == tree.path(node) and 0 <= walk.token < plan.model.config.vocab):
+    leads = node < len(tree.tokens) and (not walk.path or list(walk.path) == tree.path(node))
+    if not (leads and 0 <= walk.token < plan.model.config.vocab):
         raise LitheError(f"{plan.specs.get('accept', plan.name)} is broken: {walk} leaves its tree or the vocabulary")

@@ -32,7 +32,7 @@ def tokens(plan: Any, sequences: list[Sequence], room: list[int], slots: int) ->
     A draft whose own rows take part in the target's pass, or who speaks between pass and walk, is left to guess alone: the
     tokens are then chosen one by one, the text being the same.
     """
-    if all(s.constraint is None for s in sequences) or any(hasattr(plan.draft, verb) for verb in ("begun", "ghosts", "late")):
+    if any(hasattr(plan.draft, verb) for verb in ("begun", "ghosts", "late")):
         return []
     found = [[] if s.constraint is None else s.constraint.forced(s.tokens)[: max(0, min(depth, slots - 1))]
              for s, depth in zip(sequences, room, strict=True)]

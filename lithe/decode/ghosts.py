@@ -7,7 +7,6 @@ they hold there, from the states of the nodes they hang on. Axes: B sequences, N
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence as Seq
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,7 +34,8 @@ def haunted(lanes: Lanes, draft: Any, trees: Seq[Tree], taps: Iterable[int | str
     above = lanes.run([[*tree.tokens, *[0] * len(tree.ghosts)] for tree in trees], depths=depths, mask=TreeMask(list(parents)),
                       states=rows, layers=range(at, last),
                       taps=[tap for tap in taps if tap not in early], logits=ALL)
-    return replace(above, taps=below.taps | above.taps)
+    above.taps = below.taps | above.taps
+    return above
 
 
 def _rows(draft: Any, tree: Tree, h_NC: Tensor) -> Tensor:

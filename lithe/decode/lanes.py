@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence as Seq
+from time import perf_counter
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -24,16 +25,22 @@ class Lanes:
         self.model, self.slack = model, slack
         self.cache = PlainCache.like(model, batch=0, capacity=slack)
         self.device, self.mode = model.device, torch.inference_mode()
+        self.furthest = model.config.context - 1
+        self.now: Callable[[], float] = _waited if self.device.type == "cuda" else perf_counter
         self.held: list[Sequence] = []
         self.ids: list[list[int]] = []  # what each lane's committed slots hold
 
-    def sync(self, sequences: Seq[Sequence]) -> None:
-        """Give every sequence its lane, in this order; forget the others; roll back what is no longer in the text."""
+    def sync(self, sequences: Seq[Sequence]) -> bool:
+        """Give every sequence its lane, in this order; forget the others; roll back what is no longer in the text.
+
+        Returns whether some lane lacks tokens before the last one.
+        """
         if self.held != sequences:
             self._assign(sequences)
         lengths = [_shared(ids, sequence.ids) for ids, sequence in zip(self.ids, sequences, strict=True)]
         if lengths != self.cache.lengths:
             self.cut(lengths)
+        return [len(sequence.ids) - 1 for sequence in sequences] != lengths
 
     def cut(self, lengths: Seq[int]) -> None:
         """Forget what lies past these many tokens of each lane."""
@@ -73,18 +80,13 @@ class Lanes:
         layers, skip: the parts of the model that run, as `Decoder.forward` has them. states[b]: what the layers before those
         made of the rows, [T, C].
         """
-        fast, width, furthest = self.model.fast, max(map(len, ids)), self.model.config.context - 1
-        steps = [range(width)] * len(ids) if depths is None else [[*d, *[0] * (width - len(d))] for d in depths]
-        pos = [[min(n + step, furthest) for step in row]  # only padding lies that far
-               for n, row in zip(self.cache.lengths, steps, strict=True)]
+        fast, width = self.model.fast, max([len(row) for row in ids])
         self.last = [list(row) for row in ids]
-        full = [[*row, *[0] * (width - len(row))] for row in ids]
-        whole_model = layers is states is None and not skip and set(taps) <= {"final"}
-        if fast is not None and whole_model and (out := fast.express(full, pos, mask, self.cache, logits)) is not None:
-            if taps:
-                with self.mode:
-                    out.taps["final"] = out.normed(self.model.norm)
-            return out
+        full = [row if len(row) == width else [*row, *[0] * (width - len(row))] for row in self.last]
+        pos = self._positions(width, depths)
+        quick = None if fast is None else fast.express(full, pos, mask, self.cache, logits, taps, layers, skip, states)
+        if quick is not None:
+            return quick
         ids_BT = whole(full, self.device)
         adapters_B = None if self.model.adapters is None else [s.adapter for s in self.held]
         given = {"ids_BT": ids_BT} if states is None else {"embeds": pad_sequence(list(states), batch_first=True)}
@@ -92,11 +94,25 @@ class Lanes:
             return self.model(**given, pos_BT=pos, mask=mask, cache=self.cache, rows=[max(len(row), 1) for row in ids],
                               logits=logits, taps=taps, layers=layers, skip=skip, adapters_B=adapters_B)
 
+    def _positions(self, width: int, depths: Seq[Seq[int]] | None) -> list[list[int]]:
+        """Where the rows of a pass stand; what lies past the context is padding, and stands on its last place."""
+        lengths, last = self.cache.lengths, self.furthest
+        if depths is None and max(lengths) + width <= last:
+            return [list(range(n, n + width)) for n in lengths]
+        steps = [range(width)] * len(lengths) if depths is None else [[*d, *[0] * (width - len(d))] for d in depths]
+        return [[min(n + step, last) for step in row] for n, row in zip(lengths, steps, strict=True)]
+
     def commit(self, rows: Seq[int | Seq[int]]) -> None:
         """Keep rows of the last pass, as `Cache.commit` does."""
         self.cache.commit(rows)
         for ids, last, kept in zip(self.ids, self.last, rows, strict=True):
             ids.extend(last[:kept] if isinstance(kept, int) else [last[row] for row in kept])
+
+
+def _waited() -> float:
+    """The time once a GPU has done all that was asked of it: it runs behind, and one part's time would be told as another's."""
+    torch.cuda.synchronize()
+    return perf_counter()
 
 
 def _shared(cached: list[int], ids: list[int]) -> int:

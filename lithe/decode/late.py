@@ -19,8 +19,6 @@ from lithe.sampling.sequence import Sequence
 
 def add(draft: Any, sequences: list[Sequence], trees: list[Tree]) -> None:
     """Let a draft that is late have its say. Raises LitheError where it did more than add a leaf."""
-    if not hasattr(draft, "late"):
-        return
     before = [(list(tree.tokens), list(tree.parents)) for tree in trees]
     draft.late(sequences, trees)
     for tree, (tokens, parents) in zip(trees, before, strict=True):

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence as Seq
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lithe.decode import forced, late
@@ -23,7 +21,7 @@ from lithe.decode.told import Told
 from lithe.decode.whole import moves
 from lithe.errors import LitheError
 from lithe.model.decoder import ALL, Output
-from lithe.model.mask import CAUSAL, Tree as TreeMask
+from lithe.model.mask import Tree as TreeMask
 from lithe.ops.tree import Tree, Walk
 from lithe.sampling.sequence import Sequence
 from lithe.sampling.step import Step as Step
@@ -51,7 +49,7 @@ class Round:
 
 def step(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
     """One round for every sequence: at least one token each, exactly those that plain decoding would give."""
-    if plan.draft is plan.search is None and all(sequence.bare for sequence in sequences):
+    if plan.calm and all([sequence.bare for sequence in sequences]):
         return _drafted(plan, sequences)  # nothing but the pass knows tensors here, and it enters the mode where it does
     with plan.mode:
         return (_drafted if plan.search is None else _searched)(plan, sequences)
@@ -59,33 +57,37 @@ def step(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
 
 def _drafted(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
     """A round as drafts and rules have it."""
-    clock = _Clock(plan)
-    plan.lanes.sync(sequences)
-    plan.lanes.prefill(plan.taps, getattr(plan.draft, "read", None))
-    clock.mark("prefill")
+    draft, lanes, now = plan.draft, plan.lanes, plan.lanes.now
+    begun = now()
+    if lanes.sync(sequences):
+        lanes.prefill(plan.taps, getattr(draft, "read", None))
+    read = now()
     trees = propose(plan, sequences)
-    clock.mark("draft")
+    drafted = now()
     out = _verify(plan, trees)
-    clock.mark("verify")
-    shown = [{name: tap[b] for name, tap in out.taps.items()} for b in range(len(trees))]
-    rounds, steps = settle(plan, sequences, trees, [Told.of(out, b) for b in range(len(trees))], shown)
-    plan.lanes.commit([[0, *r.walk.path] for r in rounds])
-    clock.mark("walk")
-    if plan.draft is not None:
-        plan.draft.observe(rounds)
-    clock.mark("observe")
+    verified = now()
+    told = [Told.of(out, b) for b in range(len(trees))]
+    shown = [{name: tap[b] for name, tap in out.taps.items()} for b in range(len(trees))] if plan.taps else [{}] * len(trees)
+    rounds, steps = settle(plan, sequences, trees, told, shown)
+    lanes.commit([[0, *r.walk.path] for r in rounds])
+    walked = now()
+    if draft is not None:
+        draft.observe(rounds)
+    seconds = dict(prefill=read - begun, draft=drafted - read, verify=verified - drafted, walk=walked - verified,
+                   observe=now() - walked)
     for done in steps:
-        done.seconds = clock.seconds
+        done.seconds = seconds
     return steps
 
 
 def settle(plan: DecodePlan, sequences: list[Sequence], trees: list[Tree], told: Seq[Told],
            taps: Seq[dict[Any, Tensor]]) -> tuple[list[Round], list[Step]]:
     """Walk every tree and commit what was found to its sequence. told[b], taps[b]: of its nodes, then of its ghosts."""
-    rounds, steps, sizes = [], [], list(map(len, trees))
-    late.add(plan.draft, sequences, trees)
+    rounds, steps, sizes = [], [], [len(tree.tokens) for tree in trees]
+    if plan.is_late:
+        late.add(plan.draft, sequences, trees)
     for sequence, tree, size, said, tap in zip(sequences, trees, sizes, told, taps, strict=True):
-        walk = late.ended(tree, _walk(plan, sequence, tree, said, size), size)
+        walk = _walk(plan, sequence, tree, said, size)
         rounds.append(Round(sequence, tree, walk, said, {name: rows_RC[:size] for name, rows_RC in tap.items()}, size))
         found = [(tree.tokens[node], tree.sources.get(node, plan.source)) for node in walk.path] + [(walk.token, "")]
         steps.append(_push(sequence, found, size + len(tree.ghosts)))
@@ -94,9 +96,9 @@ def settle(plan: DecodePlan, sequences: list[Sequence], trees: list[Tree], told:
 
 def _walk(plan: DecodePlan, sequence: Sequence, tree: Tree, told: Told, size: int) -> Walk:
     """What the rule decides; one that follows the likeliest tokens alone needs no logits. Raises LitheError where it cannot."""
-    rule = plan.rule(sequence)
+    rule, later = plan.rule(sequence), len(tree.tokens) > size
     try:
-        if sequence.bare and size == len(tree) and hasattr(rule, "walk_best"):
+        if sequence.bare and not later and hasattr(rule, "walk_best"):
             walk = rule.walk_best(tree, told.best)
         else:
             scores_NV = _scores(sequence, tree, told.rows_RV[:size])
@@ -104,17 +106,15 @@ def _walk(plan: DecodePlan, sequence: Sequence, tree: Tree, told: Told, size: in
     except ValueError as problem:
         raise LitheError(f"{plan.name} cannot go on: {problem}") from problem
     check_walk(plan, tree, walk)
-    return walk
+    return late.ended(tree, walk, size) if later else walk
 
 
 def run(plan: DecodePlan, sequences: list[Sequence]) -> Iterator[Step]:
     """Rounds until every sequence has finished. What a draft does at the start counts as drafting of the first round."""
-    clock = _Clock(plan)
-    method = plan.search or plan.draft
+    before, method = plan.lanes.now(), plan.search or plan.draft
     if method is not None and hasattr(method, "start"):
         method.start(sequences)
-    clock.mark("start")
-    begun = clock.seconds["start"]
+    begun = plan.lanes.now() - before
     while alive := [sequence for sequence in sequences if not sequence.finished]:
         steps = step(plan, alive)
         steps[0].seconds["draft"] += begun  # the batch shares its seconds
@@ -124,27 +124,32 @@ def run(plan: DecodePlan, sequences: list[Sequence]) -> Iterator[Step]:
 
 def propose(plan: DecodePlan, sequences: list[Sequence], slots: int | None = None) -> list[Tree]:
     """A tree a sequence, never deeper than the tokens it may still take nor larger than `slots`: what the lanes' cache has."""
+    free = all([s.constraint is None for s in sequences])
+    if free and plan.draft is None:
+        return [Tree.root(s.ids[-1]) for s in sequences]
     room = [s.left - 1 for s in sequences]
     if slots is None:
         slots = plan.lanes.cache.capacity - max(plan.lanes.cache.lengths)
-    must = forced.tokens(plan, sequences, room, slots)
+    must = [] if free else forced.tokens(plan, sequences, room, slots)
     if plan.draft is None:
-        return forced.chains(plan, sequences, [Tree.root(s.ids[-1]) for s in sequences], must)
-    trees = plan.draft.propose(sequences, forced.rest(room, must))
-    check_trees(plan, sequences, trees)
-    trees = [tree.cut(depth=depth, nodes=slots) for tree, depth in zip(trees, room, strict=True)]
-    return forced.chains(plan, sequences, trees, must)
+        trees = [Tree.root(s.ids[-1]) for s in sequences]
+    else:
+        trees = plan.draft.propose(sequences, forced.rest(room, must))
+        check_trees(plan, sequences, trees)
+        trees = [tree.cut(depth=depth, nodes=slots) for tree, depth in zip(trees, room, strict=True)]
+    return forced.chains(plan, sequences, trees, must) if must else trees
 
 
 def _verify(plan: DecodePlan, trees: list[Tree]) -> Output:
     """Logits [B, N, V] and taps of every node of every tree, then of its ghosts, from one masked pass."""
-    if any(tree.ghosts for tree in trees):
+    tokens, parents = [tree.tokens for tree in trees], [tree.parents for tree in trees]
+    if any([tree.ghosts for tree in trees]):
         return haunted(plan.lanes, plan.draft, trees, plan.taps)
-    chains = all(tree.parents == list(range(-1, len(tree) - 1)) for tree in trees)
-    mask = CAUSAL if chains else TreeMask([tree.parents for tree in trees])
     begun = plan.draft.begun(trees) if hasattr(plan.draft, "begun") else {}  # layers that ran while drafting run no second time
-    depths = None if chains else [tree.depths for tree in trees]
-    return plan.lanes.run([tree.tokens for tree in trees], depths=depths, mask=mask, logits=ALL, taps=plan.taps, **begun)
+    if all([above == list(range(-1, len(above) - 1)) for above in parents]):  # chains
+        return plan.lanes.run(tokens, logits=ALL, taps=plan.taps, **begun)
+    return plan.lanes.run(tokens, depths=[tree.depths for tree in trees], mask=TreeMask(parents), logits=ALL, taps=plan.taps,
+                          **begun)
 
 
 def _scores(sequence: Sequence, tree: Tree, raw_NV: Tensor) -> Tensor:
@@ -160,15 +165,16 @@ def _scores(sequence: Sequence, tree: Tree, raw_NV: Tensor) -> Tensor:
 def _searched(plan: DecodePlan, sequences: list[Sequence]) -> list[Step]:
     """A round of what replaces the loop: its tokens are committed and counted here, as any others are."""
     forced.check(plan, sequences)
-    clock = _Clock(plan)
+    now = plan.lanes.now
+    begun = now()
     plan.search.prefill(sequences)
-    clock.mark("prefill")
+    read = now()
     found = moves(plan, sequences)
-    clock.mark("verify")
+    verified = now()
     steps = [_push(s, list(zip(m.tokens, m.sources, strict=True)), m.nodes) for s, m in zip(sequences, found, strict=True)]
-    clock.mark("walk")
+    seconds = dict(prefill=read - begun, draft=0.0, verify=verified - read, walk=now() - verified, observe=0.0)
     for done in steps:
-        done.seconds = clock.seconds | {"draft": 0.0, "observe": 0.0}
+        done.seconds = seconds
     return steps
 
 
@@ -182,18 +188,3 @@ def _push(sequence: Sequence, found: list[tuple[int, str]], nodes: int) -> Step:
         if sequence.finished:
             break
     return step
-
-
-class _Clock:
-    """Seconds between marks."""
-
-    def __init__(self, plan: DecodePlan) -> None:
-        self.on_gpu = plan.lanes.device.type == "cuda"
-        self.seconds: dict[str, float] = {}
-        self.last = perf_counter()
-
-    def mark(self, name: str) -> None:
-        if self.on_gpu:  # a GPU runs behind: without waiting, one part's time would be told as another's
-            torch.cuda.synchronize()
-        now = perf_counter()
-        self.seconds[name], self.last = now - self.last, now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,6 +42,15 @@ class DecodePlan:
     mode: Any = field(default_factory=torch.inference_mode)  # made once: to enter it anew costs half as much
     parts: list[Any] = field(default_factory=list)  # the methods' objects, whose sources decide what comes out
     knobs: dict[str, Any] = field(default_factory=dict)  # what was set where: by name, and "slot.name" in a second slot
+
+    @cached_property
+    def calm(self) -> bool:
+        """Whether nothing beside passes computes with tensors, so that a round need not enter inference mode: 22 us."""
+        return self.search is None and (self.draft is None or not getattr(self.draft, "tensors", True))
+
+    @cached_property
+    def is_late(self) -> bool:
+        return hasattr(self.draft, "late")
 
     def rule(self, sequence: Sequence) -> Any:
         """The acceptance rule a sequence's own law asks for. Raises UnsupportedError where it is not the one asked for."""

@@ -3,32 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property
 
 from torch import Tensor
 
+from lithe.kernels.draft import Floats
 from lithe.model.decoder import Output
+from lithe.model.express import Quick
 from lithe.ops import accept
 
 
 class Told:
-    """Logits of a tree's rows: as a tensor for those who ask, which costs some 30 us, and the likeliest tokens without."""
+    """Logits [R, V] of a tree's rows, and the likeliest tokens."""
 
-    def __init__(self, rows: Tensor | Callable[[], Tensor], best: Callable[[int], int] | None = None):
-        """rows: logits [R, V], or what makes them. best: of a row, where that is to be had without."""
-        self._rows, self._best = rows, best
+    def __init__(self, rows_RV: Tensor):
+        self.rows_RV = rows_RV
 
-    @classmethod
-    def of(cls, out: Output, b: int) -> Told:
+    @staticmethod
+    def of(out: Output, b: int) -> Told:
         """Of the rows of sequence b in a pass."""
-        best = getattr(out, "best", None)
-        return cls(out.scores[b]) if best is None else cls(lambda: out.scores[b], partial(best, b))
-
-    @cached_property
-    def rows_RV(self) -> Tensor:
-        return self._rows if isinstance(self._rows, Tensor) else self._rows()
+        return Asked(out, b) if type(out) is Quick else Told(out.scores[b])
 
     @cached_property
     def best(self) -> Callable[[int], int]:
         """The likeliest token behind a row, the lowest of equals, -1 where none is left."""
-        return accept.best_of(self.rows_RV) if self._best is None else self._best
+        return accept.best_of(self.rows_RV)
+
+    @property
+    def scores(self) -> Tensor | Floats:
+        """The logits as `kernels.draft` takes them."""
+        return self.rows_RV
+
+
+class Asked(Told):
+    """The same of a quick pass: a tensor of them for those who ask, which costs some 30 us, and the likeliest without."""
+
+    def __init__(self, out: Quick, b: int):
+        self.out, self.b = out, b
+
+    @cached_property
+    def rows_RV(self) -> Tensor:  # type: ignore[override]
+        return self.out.scores[self.b]
+
+    @property
+    def scores(self) -> Tensor | Floats:
+        return self.out.floats(self.b)
+
+    def best(self, row: int) -> int:  # type: ignore[override]
+        return self.out.best(self.b, row)

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Sequence
 from ctypes import c_int32, c_int64, c_void_p
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,19 +26,30 @@ COUNTS = 2 * (slow.DEEPEST + 1) * (slow.FARTHEST + 1) * (slow.LAST_RANK + 1) << 
 INT = array("i").itemsize
 
 
-def note_top(table_VK: np.ndarray, places: Sequence[int], scores_NV: Tensor, rows: Sequence[int]) -> None:
+class Floats(NamedTuple):
+    """Where rows of float32 lie that stay there while this is used: to make a tensor of them would take some 30 us."""
+
+    address: int
+    rows: int
+    width: int
+
+
+def note_top(table_VK: np.ndarray, places: Sequence[int], scores_NV: Tensor | Floats, rows: Sequence[int]) -> None:
     """Note the ids of the K largest scores of rows, falling, in places of a table of int32; of two rows for one the later."""
     lib, k = _functions(), table_VK.shape[1]
-    plain = scores_NV.is_cpu and scores_NV.dtype == torch.float32 and scores_NV.stride(1) == 1
-    if lib is None or not plain or INT != 4 or k > MOST:
+    if isinstance(scores_NV, Floats):
+        assert lib is not None and k <= MOST and 0 <= min(rows) <= max(rows) < scores_NV.rows and max(places) < len(table_VK)
+        at, stride, width = scores_NV.address, scores_NV.width, scores_NV.width
+    elif lib is not None and scores_NV.is_cpu and scores_NV.dtype == torch.float32 and scores_NV.stride(1) == 1 and k <= MOST:
+        at, stride, width = scores_NV.data_ptr(), scores_NV.stride(0), scores_NV.shape[1]
+    else:
         top_NK = rank.top(scores_NV, k)
         for place, row in zip(places, rows, strict=True):
             table_VK[place] = top_NK[row]
         return
     given = array("i", [*rows, *places])
-    at = given.buffer_info()[0]
-    lib.lithe_top(scores_NV.data_ptr(), scores_NV.stride(0), at, at + INT * len(rows), len(rows), scores_NV.shape[1], k,
-                  table_VK.ctypes.data)
+    asked = given.buffer_info()[0]
+    lib.lithe_top(at, stride, asked, asked + INT * len(rows), len(rows), width, k, table_VK.ctypes.data)
 
 
 def merger(costs: Sequence[float]) -> slow.Merger:
@@ -52,7 +63,8 @@ class _Merger(slow.Merger):
         super().__init__(costs)
         self.lib, self.times, self.table = lib, array("d", self.costs), array("d", bytes(8 * COUNTS))
         self.order, self.merged = array("i", bytes(INT * len(self.costs))), array("i", [0])
-        self.fixed = [each.buffer_info()[0] for each in (self.table, self.times, self.order, self.merged)]
+        self.told = array("i", bytes(INT * 3 * len(self.costs)))
+        self.fixed = [each.buffer_info()[0] for each in (self.table, self.times, self.order, self.merged, self.told)]
 
     def merge(self, root: int, trees: slow.Named, most: int) -> tuple[Tree, Any]:
         sizes: list[int] = []
@@ -65,12 +77,13 @@ class _Merger(slow.Merger):
             parents += tree.parents
             voices += self.voices(name, tree)
         given, nodes = array("i", [*sizes, *tokens, *parents, *voices]), array("i", bytes(INT * NODE * (len(tokens) + 1)))
-        table, times, order, merged = self.fixed
-        at, step = given.buffer_info()[0] + INT * len(sizes), INT * len(tokens)
+        table, times, order, merged, told = self.fixed
+        at, step, keep = given.buffer_info()[0] + INT * len(sizes), INT * len(tokens), len(self.costs) - 1
         kept = self.lib.lithe_merge(root, most, len(sizes), at - INT * len(sizes), at, at + step, at + 2 * step, table, times,
-                                    len(self.costs) - 1, nodes.buffer_info()[0], merged, order)
-        found = [(n, nodes[NODE * n], nodes[NODE * n + 1], nodes[NODE * n + 3]) for n in self.order[:kept]]
-        return self.tree(root, found), (nodes, self.merged[0])
+                                    keep, nodes.buffer_info()[0], merged, order, told)
+        found, above, who = (self.told[at : at + kept].tolist() for at in (0, keep, 2 * keep))
+        sources = {node: self._said.get(voices) or self._say(voices) for node, voices in enumerate(who, 1)}
+        return Tree([root, *found], [-1, *above], "det", sources=sources), (nodes, self.merged[0])
 
     def learn(self, union: Any, truth: Sequence[int]) -> None:
         nodes, count = union
@@ -86,7 +99,7 @@ def _functions() -> ctypes.CDLL | None:
         return None
     lib = found.lib
     lib.lithe_top.argtypes = (c_void_p, c_int64, c_void_p, c_void_p, c_int32, c_int32, c_int32, c_void_p)
-    lib.lithe_merge.argtypes = (c_int32, c_int32, c_int32, *[c_void_p] * 6, c_int32, *[c_void_p] * 3)
+    lib.lithe_merge.argtypes = (c_int32, c_int32, c_int32, *[c_void_p] * 6, c_int32, *[c_void_p] * 4)
     lib.lithe_learn.argtypes = (c_void_p, c_int32, c_void_p, c_int32, c_void_p)
     lib.lithe_top.restype = lib.lithe_learn.restype = None
     return lib

@@ -12,6 +12,7 @@ import sys
 from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -57,11 +58,15 @@ def load() -> Library | None:
     return _load(_said("LITHE_KERNELS") or "")
 
 
+# Asked for in every pass. What is not there os.environ tells by raising and catching, 10 us where caches are cold, so its own
+# dictionary is asked first; where an interpreter has another, os.environ itself.
+_HELD: Any = getattr(os.environ, "_data", None)
+_KEYS = {name: os.fsencode(name) for name in ("LITHE_KERNELS", "LITHE_THREADS")}
+
+
 def _said(name: str) -> str | None:
-    """A variable of the environment. Asked for in every pass: `get` would raise and catch where there is none."""
-    if name not in os.environ:
-        return None
-    return os.environ[name]
+    """A variable of the environment."""
+    return None if _HELD is not None and _KEYS[name] not in _HELD else os.environ.get(name)
 
 
 @cache

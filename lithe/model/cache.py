@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -46,6 +46,9 @@ class PlainCache:
         self.v = [new(layer) if layer.heads else None for layer in shapes]
         self.layers: Iterable[int] = range(config.layers)
         self._moves: dict[int, tuple[Tensor, Stores]] = {}  # by sequence, with a tensor that tells when they are others
+        self._home: PlainCache | None = None
+        self.laid = object()  # another one whenever the storage lies elsewhere, for what keeps addresses; a view asks its home
+        self.way: Any = None  # what a decoder keeps of passes over this storage
 
     @classmethod
     def like(cls, model, *, batch: int = 1, capacity: int | None = None) -> PlainCache:
@@ -59,6 +62,7 @@ class PlainCache:
 
     def grow(self, capacity: int) -> None:
         """Make room for longer sequences; what is cached stays."""
+        self.home.laid = object()
         for store in (self.k, self.v):
             for j, old in enumerate(store):
                 if old is not None:
@@ -124,6 +128,7 @@ class PlainCache:
         """Reorder, drop or repeat sequences: sequence b becomes what sequence batch[b] was. -1 makes an empty one."""
         if list(batch) == list(range(len(self.lengths))):
             return
+        self.home.laid = object()
         index = torch.tensor([max(b, 0) for b in batch], dtype=torch.long, device=self.device)
         empty = not self.lengths
         for store in (self.k, self.v):
@@ -135,7 +140,8 @@ class PlainCache:
     def fork(self, batch: Sequence[int]) -> PlainCache:
         """An independent cache holding copies of the given sequences."""
         twin = self.view(self.layers)
-        twin.k, twin.v, twin.lengths = list(self.k), list(self.v), list(self.lengths)
+        twin.k, twin.v, twin.lengths, twin._home = list(self.k), list(self.v), list(self.lengths), None
+        twin.laid, twin.way = object(), None
         if list(batch) == list(range(len(self.lengths))):
             twin.k = [None if k is None else k.clone() for k in self.k]
             twin.v = [None if v is None else v.clone() for v in self.v]
@@ -147,13 +153,13 @@ class PlainCache:
         """The same storage seen by a pass over some of the layers, with lengths of its own."""
         twin = object.__new__(PlainCache)
         twin.config, twin.capacity, twin.layers = self.config, self.capacity, layers
-        twin.k, twin.v, twin.lengths, twin._moves = self.k, self.v, list(self.lengths), {}
+        twin.k, twin.v, twin.lengths, twin._moves, twin._home = self.k, self.v, list(self.lengths), {}, self.home
         return twin
 
     @property
     def home(self) -> PlainCache:
-        """What holds the storage."""
-        return self
+        """What holds the storage: this, or what it is a view of."""
+        return self if self._home is None else self._home
 
     @property
     def device(self) -> torch.device:

@@ -6,18 +6,19 @@ Axes: B sequences, T rows, C width, V vocabulary.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence as Seq
 from functools import cached_property
 from itertools import chain
-from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lithe.kernels import express as compiled, library
+from lithe.kernels.draft import Floats
 from lithe.model.decoder import ALL, NONE, Decoder, Output
-from lithe.model.mask import CAUSAL, Causal, Tree, ancestry
+from lithe.model.mask import CAUSAL, Causal, Tree
 
 MOST = 64  # rows of a pass: of more its kernels take so long that nothing else matters, and buffers would grow
 
@@ -25,8 +26,8 @@ MOST = 64  # rows of a pass: of more its kernels take so long that nothing else 
 class Quick(Output):
     """What such a pass gives. Its buffers become the next pass's, unless a tensor of them was made or this is still held."""
 
-    def __init__(self, made: compiled.Express, B: int, T: int, many: int):
-        self.made, self.x, self.y, self.taps = made, made.x, made.y, {}
+    def __init__(self, made: compiled.Express, course: compiled.Course, B: int, T: int, many: int):
+        self.made, self.x, self.y, self.kept, self.course = made, made.x, made.y, made.taps, course
         self.shape, self.answers = (B, T), many // B  # rows of a sequence that have logits
 
     @cached_property
@@ -37,35 +38,63 @@ class Quick(Output):
     def hidden(self) -> Tensor:  # type: ignore[override]
         return self.x.view(*self.shape)
 
-    def normed(self, norm: Callable[[Tensor], Tensor]) -> Tensor:
-        """What the final norm makes of the rows [B, T, C]: the tap "final"."""
-        return norm(self.x.data[: self.shape[0] * self.shape[1]].view(*self.shape, -1))
+    @cached_property
+    def taps(self) -> dict[int | str, Tensor]:  # type: ignore[override]
+        if not self.course.taps:
+            return {}
+        B, T = self.shape
+        every = self.kept.view(self.course.room * B, T).split(B)
+        return {name: every[place] for name, place in self.course.taps.items()}
+
+    def floats(self, b: int) -> Floats:
+        """Where the logits of sequence b lie: until the next pass, unless this is still held."""
+        y = self.y
+        return Floats(y.address + b * self.answers * y.step, self.answers, y.width)
 
     def best(self, b: int, row: int) -> int:
         """The likeliest token behind a row of sequence b, the lowest of equals; -1 where its logits leave none."""
-        return self.made.best(self.y, b * self.answers + row)
+        assert 0 <= row < self.answers
+        y = self.y
+        return self.made.kernels.lib.lithe_best(y.address + (b * self.answers + row) * y.step, y.width)
 
 
 class Way:
     """The passes of one cache."""
 
-    def __init__(self, made: compiled.Express, cache: Any):
-        self.made, self.stores = made, [*cache.k, *cache.v]
+    def __init__(self, made: compiled.Express, cache: Any, since: object):
+        self.made, self.stores, self.laid, self.count = made, [*cache.k, *cache.v], cache.home.laid, len(cache.k)
+        self.since = since  # the model's last change
         self.before: Any = lambda: None  # what the last pass gave, while somebody holds it
+        self.courses: dict[tuple, compiled.Course | None] = {}
+        self.all = compiled.Course(made.stack, range(self.count), (), ())
 
-    def fits(self, cache: Any, last: int, kernels: library.Library | None) -> bool:
-        """Whether the cache still lies where it lay, and positions up to `last` have their rotations."""
-        return (last < self.made.stack.positions and kernels is self.made.kernels
-                and all(map(is_, self.stores, chain(cache.k, cache.v))))
+    def fits(self, since: object, home: Any, last: int, kernels: library.Library | None) -> bool:
+        """Whether the model is as it was, the cache lies where it lay, and positions up to `last` have their rotations."""
+        return (self.laid is home.laid and last < self.made.stack.positions and kernels is self.made.kernels
+                and self.since is since)
 
-    def run(self, ids: list[list[int]], pos: list[list[int]], mask: Causal | Tree, lengths: list[int], logits: str) -> Quick:
+    def course(self, layers: Iterable | None, skip: Iterable[tuple[int, str]], taps: Seq[int | str]) -> compiled.Course | None:
+        """What of the model runs and is looked at, made once; None for what one call cannot do."""
+        if layers is None and not skip and not taps:
+            return self.all
+        key = None if layers is None else tuple(layers), tuple(skip), tuple(taps)
+        if key not in self.courses:
+            order, known = range(self.count) if layers is None else key[0] or (), range(self.count)
+            able = all(layer in known for layer in order) and all(tap == "final" or tap in known for tap in taps)
+            self.courses[key] = compiled.Course(self.made.stack, order, frozenset(key[1]), key[2]) if able else None
+        return self.courses[key]
+
+    def run(self, course: compiled.Course, ids: list[list[int]], pos: list[list[int]], mask: Causal | Tree, lengths: list[int],
+            logits: str, states: Seq[Tensor] | None = None) -> Quick:
         """One pass."""
         B, T, made = len(ids), len(ids[0]), self.made
-        first, many = (0, 0) if logits == NONE else (0, B * T) if logits == ALL else (B * T - B, B)
-        made.room(B * T, many, held=self.before() is not None)
-        squares = None if isinstance(mask, Causal) else [ancestry(parents, T) for parents in mask.parents_B]
-        made.run(joined(ids), joined(pos), lengths, T, squares, first, many, library.threads())
-        out = Quick(made, B, T, many)
+        first, many = (0, B * T) if logits == ALL else (0, 0) if logits == NONE else (B * T - B, B)
+        made.room(B * T, many, course.room, held=self.before() is not None)
+        above = None if isinstance(mask, Causal) else joined([[*p, *[-1] * (T - len(p))] for p in mask.parents_B])
+        start = None if states is None else (states[0] if B == 1 else pad_sequence(list(states), batch_first=True))
+        start = None if start is None else start.detach().float().contiguous()
+        made.run(course, joined(ids), joined(pos), lengths, T, above, first, many, library.threads(), start)
+        out = Quick(made, course, B, T, many)
         self.before = weakref.ref(out)
         return out
 

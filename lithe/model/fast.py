@@ -6,7 +6,7 @@ or the block itself, and knows why. Both read and write the same cache, so they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from operator import is_
 from typing import Any, cast
@@ -27,6 +27,7 @@ from lithe.model.linear import PackedEmbedding, PackedLinear
 from lithe.model.mask import Causal, Mask, Pass, Tree
 from lithe.model.modules import ACTIVATIONS, FFN, RMSNorm
 
+SIMPLE = (Causal, Tree)  # masks of rows that follow each other or one another
 GATES = (ACTIVATIONS["silu"], ACTIVATIONS["gelu_tanh"])  # that are compiled
 
 
@@ -74,7 +75,7 @@ class Fast:
         self._shapes: list[Layer | None] = []  # of the compiled layers
         self._ropes: list[Rope] = []
         self._stacks: WeakKeyDictionary[Any, tuple[list, Stack]] = WeakKeyDictionary()  # by cache, with what it was made from
-        self._ways: WeakKeyDictionary[Any, Way | None] = WeakKeyDictionary()  # by cache
+        self._since = object()  # another one whenever a module was swapped
 
     @property
     def name(self) -> str:
@@ -90,7 +91,7 @@ class Fast:
         """A module was swapped: look again before the next pass."""
         self._gathered = None
         self._stacks.clear()
-        self._ways.clear()
+        self._since = object()
 
     def layers(self, run: Pass, x_BTC: Tensor) -> Layers | None:
         """The layers of this pass, compiled where they can be; None where none can."""
@@ -114,21 +115,26 @@ class Fast:
             self._ropes = list({s.rope: s for s in self._shapes if s})
         return self._gathered
 
-    def express(self, ids: list[list[int]], pos: list[list[int]], mask: Mask, cache: Any, logits: str) -> Quick | None:
-        """What `Decoder.forward` gives of few rows [B][T] and all layers, in one call; None where it must go the long way."""
+    def express(self, ids: list[list[int]], pos: list[list[int]], mask: Mask, cache: Any, logits: str,
+                taps: Sequence[int | str] = (), layers: Iterable | None = None, skip: Iterable[tuple[int, str]] = (),
+                states: Sequence[Tensor] | None = None) -> Quick | None:
+        """What `Decoder.forward` gives of few rows [B][T], in one call; None where it must go the long way."""
         B, T = len(ids), len(ids[0])
-        if not 0 < B * T <= MOST or self.model.adapters is not None or not isinstance(mask, Causal | Tree):
+        if not 0 < B * T <= MOST or self.model.adapters is not None or not isinstance(mask, SIMPLE):
             return None
         if logits == LAST and B > 1 and T > 1:  # rows here and there
             return None
         kernels, last = library.load(), max(map(max, pos))
-        way = self._ways.get(cache)
-        if way is None or not way.fits(cache, last, kernels):
+        home = cache.home
+        way = getattr(home, "way", None)
+        if way is None or not way.fits(self._since, home, last, kernels):
             if (way := self._way(cache, last, kernels)) is None:
                 return None
-            self._ways[cache] = way
+            home.way = way
+        if (course := way.course(layers, skip, taps)) is None:
+            return None
         cache.reserve(T)
-        return way.run(ids, pos, mask, cache.lengths, logits)
+        return way.run(course, ids, pos, mask, cache.lengths, logits, states)
 
     def _way(self, cache: Any, last: int, kernels: library.Library | None) -> Way | None:
         """All of the model over this cache as one call, where every part of it is compiled."""
@@ -144,7 +150,7 @@ class Fast:
         rounded = (embed.dtype if packed else embed.weight.dtype) == torch.bfloat16
         made = Express(self.stack(gathered, cache, last), embed.head.packed if packed else embed.weight.detach(), end.packed,
                        _vector(norm), norm.eps, end.bias, rounded=rounded, kernels=kernels)
-        return Way(made, cache)
+        return Way(made, cache, self._since)
 
     def head(self, hidden: Tensor) -> Tensor | None:
         """Logits of a residual stream [..., C] by one call; None where the decoder's own two steps are to be taken."""
@@ -184,7 +190,7 @@ class Fast:
         return {"model": self.model, "why": {}, "_gathered": None, "_shapes": [], "_ropes": []}  # a copy gathers its own
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _stacks=WeakKeyDictionary(), _ways=WeakKeyDictionary())
+        self.__dict__.update(state, _stacks=WeakKeyDictionary(), _since=object())
 
 
 class Layers:

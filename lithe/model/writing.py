@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from lithe.errors import UsageError
 from lithe.model.header import INDEX
 
@@ -37,8 +39,9 @@ def writing(folder: Path, replaces: Iterable[str] = MODEL) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             draft.rename(folder)
-    except OSError as error:
-        raise UsageError(f"cannot write {folder}: {error.strerror or error}; choose a folder you may write to") from error
+    except (OSError, SafetensorError) as error:  # the latter for a disk that is full
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot write {folder}: {why}; choose a folder you may write to, with room for it") from error
     finally:
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)

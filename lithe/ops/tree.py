@@ -97,7 +97,10 @@ class Tree:
 
     def child(self, node: int, token: int) -> int | None:
         """The first child holding that token."""
-        return next((i for i, parent in enumerate(self.parents) if parent == node and self.tokens[i] == token), None)
+        for i in range(node + 1, len(self.tokens)):  # parents precede their children
+            if self.tokens[i] == token and self.parents[i] == node:
+                return i
+        return None
 
     def path(self, node: int) -> list[int]:
         """Nodes from the first below the root down to `node`."""

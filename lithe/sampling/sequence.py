@@ -55,6 +55,7 @@ class Sequence:
         self.adapter = adapter
         self.prediction: tuple[int, ...] = ()  # what the text may well be, as the request says
         self.constraint = None if constraint is None else Constraint(constraint, self.eos)
+        self.bare = constraint is None and self.law.bare  # neither warps nor a constraint change what a pass tells
         self.sources: list[str] = []
         self.finished: str | None = None  # "eos", "stop" or "length"
         self._held = ""  # text that may turn out to begin a stop string
@@ -63,11 +64,6 @@ class Sequence:
     def tokens(self) -> list[int]:
         """What was generated so far."""
         return self.ids[self.prompt :]
-
-    @property
-    def bare(self) -> bool:
-        """Whether its law is the model's own: neither warps nor a constraint change what a pass tells."""
-        return self.constraint is None and self.law.bare
 
     @property
     def left(self) -> int:
@@ -84,7 +80,8 @@ class Sequence:
             self.finished = "eos"
             return self._release(self._flush())
         text = self.stream.push(token) if self.stream is not None else ""
-        text = self._until_stop(text)
+        if self.stops:
+            text = self._until_stop(text)
         if self.finished is None and self.constraint is not None and self.constraint.ended(self.tokens):
             self.finished = "stop"
             text += self._release(self._flush())
@@ -104,8 +101,6 @@ class Sequence:
 
     def _until_stop(self, text: str) -> str:
         """Text up to a stop string, holding back an ending that may become one."""
-        if not self.stops:
-            return text
         text, self._held = self._held + text, ""
         cuts = [at for stop in self.stops if (at := text.find(stop)) >= 0]
         if cuts:

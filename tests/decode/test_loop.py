@@ -134,3 +134,32 @@ def test_budgets_come_from_the_stored_curve_and_nothing_is_measured(monkeypatch,
     assert not list(tmp_path.iterdir())
     curve = cost_curve(model)
     assert costs(model, 3) == [curve.ratio(n) for n in (1, 2, 3, 4)]
+
+
+class Entered:
+    """Counts how often it is entered."""
+
+    def __init__(self):
+        self.times = 0
+
+    def __enter__(self):
+        self.times += 1
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(("draft", "enters"), [
+    (None, False), ("suffix", False), ("token_recycling:nodes=7", False), ("blend", False), ("jacobi", True)])
+@pytest.mark.parametrize("law", [{}, {"temperature": 0.7}], ids=["greedy", "sampled"])
+def test_only_rounds_that_compute_with_tensors_enter_inference_mode(draft, enters, law):
+    model = small_model()
+    made, mode = plan(model, draft=draft), Entered()
+    made.mode = mode
+    asked = Sequence(LOOPY, limit=12, context=64, law=Law.of(**law))
+    steps = list(run(made, [asked]))
+    assert mode.times == (len(steps) if enters or law else 0)
+    if not law:
+        alone = Sequence(LOOPY, limit=12, context=64)
+        list(run(plan(model), [alone]))
+        assert asked.tokens == alone.tokens

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lithe.contracts.small import decided
+from lithe.decode.inner import shared
 from lithe.decode.lanes import Lanes
 from lithe.kernels import library
 from lithe.model import fast
@@ -22,8 +23,13 @@ TEXTS = [1, 2, 3, 9, 9], [4, 5, 6]
 TREES = dict(logits="all", depths=[[0, 1, 1, 2], [0, 1]], mask=TreeMask([[-1, 0, 0, 1], [-1, 0]]))
 
 
-def fused(kind="fp32", group=0, dtype=torch.float32, tied=True):
-    shape = Config(vocab=64, width=32, layers=2, heads=4, kv_heads=2, ffn=64, context=64, tied=tied)
+INSIDE = [dict(taps=("final", 0, 2)), dict(taps=(1, 1, "final")), dict(layers=range(2), logits="none"), dict(layers=[0, 2]),
+          dict(layers=[2, 0, 0], taps=(0, 1)), dict(skip=[(0, "mlp"), (1, "attn"), (1, "mlp")], taps=(0, 1, 2)),
+          dict(layers=range(1, 1), logits="all"), dict(layers=[1], skip=((1, "attn"), (1, "mlp")), taps=(1, "final"))]
+
+
+def fused(kind="fp32", group=0, dtype=torch.float32, tied=True, layers=2):
+    shape = Config(vocab=64, width=32, layers=layers, heads=4, kv_heads=2, ffn=64, context=64, tied=tied)
     return fast.fuse(decided(shape, seed=0, scale=3.0).to(dtype), kind, group)
 
 
@@ -67,14 +73,66 @@ def test_it_is_the_long_way_bit_for_bit(kind, group, dtype, tied, texts, monkeyp
         assert all(map(torch.equal, stored(quick), stored(long)))
 
 
+def long_way(monkeypatch, lanes, *given, **how):
+    with monkeypatch.context() as patch:
+        patch.setattr(fast.Fast, "express", lambda *_: None)
+        return lanes.run(*given, **how)
+
+
 @compiled
-def test_what_looks_inside_a_pass_takes_the_long_way():
+@pytest.mark.parametrize(("kind", "group", "dtype"), KINDS, ids=[kind for kind, _, _ in KINDS])
+@pytest.mark.parametrize("texts", [TEXTS[:1], TEXTS], ids=["one", "two"])
+def test_what_looks_inside_a_pass_or_runs_a_part_of_it_is_one_call_too(kind, group, dtype, texts, monkeypatch):
+    model = fused(kind, group, dtype, layers=3)
+    ids = [[7, 8, 9], [3, 4, 5]][: len(texts)]
+    tree = dict(depths=[[0, 1, 1]] * len(ids), mask=TreeMask([[-1, 0, 0]] * len(ids)), logits="all")
+    for how in [each | more for each in INSIDE for more in ({}, tree, dict(states=None))]:
+        if "states" in how:  # the rows begin as what some layer made of others
+            how = how | dict(states=list(lanes_of(model, texts).run(ids, layers=[1], logits="none").hidden))
+        how = dict(logits="all") | how
+        quick, long = lanes_of(model, texts), lanes_of(model, texts)
+        found, wanted = quick.run(ids, **how), long_way(monkeypatch, long, ids, **how)
+        assert hasattr(found, "best") and not hasattr(wanted, "best")
+        same = lambda a, b: a is b is None or torch.equal(a.float(), b.float())
+        assert same(found.hidden, wanted.hidden) and same(found.logits, wanted.logits), how
+        assert found.taps.keys() == wanted.taps.keys() and all(same(found.taps[name], wanted.taps[name]) for name in found.taps)
+        assert all(map(torch.equal, stored(quick), stored(long)))
+
+
+@compiled
+def test_what_one_call_cannot_do_takes_the_long_way():
     lanes = lanes_of(fused())
     whole = lanes.run([[7], [8]])
-    assert hasattr(whole, "best")
-    for how in (dict(taps=("final", 0)), dict(layers=range(1)), dict(skip=[(0, "mlp")])):
+    for how in (dict(taps=("embed",)), dict(layers=[(0, 1)]), dict(layers=[-2, -1])):
         assert not hasattr(lanes.run([[7], [8]], **how), "best")
     assert torch.equal(lanes.run([[7], [8]], taps=("final", 0)).logits, whole.logits)
+
+
+@compiled
+def test_a_view_of_a_cache_shares_what_was_made_for_it():
+    model = fused()
+    lanes = lanes_of(model, TEXTS[:1])
+    lanes.run([[7]])
+    twin = shared(lanes)
+    twin.run([[7]], layers=[0])
+    assert twin.cache.home.way is lanes.cache.way is not None and len(model.fast._stacks) == 1
+    twin.commit([1])
+    assert twin.cache.lengths == [5] and lanes.cache.lengths == [4], "lengths are a view's own"
+    apart = lanes.cache.fork([0])
+    before = stored(lanes)
+    model(torch.tensor([[9]]), cache=apart)
+    assert apart.home is apart and all(map(torch.equal, before, stored(lanes)))
+
+
+@compiled
+def test_taps_that_somebody_has_are_never_written_over():
+    lanes = lanes_of(fused(), TEXTS[:1])
+    run = lambda token: lanes.run([[token]], taps=(0, "final"))
+    truth = {token: [tap.clone() for tap in run(token).taps.values()] for token in (7, 8, 9)}
+    shown, held = run(7).taps, run(8)
+    late = run(9).taps
+    for token, taps in ((7, shown), (8, held.taps), (9, late)):
+        assert all(map(torch.equal, taps.values(), truth[token]))
 
 
 @compiled

@@ -1,6 +1,6 @@
 """Where a round's time goes, method by method, into the ledger: medians in microseconds.
 
-    tools/decoding/rounds.py [--ledger FILE] [METHOD ...]
+    tools/decoding/rounds.py [--ledger FILE] [--dtype KIND] [METHOD ...]
 
 Rest is all that is neither pass, propose, walk nor observe: keeping lanes in step, checks, the pass's inputs, commit, text, and
 the clocks themselves. Needs a quiet machine; a quarter of a minute.
@@ -32,8 +32,9 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("method", nargs="*", default=METHODS)
     asked.add_argument("--ledger", type=Path, default=LEDGER)
+    asked.add_argument("--dtype", default="auto", help="what weights are kept in, as every verb takes it")
     given = asked.parse_args()
-    model, ledger = lithe.load(MODEL), Ledger(given.ledger)
+    model, ledger = lithe.load(MODEL, dtype=given.dtype), Ledger(given.ledger)
     prompts = read_prompts(ZOO / "prompts" / "mixed.jsonl")[:PROMPTS]
     spent = dict.fromkeys(PARTS, 0.0)
     model.forward, model.fast.express = (clocked(spent, "pass", way) for way in (model.forward, model.fast.express))

@@ -43,6 +43,7 @@ class Method:
         most = max(1, sum(cost <= DEAR for cost in self.costs) - 1)
         self.sources = [Source(spec.entry.name, spec.entry.module.Method(spec.knobs, model)) for spec in _specs(knobs, most)]
         self.merger = merger(self.costs)
+        self.tensors = any(getattr(source.draft, "tensors", True) for source in self.sources)
         self.proposed: dict[int, Any] = {}  # by sequence, from one proposal to what came of it
 
     def start(self, sequences):
@@ -51,16 +52,17 @@ class Method:
                 source.draft.start(sequences)
 
     def propose(self, sequences, room):
-        trees = [zip((source.name for source in self.sources), each, strict=True)
-                 for each in zip(*(source.draft.propose(sequences, room) for source in self.sources), strict=True)]
-        best = [self.merger.merge(s.ids[-1], named, most) for s, named, most in zip(sequences, trees, room, strict=True)]
+        names = [source.name for source in self.sources]
+        found = [source.draft.propose(sequences, room) for source in self.sources]
+        best = [self.merger.merge(s.ids[-1], zip(names, trees, strict=True), most)
+                for s, trees, most in zip(sequences, zip(*found, strict=True), room, strict=True)]
         self.proposed = {s.number: union for s, (_, union) in zip(sequences, best, strict=True)}
         return [tree for tree, _ in best]
 
     def observe(self, rounds):
         for r in rounds:
             if self.knobs.learn:
-                truth = [*(r.tree.tokens[node] for node in r.walk.path), r.walk.token]
+                truth = [*[r.tree.tokens[node] for node in r.walk.path], r.walk.token]
                 self.merger.learn(self.proposed[r.sequence.number], truth)
         for source in self.sources:
             source.draft.observe(rounds)

@@ -28,6 +28,7 @@ class Knobs:
 
 class Method:
     learns_from_any_tree = True
+    tensors = False
 
     def __init__(self, knobs: Knobs, model):
         self.knobs, self.grams = knobs, Grams(knobs.ngram)

@@ -44,6 +44,7 @@ Node = tuple[float, int, int]  # probability, parent within the draft (-1 its ro
 
 class Method:
     learns_from_any_tree = True
+    tensors = False
 
     def __init__(self, knobs: Knobs, model):
         self.knobs, self.most = knobs, knobs.nodes or AUTO

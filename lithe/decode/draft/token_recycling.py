@@ -67,6 +67,7 @@ class Knobs:
 
 class Method:
     learns_from_any_tree = True
+    tensors = False
 
     def __init__(self, knobs: Knobs, model):
         self.knobs, self.k = knobs, min(knobs.k, model.config.vocab)
@@ -88,7 +89,7 @@ class Method:
         for r in rounds:
             self._learn(r.tree, r.walk)
             rows = range(len(r.tree)) if self.knobs.update == "all" else (0, *r.walk.path)
-            note_top(self.table, [r.tree.tokens[row] for row in rows], r.logits_NV, rows)
+            note_top(self.table, [r.tree.tokens[row] for row in rows], r.told.scores, rows)
             self.rounds += 1
             if self.rounds % REBUILD == 0:
                 self.slots = slots(self._shape())
@@ -106,8 +107,9 @@ class Method:
         """Along the walk the true next tokens are known: count the rank at which the table had them."""
         nodes = (0, *walk.path)
         truth = [tree.tokens[node] for node in walk.path] + [walk.token]
-        for depth, (node, token) in enumerate(zip(nodes, truth, strict=True)):
-            row, level = self.table[tree.tokens[node]].tolist(), min(depth, DEPTH - 1)
+        rows = self.table[[tree.tokens[node] for node in nodes]].tolist()
+        for depth, (row, token) in enumerate(zip(rows, truth, strict=True)):
+            level = min(depth, DEPTH - 1)
             self.tested[level] += 1
             if token and token in row:
                 self.right[level][row.index(token)] += 1

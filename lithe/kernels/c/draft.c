@@ -82,10 +82,11 @@ static int32_t add(Node *nodes, int32_t n, const int32_t *tokens, const int32_t 
 }
 
 // Merge trees, of sizes[i] nodes each, one behind the other in tokens, parents and voices, over one root. order: the nodes
-// that give the most tokens for their time, parents first, of which there are as many as is returned. costs: of 0 to `keep`.
+// that give the most tokens for their time, parents first, of which there are as many as is returned; told: their tokens, their
+// parents' numbers among them with the root as 0, and their voices, `keep` of each. costs: of 0 to `keep`.
 int32_t lithe_merge(int32_t root, int32_t most, int32_t trees, const int32_t *sizes, const int32_t *tokens,
                     const int32_t *parents, const int32_t *voices, Count *table, const double *costs, int32_t keep,
-                    Node *nodes, int32_t *merged, int32_t *order) {
+                    Node *nodes, int32_t *merged, int32_t *order, int32_t *told) {
     int32_t n = 1, kept = 0, best = 0;
     nodes[0] = (Node){root, -1, 0, 0, 0, 0};
     for (int32_t t = 0; t < trees; tokens += sizes[t], parents += sizes[t], voices += sizes[t], t++)
@@ -105,6 +106,13 @@ int32_t lithe_merge(int32_t root, int32_t most, int32_t trees, const int32_t *si
             gain = expected / costs[size];
             best = size;
         }
+    }
+    int32_t number[n];
+    number[0] = 0;
+    for (int32_t i = 0; i < best; i++) {
+        const Node *node = &nodes[order[i]];
+        number[order[i]] = i + 1;
+        told[i] = node->token, told[keep + i] = number[node->parent], told[2 * keep + i] = node->voices;
     }
     *merged = n;
     return best;

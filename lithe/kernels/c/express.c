@@ -1,5 +1,6 @@
-/* A whole pass in one call: the embeddings of its tokens, all layers, the final norm and the head of the rows asked for. What calls
- * it prepares little more than numbers, so that a pass of few rows is little more than its kernels.
+/* A whole pass in one call: the embeddings of its tokens (or states that are given), its layers, copies of the stream behind those
+ * that are looked at, the final norm and the head of the rows asked for. What calls it prepares little more than numbers, so that a
+ * pass of few rows is little more than its kernels.
  */
 #include "lithe.h"
 #include "simd.h"
@@ -11,17 +12,31 @@ void lithe_layers(const void *layers, const void *places, int32_t count, const v
 void lithe_head(const Packed *w, const float *x, const float *weight, float eps, const float *bias, float *y, int32_t rows,
                 int32_t threads);
 int64_t lithe_rows(const Packed *w, const int64_t *rows, int64_t count, float *out);
+void lithe_norm(const float *x, const float *weight, float *out, int32_t width, int32_t rows, float eps);
+
+/* Layers that follow each other, with the same halves of each; behind them the stream is copied to a place among the taps. */
+typedef struct {
+    const void *layers, *places;
+    int32_t count, attn, mlp, tap; /* tap: -1 where nobody looks */
+} Leg;
 
 typedef struct {
     const Packed *embed, *end;          /* embed: NULL where the embeddings are a plain `table` */
     const void *table;                  /* [ids_most][width] */
-    const void *layers, *places, *rows; /* rows: the pass, which reads x and writes to x */
+    const Leg *legs;                    /* [leg_count] */
+    const void *rows;                   /* the pass, which reads x and writes to x */
+    int32_t *halves;                    /* its attn and mlp */
     const int64_t *ids;                 /* [row_count] */
+    const float *start;                 /* [row_count][width] to begin from instead of embeddings; or NULL */
+    const int32_t *parents;             /* of each row among those of its sequence, or -1 */
+    uint8_t *among;                     /* [row_count][span]: room for who sees whom */
+    const uint8_t **sees;               /* where the pass says who does: NULL where a row sees those up to itself */
     const float *norm, *bias;
-    float *x, *y; /* [row_count][width], [many][end->n] */
+    float *x, *y, *taps; /* [row_count][width], [many][end->n], [taps][row_count][width] */
     float eps;
-    int32_t width, ids_most, layer_count, row_count, rounded; /* rounded: embeddings are bfloat16 */
-    int32_t first, many, threads;                             /* logits of `many` rows from `first` */
+    int32_t width, ids_most, leg_count, row_count, rounded; /* rounded: embeddings are bfloat16 */
+    int32_t first, many, threads, final;                    /* logits of `many` rows from `first`; the tap that is normed, or -1 */
+    int32_t span, tree;                                     /* rows of a sequence; whether they are a tree by `parents` */
 } Express;
 
 /* The embeddings of all ids into x; returns the first place whose id has none, or -1. */
@@ -41,11 +56,32 @@ static int64_t embed(const Express *all) {
     return -1;
 }
 
-/* Returns the first place whose id has no embedding, or -1. */
+/* Each row sees what the one above it does, and itself; returns whether all have theirs before them. */
+static int see(const Express *all) {
+    const int64_t span = all->span;
+    for (int64_t r = 0; r < all->row_count; r++) {
+        const int64_t i = r % span, parent = all->parents[r];
+        if (parent >= i || parent < -1) return 0;
+        if (parent >= 0) memcpy(all->among + r * span, all->among + (r - i + parent) * span, span);
+        else memset(all->among + r * span, 0, span);
+        all->among[r * span + i] = 1;
+    }
+    return 1;
+}
+
+/* Returns the first place whose id has no embedding, -1 where all is well, -2 for what is no tree. */
 int64_t lithe_express(const Express *all) {
-    const int64_t width = all->width, wrong = embed(all);
+    const int64_t width = all->width, size = all->row_count * width, wrong = all->start ? -1 : embed(all);
     if (wrong >= 0) return wrong;
-    lithe_layers(all->layers, all->places, all->layer_count, all->rows);
+    if (all->tree && !see(all)) return -2;
+    *all->sees = all->tree ? all->among : NULL;
+    if (all->start) memcpy(all->x, all->start, sizeof(float) * size);
+    for (const Leg *leg = all->legs; leg < all->legs + all->leg_count; leg++) {
+        all->halves[0] = leg->attn, all->halves[1] = leg->mlp;
+        lithe_layers(leg->layers, leg->places, leg->count, all->rows);
+        if (leg->tap >= 0) memcpy(all->taps + leg->tap * size, all->x, sizeof(float) * size);
+    }
+    if (all->final >= 0) lithe_norm(all->x, all->norm, all->taps + all->final * size, all->width, all->row_count, all->eps);
     if (all->many)
         lithe_head(all->end, all->x + all->first * width, all->norm, all->eps, all->bias, all->y, all->many, all->threads);
     return -1;
