@@ -62,8 +62,9 @@ step's score, and which. **Area**: accuracy, a mean over speeds from one token a
 LEARNED = """`lithe fit` on drawn problems of the same tasks; each under the policy that it is for, whose threshold
 goes from cautious to bold. **Points lost** and **fewer passes** are against the untrained model at one token a step. Where no
 steps are named, a few hundred; `tuned`: `dparallel:masked=0.9,rate=1e-3`, each round taught by the right answers of the one
-before it (round 4 at 5e-4, round 5 at `masked=0.7` too). `of choices`: of up to 12 answers of its own to a problem the right
-one that the student is nearest to (2,500 steps), then that model's answers, a masked share drawn row by row (2,500).
+before it (round 4 at 5e-4, round 5 at `masked=0.7` too). `of twelve choices`: of 12 answers of its own to a problem the right
+one that the student is nearest to (2,500 steps); round 2: that model's answers, a masked share drawn row by row (2,500). `of
+choices`: the same with `patience=2`; `of one choice`: only the answer of one token a step.
 """
 FAR = """Passes a problem, share right in brackets. **Own oracle**: commits what is already as the trained model's own one token
 a step will leave it. **All at once**: one pass decides the whole answer. The others: fewest passes at a point lost or less.
