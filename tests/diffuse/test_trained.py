@@ -6,6 +6,7 @@ import torch
 
 from lithe.bench.parallel._suite import Cell, Course, decoded, problems
 from lithe.diffuse.plan import plan
+from lithe.diffuse.schedule.halving_blocks import inner
 from lithe.model.load import load
 
 TASKS = ("copy", "reverse", "shuffle", "replace_random")
@@ -63,6 +64,20 @@ def test_a_whole_canvas_is_filled_behind_its_end_and_a_cache_runs_fewer_rows(cou
 def test_ascending_steps_take_the_logarithm_of_a_canvas(course):
     found = measured(course, "eoser:low=0.01,ascending=true", ("copy",), places=32)
     assert max(found[0]["passes"]) == 5
+
+
+def test_ascending_steps_decide_a_block_each_where_blocks_halve(course):
+    made = plan(course.model, "eoser:low=0.01,ascending=true + halving_blocks:blocks=5")
+    cell = Cell(task="copy", method="", problems=1, places=32, whole=True)
+    decoded(course.model, made, problems(cell), cell)
+    canvas = made.runs[0].canvas
+    steps = canvas.when_T[canvas.prompt :].tolist()
+    assert steps == sorted(steps) and [steps.count(step) for step in dict.fromkeys(steps)] == [1, 2, 4, 8, 17]
+
+
+@pytest.mark.parametrize("blocks, edges", [(1, []), (2, [15]), (3, [7, 15]), (9, [1, 3, 7, 15])])
+def test_blocks_halve_from_right_to_left(blocks, edges):
+    assert inner(32, blocks) == inner(24, blocks) == edges
 
 
 def test_what_depends_on_nothing_is_sampled_at_once(course):

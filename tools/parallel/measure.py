@@ -130,6 +130,12 @@ def neighbours(desk: Desk, given: argparse.Namespace) -> None:
     desk.run(LEARNED, ["localleap:radius=2", "localleap:radius=8"], part="radius")
 
 
+def halving_blocks(desk: Desk, given: argparse.Namespace) -> None:
+    """Ascending steps over the whole canvas, and over blocks that halve."""
+    whole = "eoser:low=0.01,ascending=true"
+    desk.run(desk.able(), [whole, *(f"{whole} + halving_blocks:blocks={blocks}" for blocks in (2, 3))], part="halving")
+
+
 def ending_blocks(desk: Desk, given: argparse.Namespace) -> None:
     """AdaBlock where the one delimiter there is, the end of text, may close a block; at a floor of 2 blocks are equal ones."""
     fixed = [f"confident + equal_blocks:size={size}" for size in (4, 8, 16)]
@@ -175,8 +181,8 @@ def speed(desk: Desk, given: argparse.Namespace) -> None:
 
 PARTS: dict[str, Callable[[Desk, argparse.Namespace], None]] = {
     "grid": policy_grid, "published": published_rows, "closed": closed_forms, "filters": filters, "long": long_canvas,
-    "neighbours": neighbours, "blocks": ending_blocks, "exact": exact, "block-model": block_model, "experts": experts,
-    "rival": rival, "speed": speed} | measure_trained.PARTS | measure_long.PARTS
+    "neighbours": neighbours, "blocks": ending_blocks, "halving": halving_blocks, "exact": exact, "block-model": block_model,
+    "experts": experts, "rival": rival, "speed": speed} | measure_trained.PARTS | measure_long.PARTS
 
 if __name__ == "__main__":
     sys.exit(main())
