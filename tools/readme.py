@@ -45,7 +45,7 @@ def table(records: list[Record]) -> str:
 `zoo:tiny` (11 M parameters, trained here), {first.machine['cpu']}, {first.threads} threads, {first.precision}, greedy,
 nine kinds of real prompts, {first.settings['max_tokens']} tokens each; speeds are means over kinds. Prompts on which plain
 decoding loops ({loops:.0%} of these) are left out of the first two figures: loops flatter every draft. From run to run
-speeds move by up to a fifth ([what bounds them](docs/log/decode/limits.md)). All methods, by task and
+speeds move by up to a quarter ([what bounds them](docs/log/decode/limits.md)). All methods, by task and
 sampled: [docs/decoding.md](docs/decoding.md).""")
     return "\n".join(lines)
 
