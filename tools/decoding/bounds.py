@@ -1,0 +1,135 @@
+"""What drafts that copy could gain at most, if all but the passes were free: counted, not timed, into the ledger.
+
+    tools/decoding/bounds.py [--ledger FILE] [--precision NAME ...] [--part tasks|editing ...] [--each N] [--max-tokens N]
+                             [--show]
+
+Texts that do not loop are decoded again with each draft at each size, and for each round its tokens and guesses are kept; and
+with all drafts at once, each with so many guesses of its own, of which only the size of one is charged, as if it had been known
+whose would be right. One record a part and precision. --show adds up what is there over the stored T(n) of this machine: tokens
+for the time of a plain pass. Counts: the machine may be busy.
+"""
+
+import argparse
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Iterator
+
+import measure
+
+import lithe
+from lithe.bench import stats
+from lithe.bench.ledger import Ledger, Record
+from lithe.bench.provenance import record
+from lithe.cli._common import read_kinds
+from lithe.decode.generate import request
+from lithe.decode.loop import run
+from lithe.decode.plan import DecodePlan, plan
+from lithe.model.runtime import stored
+from lithe.ops.tree import Tree
+from lithe.tune.rack import Rack
+
+LEDGER = measure.ROOT / "docs" / "ledger-bounds.jsonl"
+PRECISIONS, PARTS = ("fp32", "int8", "bf16", "int4"), ("tasks", "editing")
+SIZES = (1, 2, 3, 5, 7, 11, 15, 31)  # guesses: rows of a pass less one
+DRAFTS = ("suffix:nodes={}", "suffix:alpha=4,nodes={}", "prompt_lookup:tokens={}", "token_recycling:nodes={}")
+ANY = "any of them"
+
+
+def main() -> int:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--ledger", type=measure.Path, default=LEDGER)
+    asked.add_argument("--precision", action="append", choices=PRECISIONS)
+    asked.add_argument("--part", action="append", choices=PARTS)
+    asked.add_argument("--each", type=int, default=3, help="prompts of a task, three times as many of editing")
+    asked.add_argument("--max-tokens", type=int, default=64)
+    asked.add_argument("--show", action="store_true")
+    given = asked.parse_args()
+    ledger = Ledger(given.ledger)
+    for part, precision in itertools.product(given.part or PARTS, given.precision or PRECISIONS):
+        model, most = lithe.load(measure.MODEL, dtype=precision), given.max_tokens
+        if given.show:
+            for found in ledger.read():
+                if found.suite == "bounds" and (found.settings["part"], found.settings["asked"]) == (part, precision):
+                    show(found, stored(model))
+            continue
+        if part == "editing":
+            model, most = lithe.load(measure.MODEL), 2 * most  # an adapter is merged into floats
+            lithe.attach(model, measure.EDITOR)
+            Rack.of(model).merge(measure.EDITOR.name)
+        written = list(texts(model, part, given.each, most))
+        prompts = [prompt for _, prompt in written]
+        rounds = {spec: [count(plan(model, draft=spec.format(n)), prompts, most) for n in SIZES] for spec in DRAFTS}
+        rounds[ANY] = [count(union(model, n), prompts, most) for n in SIZES]
+        ledger.append(record("bounds", model, inputs=prompts, measured={"sizes": SIZES, "rounds": rounds, "of": len(written)},
+                             settings={"part": part, "asked": precision, "max_tokens": given.max_tokens}))
+        print(part, precision, len(written), flush=True)
+    return 0
+
+
+def texts(model, part: str, each: int, most: int) -> Iterator[tuple[str, str]]:
+    """Kind and prompt: of each task the first on which plain decoding does not loop."""
+    made, left = plan(model), dict[str, int]()
+    for prompt, kind in read_kinds(measure.WORK / f"{part}.jsonl"):
+        if left.setdefault(kind, each if part == "tasks" else 3 * each):
+            asked = request(model, prompt, max_tokens=most)
+            list(run(made, [asked]))
+            if part == "editing" or not stats.loops(asked.tokens):
+                left[kind] -= 1
+                yield kind, prompt
+
+
+class Union:
+    """Drafts side by side: all that any of them guesses."""
+
+    def __init__(self, drafts: list):
+        self.drafts, self.tensors = drafts, True
+
+    def start(self, sequences):
+        for draft in self.drafts:
+            draft.start(sequences)
+
+    def propose(self, sequences, room):
+        found = zip(*[draft.propose(sequences, room) for draft in self.drafts], strict=True)
+        return [Tree.trie(s.ids[-1], [[tree.tokens[i] for i in tree.path(n)] for tree in trees for n in range(1, len(tree))])
+                for s, trees in zip(sequences, found, strict=True)]
+
+    def observe(self, rounds):
+        for draft in self.drafts:
+            draft.observe(rounds)
+
+
+def union(model, n: int) -> DecodePlan:
+    made = [plan(model, draft=spec.format(n)) for spec in DRAFTS]
+    made[-1].draft = Union([each.draft for each in made])
+    return made[-1]
+
+
+def count(made: DecodePlan, prompts: list[str], most: int) -> list[list[int]]:
+    """Tokens and guesses of a round, and how many such rounds there were."""
+    found: Counter = Counter()
+    for prompt in prompts:
+        for step in run(made, [request(made.model, prompt, max_tokens=most)]):
+            found[len(step.tokens), step.nodes - 1] += 1
+    return [[*pair, times] for pair, times in sorted(found.items())]
+
+
+def show(found: Record, known) -> None:
+    curve = known.curves[max(known.curves)] if known else None
+    cost = [curve.ratio(1 + n) if curve else 1.0 for n in range(64)]
+    print(f"\n{found.settings['part']} {found.settings['asked']}, {found.measured['of']} texts; T over T(1) at n guesses: "
+          + " ".join(f"{n}: {cost[n]:.2f}" for n in SIZES if curve))
+    for name, sizes in found.measured["rounds"].items():
+        tokens = [sum(t * times for t, _, times in rounds) for rounds in sizes]
+        passes = [sum(times for *_, times in rounds) for rounds in sizes]
+        charged = [sum(cost[n if name == ANY else made] * times for _, made, times in rounds)
+                   for n, rounds in zip(SIZES, sizes, strict=True)]
+        print(f"  {name:26} tokens a pass {' '.join(f'{t / p:5.2f}' for t, p in zip(tokens, passes, strict=True))}   gain "
+              + " ".join(f"{t / c:5.2f}" for t, c in zip(tokens, charged, strict=True)))
+    told = max(sum(t * times for t, _, times in rounds) / sum(cost[t - 1] * times for t, _, times in rounds)
+               for rounds in found.measured["rounds"][ANY])
+    print(f"  known beforehand, and only what is right drafted: {told:.2f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
