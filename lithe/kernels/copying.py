@@ -196,12 +196,15 @@ class Blend:
         self.voices = (VoiceStruct * len(drafts))(*[each.voice(b) for (_, each), b in zip(drafts, bits, strict=True)])
         self.at, self.many, self.lib = addressof(self.voices), len(drafts), merger.lib
         self.room = INT * NODE * (1 + sum(each.most for _, each in drafts))
+        self.unions: dict[int, array] = {}  # by text, written anew each time it is asked for
 
     def propose(self, number: int, ids: list[int], most: int) -> tuple[Tree, Any]:
         """As `Merger.merge` of what the drafts say."""
         merger = self.merger
         table, times, order, merged, told = merger.fixed
-        keep, nodes = len(merger.costs) - 1, array("i", bytes(self.room))
+        keep = len(merger.costs) - 1
+        if (nodes := self.unions.get(number)) is None:
+            nodes = self.unions[number] = array("i", bytes(self.room))
         self.reader.ask(number, ids, most)
         kept = self.lib.lithe_blend(self.at, self.many, self.reader.address, table, times, keep, nodes.buffer_info()[0], merged,
                                     order, told)
@@ -217,9 +220,9 @@ class Blend:
         return noted
 
     def forget(self, number: int = -1) -> None:
-        if number < 0:
-            self.reader.read.clear()
-        self.reader.read.pop(number, None)
+        """Drop a text, or every one; the drafts drop it apart."""
+        for held in (self.reader.read, self.unions):
+            held.clear() if number < 0 else held.pop(number, None)  # type: ignore[attr-defined]
 
 
 def _end(function: Any, struct: ctypes.Structure) -> None:

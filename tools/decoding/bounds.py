@@ -1,17 +1,18 @@
 """What drafts that copy could gain at most, if all but the passes were free: counted, not timed, into the ledger.
 
     tools/decoding/bounds.py [--ledger FILE] [--precision NAME ...] [--part tasks|editing ...] [--each N] [--max-tokens N]
-                             [--show]
+                             [--seconds N] [--show]
 
 Texts that do not loop are decoded again with each draft at each size, and for each round its tokens and guesses are kept; and
 with all drafts at once, each with so many guesses of its own, of which only the size of one is charged, as if it had been known
-whose would be right. One record a part and precision. --show adds up what is there over the stored T(n) of this machine: tokens
-for the time of a plain pass. Counts: the machine may be busy.
+whose would be right. One record a part and precision; after --seconds no text is begun. --show adds up what is there over the
+stored T(n) of this machine: tokens for the time of a plain pass. Counts: the machine may be busy.
 """
 
 import argparse
 import itertools
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 
@@ -31,7 +32,7 @@ from lithe.tune.rack import Rack
 
 LEDGER = measure.ROOT / "docs" / "ledger-bounds.jsonl"
 PRECISIONS, PARTS = ("fp32", "int8", "bf16", "int4"), ("tasks", "editing")
-SIZES = (1, 2, 3, 5, 7, 11, 15, 31)  # guesses: rows of a pass less one
+SIZES = (1, 2, 3, 5, 7, 15)  # guesses: rows of a pass less one
 DRAFTS = ("suffix:nodes={}", "suffix:alpha=4,nodes={}", "prompt_lookup:tokens={}", "token_recycling:nodes={}")
 ANY = "any of them"
 
@@ -43,6 +44,7 @@ def main() -> int:
     asked.add_argument("--part", action="append", choices=PARTS)
     asked.add_argument("--each", type=int, default=3, help="prompts of a task, three times as many of editing")
     asked.add_argument("--max-tokens", type=int, default=64)
+    asked.add_argument("--seconds", type=float, default=float("inf"))
     asked.add_argument("--show", action="store_true")
     given = asked.parse_args()
     ledger = Ledger(given.ledger)
@@ -57,26 +59,28 @@ def main() -> int:
             model, most = lithe.load(measure.MODEL), 2 * most  # an adapter is merged into floats
             lithe.attach(model, measure.EDITOR)
             Rack.of(model).merge(measure.EDITOR.name)
-        written = list(texts(model, part, given.each, most))
-        prompts = [prompt for _, prompt in written]
-        rounds = {spec: [count(plan(model, draft=spec.format(n)), prompts, most) for n in SIZES] for spec in DRAFTS}
-        rounds[ANY] = [count(union(model, n), prompts, most) for n in SIZES]
-        ledger.append(record("bounds", model, inputs=prompts, measured={"sizes": SIZES, "rounds": rounds, "of": len(written)},
+        counted = count(model, texts(model, part, given.each, most), most, time.monotonic() + given.seconds)
+        prompts, rounds = counted
+        ledger.append(record("bounds", model, inputs=prompts, measured={"sizes": SIZES, "rounds": rounds, "of": len(prompts)},
                              settings={"part": part, "asked": precision, "max_tokens": given.max_tokens}))
-        print(part, precision, len(written), flush=True)
+        print(part, precision, len(prompts), flush=True)
     return 0
 
 
 def texts(model, part: str, each: int, most: int) -> Iterator[tuple[str, str]]:
-    """Kind and prompt: of each task the first on which plain decoding does not loop."""
-    made, left = plan(model), dict[str, int]()
+    """Kind and prompt, the kinds in turn: of each task those on which plain decoding does not loop."""
+    made, kinds = plan(model), dict[str, list[str]]()
     for prompt, kind in read_kinds(measure.WORK / f"{part}.jsonl"):
-        if left.setdefault(kind, each if part == "tasks" else 3 * each):
-            asked = request(model, prompt, max_tokens=most)
-            list(run(made, [asked]))
-            if part == "editing" or not stats.loops(asked.tokens):
-                left[kind] -= 1
-                yield kind, prompt
+        kinds.setdefault(kind, []).append(prompt)
+    left = dict.fromkeys(kinds, each if part == "tasks" else 3 * each)
+    for turn in itertools.zip_longest(*kinds.values()):
+        for kind, prompt in zip(kinds, turn, strict=True):
+            if left[kind] and prompt is not None:
+                asked = request(model, prompt, max_tokens=most)
+                list(run(made, [asked]))
+                if part == "editing" or not stats.loops(asked.tokens):
+                    left[kind] -= 1
+                    yield kind, prompt
 
 
 class Union:
@@ -105,13 +109,21 @@ def union(model, n: int) -> DecodePlan:
     return made[-1]
 
 
-def count(made: DecodePlan, prompts: list[str], most: int) -> list[list[int]]:
-    """Tokens and guesses of a round, and how many such rounds there were."""
-    found: Counter = Counter()
-    for prompt in prompts:
-        for step in run(made, [request(made.model, prompt, max_tokens=most)]):
-            found[len(step.tokens), step.nodes - 1] += 1
-    return [[*pair, times] for pair, times in sorted(found.items())]
+def count(model, written: Iterator[tuple[str, str]], most: int, end: float) -> tuple[list[str], dict]:
+    """The prompts; of each draft and size the tokens and guesses of a round, and how many such rounds there were."""
+    made = {(spec, n): plan(model, draft=spec.format(n)) for spec in DRAFTS for n in SIZES}
+    made |= {(ANY, n): union(model, n) for n in SIZES}
+    found: dict[tuple[str, int], Counter] = {key: Counter() for key in made}
+    prompts: list[str] = []
+    for _, prompt in written:
+        if time.monotonic() > end:
+            break
+        prompts.append(prompt)
+        for key, each in made.items():
+            for step in run(each, [request(model, prompt, max_tokens=most)]):
+                found[key][len(step.tokens), step.nodes - 1] += 1
+    return prompts, {spec: [[[*pair, times] for pair, times in sorted(found[spec, n].items())] for n in SIZES]
+                     for spec in (*DRAFTS, ANY)}
 
 
 def show(found: Record, known) -> None:

@@ -89,7 +89,7 @@ class Method:
                 compiled.forget(r.sequence.number)
             for source in self.sources:
                 if not noted and hasattr(source.draft, "note"):
-                    source.draft.note(r)
+                    source.draft.note(r)  # wherever the scores lie
                 source.draft.after(r)
 
 
