@@ -6,7 +6,7 @@
 Texts that do not loop are decoded again with each draft at each size, and for each round its tokens and guesses are kept; and
 with all drafts at once, each with so many guesses of its own, of which only the size of one is charged, as if it had been known
 whose would be right. One record a part and precision; after --seconds no text is begun. --show adds up what is there over the
-stored T(n) of this machine: tokens for the time of a plain pass. Counts: the machine may be busy.
+stored T(n) of this machine: tokens for the time of a plain pass, mean over tasks. Counts: the machine may be busy.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import measure
+import numpy as np
 
 import lithe
 from lithe.bench import stats
@@ -32,7 +33,7 @@ from lithe.tune.rack import Rack
 
 LEDGER = measure.ROOT / "docs" / "ledger-bounds.jsonl"
 PRECISIONS, PARTS = ("fp32", "int8", "bf16", "int4"), ("tasks", "editing")
-SIZES = (1, 2, 3, 5, 7, 15)  # guesses: rows of a pass less one
+SIZES = (1, 2, 3, 5, 7)  # guesses: rows of a pass less one
 DRAFTS = ("suffix:nodes={}", "suffix:alpha=4,nodes={}", "prompt_lookup:tokens={}", "token_recycling:nodes={}")
 ANY = "any of them"
 
@@ -59,9 +60,8 @@ def main() -> int:
             model, most = lithe.load(measure.MODEL), 2 * most  # an adapter is merged into floats
             lithe.attach(model, measure.EDITOR)
             Rack.of(model).merge(measure.EDITOR.name)
-        counted = count(model, texts(model, part, given.each, most), most, time.monotonic() + given.seconds)
-        prompts, rounds = counted
-        ledger.append(record("bounds", model, inputs=prompts, measured={"sizes": SIZES, "rounds": rounds, "of": len(prompts)},
+        kinds, prompts, rounds = count(model, texts(model, part, given.each, most), most, time.monotonic() + given.seconds)
+        ledger.append(record("bounds", model, inputs=prompts, measured={"sizes": SIZES, "kinds": kinds, "rounds": rounds},
                              settings={"part": part, "asked": precision, "max_tokens": given.max_tokens}))
         print(part, precision, len(prompts), flush=True)
     return 0
@@ -109,38 +109,41 @@ def union(model, n: int) -> DecodePlan:
     return made[-1]
 
 
-def count(model, written: Iterator[tuple[str, str]], most: int, end: float) -> tuple[list[str], dict]:
-    """The prompts; of each draft and size the tokens and guesses of a round, and how many such rounds there were."""
+def count(model, written: Iterator[tuple[str, str]], most: int, end: float) -> tuple[list[str], list[str], dict]:
+    """Kinds and prompts; of each draft, size and prompt the tokens and guesses of a round, and how many such rounds there were."""
     made = {(spec, n): plan(model, draft=spec.format(n)) for spec in DRAFTS for n in SIZES}
     made |= {(ANY, n): union(model, n) for n in SIZES}
-    found: dict[tuple[str, int], Counter] = {key: Counter() for key in made}
-    prompts: list[str] = []
-    for _, prompt in written:
+    found: dict[str, list[list]] = {spec: [[] for _ in SIZES] for spec in (*DRAFTS, ANY)}
+    kinds, prompts = [], []
+    for kind, prompt in written:
         if time.monotonic() > end:
             break
+        kinds.append(kind)
         prompts.append(prompt)
-        for key, each in made.items():
-            for step in run(each, [request(model, prompt, max_tokens=most)]):
-                found[key][len(step.tokens), step.nodes - 1] += 1
-    return prompts, {spec: [[[*pair, times] for pair, times in sorted(found[spec, n].items())] for n in SIZES]
-                     for spec in (*DRAFTS, ANY)}
+        for (spec, n), each in made.items():
+            steps = Counter((len(step.tokens), step.nodes - 1) for step in run(each, [request(model, prompt, max_tokens=most)]))
+            found[spec][SIZES.index(n)].append([[*pair, times] for pair, times in sorted(steps.items())])
+    return kinds, prompts, found
 
 
 def show(found: Record, known) -> None:
     curve = known.curves[max(known.curves)] if known else None
     cost = [curve.ratio(1 + n) if curve else 1.0 for n in range(64)]
-    print(f"\n{found.settings['part']} {found.settings['asked']}, {found.measured['of']} texts; T over T(1) at n guesses: "
-          + " ".join(f"{n}: {cost[n]:.2f}" for n in SIZES if curve))
-    for name, sizes in found.measured["rounds"].items():
-        tokens = [sum(t * times for t, _, times in rounds) for rounds in sizes]
-        passes = [sum(times for *_, times in rounds) for rounds in sizes]
-        charged = [sum(cost[n if name == ANY else made] * times for _, made, times in rounds)
-                   for n, rounds in zip(SIZES, sizes, strict=True)]
-        print(f"  {name:26} tokens a pass {' '.join(f'{t / p:5.2f}' for t, p in zip(tokens, passes, strict=True))}   gain "
-              + " ".join(f"{t / c:5.2f}" for t, c in zip(tokens, charged, strict=True)))
-    told = max(sum(t * times for t, _, times in rounds) / sum(cost[t - 1] * times for t, _, times in rounds)
-               for rounds in found.measured["rounds"][ANY])
-    print(f"  known beforehand, and only what is right drafted: {told:.2f}")
+    m, kinds = found.measured, np.array(found.measured["kinds"])
+    print(f"\n{found.settings['part']} {found.settings['asked']}, {len(kinds)} texts; T over T(1) at n guesses: "
+          + " ".join(f"{n}: {cost[n]:.2f}" for n in m["sizes"] if curve))
+    over = lambda a, b: float(np.mean([a[kinds == kind].sum() / b[kinds == kind].sum() for kind in sorted(set(kinds))]))
+    for name, sizes in m["rounds"].items():
+        tokens, passes, time_, known_ = (np.array([[sum(f(t, made, n) * times for t, made, times in prompt) for prompt in rounds]
+                                                   for n, rounds in zip(m["sizes"], sizes, strict=True)]) for f in figures(cost))
+        print(f"  {name:26} tokens a pass {' '.join(f'{over(a, b):5.2f}' for a, b in zip(tokens, passes, strict=True))}   gain "
+              + " ".join(f"{over(a, b):5.2f}" for a, b in zip(tokens, time_, strict=True))
+              + (f"   all foreknown {max(over(a, b) for a, b in zip(tokens, known_, strict=True)):.2f}" if name == ANY else ""))
+
+
+def figures(cost: list[float]) -> tuple:
+    """Of a round: tokens, passes, what it is charged, and what it would be were only right guesses made."""
+    return lambda t, made, n: t, lambda t, made, n: 1, lambda t, made, n: cost[min(n, made)], lambda t, made, n: cost[t - 1]
 
 
 if __name__ == "__main__":

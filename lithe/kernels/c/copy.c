@@ -1,13 +1,15 @@
 /* Drafts that copy, each asked by one call: what most often followed the longest match (suffix automata), what followed the same
  * words, the runners-up of earlier passes; and several of them asked, merged and learnt of by one. The same guesses, to the last, as
  * ops/suffix.py, decode/grams.py and the methods have without kernels. */
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "draft.h"
 
-enum { ANYWHERE = -1, GONE = -2 }; /* a text that is not where its new tokens begin */
+enum { ANYWHERE = -1, GONE = -2 }; /* every text; one that is not where its new tokens begin */
+enum { HELD = 256 };               /* bytes that copying.py leaves for what is a draft's own */
 
 static void *more(void *old, size_t bytes) {
     void *made = realloc(old, bytes);
@@ -174,6 +176,8 @@ typedef struct {
     Heap heap;
     Guess *found, *best, *text_best;
 } Suffixes;
+
+_Static_assert(sizeof(Suffixes) - offsetof(Suffixes, texts) <= HELD, "copying.py leaves too little room");
 
 static int before(const Guess *a, const Guess *b) {
     if (a->chance != b->chance) return a->chance > b->chance;
