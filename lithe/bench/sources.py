@@ -71,8 +71,8 @@ def imports(source: bytes) -> frozenset[str]:
 
 def _named(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-        for below in node.orelse:
-            yield from _named(below)
+        for instead in node.orelse:
+            yield from _named(instead)
         return
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)

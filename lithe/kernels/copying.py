@@ -239,9 +239,9 @@ def lookup(ngram: int, most: int, last: bool) -> Lookup | None:
     return None if lib is None else Lookup(lib, ngram, most, last)
 
 
-def recycled(*tables: np.ndarray, most: int, accepted: bool) -> Recycled | None:
+def recycled(table_VK: np.ndarray, right_LK: np.ndarray, tested_L: np.ndarray, most: int, accepted: bool) -> Recycled | None:
     lib = _functions()
-    return None if lib is None else Recycled(lib, *tables, most=most, accepted=accepted)
+    return None if lib is None else Recycled(lib, table_VK, right_LK, tested_L, most, accepted)
 
 
 def blend(merger: Any, drafts: Sequence[tuple[str, Any]]) -> Blend | None:

@@ -110,7 +110,7 @@ def union(model, n: int) -> DecodePlan:
 
 
 def count(model, written: Iterator[tuple[str, str]], most: int, end: float) -> tuple[list[str], list[str], dict]:
-    """Kinds and prompts; of each draft, size and prompt the tokens and guesses of a round, and how many such rounds there were."""
+    """Kinds and prompts; of each draft, size and prompt: tokens and guesses of a round, and how many such there were."""
     made = {(spec, n): plan(model, draft=spec.format(n)) for spec in DRAFTS for n in SIZES}
     made |= {(ANY, n): union(model, n) for n in SIZES}
     found: dict[str, list[list]] = {spec: [[] for _ in SIZES] for spec in (*DRAFTS, ANY)}
@@ -131,19 +131,17 @@ def show(found: Record, known) -> None:
     cost = [curve.ratio(1 + n) if curve else 1.0 for n in range(64)]
     m, kinds = found.measured, np.array(found.measured["kinds"])
     print(f"\n{found.settings['part']} {found.settings['asked']}, {len(kinds)} texts; T over T(1) at n guesses: "
-          + " ".join(f"{n}: {cost[n]:.2f}" for n in m["sizes"] if curve))
-    over = lambda a, b: float(np.mean([a[kinds == kind].sum() / b[kinds == kind].sum() for kind in sorted(set(kinds))]))
+          + " ".join(f"{n}: {cost[n]:.2f}" for n in m["sizes"]))
     for name, sizes in m["rounds"].items():
-        tokens, passes, time_, known_ = (np.array([[sum(f(t, made, n) * times for t, made, times in prompt) for prompt in rounds]
-                                                   for n, rounds in zip(m["sizes"], sizes, strict=True)]) for f in figures(cost))
-        print(f"  {name:26} tokens a pass {' '.join(f'{over(a, b):5.2f}' for a, b in zip(tokens, passes, strict=True))}   gain "
-              + " ".join(f"{over(a, b):5.2f}" for a, b in zip(tokens, time_, strict=True))
-              + (f"   all foreknown {max(over(a, b) for a, b in zip(tokens, known_, strict=True)):.2f}" if name == ANY else ""))
-
-
-def figures(cost: list[float]) -> tuple:
-    """Of a round: tokens, passes, what it is charged, and what it would be were only right guesses made."""
-    return lambda t, made, n: t, lambda t, made, n: 1, lambda t, made, n: cost[min(n, made)], lambda t, made, n: cost[t - 1]
+        told: dict[str, list[float]] = {"tokens a pass": [], "gain": [], "foreknown": []}
+        for n, prompts in zip(m["sizes"], sizes, strict=True):
+            add = lambda of, prompts=prompts, n=n: np.array([sum(of(*r[:2], n) * r[2] for r in rounds) for rounds in prompts])
+            over = lambda below, add=add: float(np.mean([add(lambda t, made, n: t)[kinds == kind].sum() /
+                                                         add(below)[kinds == kind].sum() for kind in set(kinds)]))
+            told["tokens a pass"].append(over(lambda t, made, n: 1))
+            told["gain"].append(over(lambda t, made, n: cost[min(n, made)]))
+            told["foreknown"].append(over(lambda t, made, n: cost[t - 1]))
+        print(f"  {name:26}" + "  ".join(f"{what} {' '.join(f'{x:5.2f}' for x in each)}" for what, each in told.items()))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ The paper's suffix trees of depth 64 are suffix automata here: the same substrin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from lithe.card import Card, knob
 from lithe.decode.budget import costs
@@ -45,8 +46,9 @@ class Method:
     tensors = False
 
     def __init__(self, knobs: Knobs, model):
-        self.settings = dict(depth=knobs.depth, alpha=knobs.alpha, offset=knobs.offset, floor=knobs.floor, tree=knobs.tree,
-                             outputs=knobs.outputs, limit=knobs.limit, most=knobs.nodes or AUTO)
+        self.settings: dict[str, Any] = dict(depth=knobs.depth, alpha=knobs.alpha, offset=knobs.offset, floor=knobs.floor,
+                                             tree=knobs.tree, outputs=knobs.outputs, limit=knobs.limit,
+                                             most=knobs.nodes or AUTO)
         self.knobs = knobs
         self.priced([] if knobs.nodes else costs(model, AUTO))
 
