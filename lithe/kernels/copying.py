@@ -192,7 +192,7 @@ class Blend:
 
     def __init__(self, merger: Any, drafts: Sequence[tuple[str, Draft]]) -> None:
         self.merger, self.drafts, self.reader, self.teller = merger, drafts, Reader(), Teller()
-        bits = [[merger._bit(said or name) for said in each.names] for name, each in drafts]
+        bits = [[merger.bit(said or name) for said in each.names] for name, each in drafts]
         self.voices = (VoiceStruct * len(drafts))(*[each.voice(b) for (_, each), b in zip(drafts, bits, strict=True)])
         self.at, self.many, self.lib = addressof(self.voices), len(drafts), merger.lib
         self.room = INT * NODE * (1 + sum(each.most for _, each in drafts))
