@@ -2,6 +2,8 @@
 
 import gc
 import random
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from lithe import registry
 from lithe.contracts.small import small_model
 from lithe.decode.loop import Round
 from lithe.decode.told import Told
-from lithe.kernels import copying, draft, library
+from lithe.kernels import build, copying, draft, library
 from lithe.ops.suffix import Suffixes
 from lithe.ops.tree import Walk
 from lithe.sampling.sequence import Sequence
@@ -137,3 +139,18 @@ def test_tokens_outside_the_table_are_left_alone():
     assert made.propose([Sequence([1, 10**6], limit=9, context=64)], [4])[0].tokens == [10**6]
     made.compiled.learn([1, 10**6], (1,), 3, torch.zeros(2, VOCAB))
     assert not made.table.any()
+
+
+@compiled
+def test_sanitizers_find_nothing(tmp_path):
+    """Random texts, drafted for, learnt of and dropped: every access within what was allocated, nothing left behind."""
+    program, code = tmp_path / "selftest", Path(__file__).with_name("selftest_copy.c")
+    flags = [flag for flag in build.COMMON if flag not in ("-shared", "-O3")]
+    made = subprocess.run([build.compiler(), *flags, "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+                           str(build.SOURCES / "copy.c"), str(build.SOURCES / "draft.c"), str(code), "-o", str(program)],
+                          capture_output=True, text=True)
+    if "cannot find" in made.stderr or "unsupported option" in made.stderr:
+        pytest.skip("this compiler has no sanitizers")
+    assert made.returncode == 0, made.stderr
+    done = subprocess.run([str(program)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
