@@ -17,9 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lithe.kernels import express as compiled, library
 from lithe.kernels.draft import Floats
-from lithe.model.decoder import ALL, NONE, Decoder, Output
-from lithe.model.mask import CAUSAL, Causal, Tree
+from lithe.model.decoder import ALL, LAST, NONE, Decoder, Output
+from lithe.model.mask import CAUSAL, Causal, Mask, Tree
 
+SIMPLE = (Causal, Tree)  # masks of rows that follow each other or one another
 MOST = 64  # rows of a pass: of more its kernels take so long that nothing else matters, and buffers would grow
 
 
@@ -97,6 +98,57 @@ class Way:
         out = Quick(made, course, B, T, many)
         self.before = weakref.ref(out)
         return out
+
+
+    def ahead(self, course: compiled.Course, ids: list[list[int]], pos: list[list[int]], lengths: list[int],
+              goal: compiled.Goal) -> list[list[int]]:
+        """Passes over likeliest tokens, as `kernels.express` has them."""
+        B, T = len(ids), len(ids[0])
+        self.made.room(B * T, B, 0, held=self.before() is not None)
+        return self.made.ahead(course, joined(ids), joined(pos), lengths, T, goal, library.threads())
+
+
+class Ways:
+    """What a `Fast` can do in one call, which keeps a `Way` with each cache."""
+
+    model: Decoder
+    _since: object
+
+    def express(self, ids: list[list[int]], pos: list[list[int]], mask: Mask, cache: Any, logits: str,
+                taps: Seq[int | str] = (), layers: Iterable | None = None, skip: Iterable[tuple[int, str]] = (),
+                states: Seq[Tensor] | None = None) -> Quick | None:
+        """What `Decoder.forward` gives of few rows [B][T]; None where it must go the long way."""
+        B, T = len(ids), len(ids[0])
+        if not isinstance(mask, SIMPLE) or (logits == LAST and B > 1 and T > 1):  # rows here and there
+            return None
+        way = self._kept(cache, B * T, max(map(max, pos)))
+        if way is None or (course := way.course(layers, skip, taps)) is None:
+            return None
+        cache.reserve(T)
+        return way.run(course, ids, pos, mask, cache.lengths, logits, states)
+
+    def ahead(self, ids: list[list[int]], pos: list[list[int]], cache: Any, goal: compiled.Goal, layers: Iterable | None = None,
+              skip: Iterable[tuple[int, str]] = ()) -> list[list[int]] | None:
+        """The likeliest tokens in turn behind rows [B][T] that follow each other; None where single passes must find them."""
+        B, T = len(ids), len(ids[0])
+        way = None if B > 1 and T > 1 else self._kept(cache, B * T, max(map(max, pos)) + goal.most - 1)
+        if way is None or (course := way.course(layers, skip, ())) is None:
+            return None
+        cache.reserve(T + goal.most - 1)
+        return way.ahead(course, ids, pos, cache.lengths, goal)
+
+    def _kept(self, cache: Any, rows: int, last: int) -> Way | None:
+        """The way of passes of so many rows over a cache, up to this position."""
+        if not 0 < rows <= MOST or self.model.adapters is not None:
+            return None
+        kernels, home = library.load(), cache.home
+        way = getattr(home, "way", None)
+        if way is None or not way.fits(self._since, home, last, kernels):
+            way = home.way = self._way(cache, last, kernels)
+        return way
+
+    def _way(self, cache: Any, last: int, kernels: library.Library | None) -> Way | None:
+        raise NotImplementedError
 
 
 def quickest(model: Decoder, ids: list[list[int]], cache: Any, logits: str = ALL) -> Output:

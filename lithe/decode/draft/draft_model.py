@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from lithe.card import Card, knob
+from lithe.decode import inner
 from lithe.decode.second import Second
 from lithe.ops.tree import Tree
 
@@ -59,6 +60,10 @@ class Method:
         if max(map(len, rows)) > 64:
             self.lanes.prefill()
             rows = [[s.ids[-1]] for s in live]
+        if not self.stop and len(live) == 1 and inner.chain(
+                self.lanes, live, [trees[place[live[0].number]]], [max(wanted)], rows, vocab=self.second.vocab,
+                floor=self.knobs.stop_below):
+            return trees
         for depth in range(max(wanted)):
             out = self.lanes.run(rows, taps=("final",) if self.stop else ())
             logits_BV = out.scores[:, 0]
