@@ -121,7 +121,7 @@ class Ways:
         B, T = len(ids), len(ids[0])
         if not isinstance(mask, SIMPLE) or (logits == LAST and B > 1 and T > 1):  # rows here and there
             return None
-        way = self._kept(cache, B * T, max(map(max, pos)))
+        way = self._kept(cache, pos)
         if way is None or (course := way.course(layers, skip, taps)) is None:
             return None
         cache.reserve(T)
@@ -131,17 +131,17 @@ class Ways:
               skip: Iterable[tuple[int, str]] = ()) -> list[list[int]] | None:
         """The likeliest tokens in turn behind rows [B][T] that follow each other; None where single passes must find them."""
         B, T = len(ids), len(ids[0])
-        way = None if B > 1 and T > 1 else self._kept(cache, B * T, max(map(max, pos)) + goal.most - 1)
+        way = None if B > 1 and T > 1 else self._kept(cache, pos, goal.most - 1)
         if way is None or (course := way.course(layers, skip, ())) is None:
             return None
         cache.reserve(T + goal.most - 1)
         return way.ahead(course, ids, pos, cache.lengths, goal)
 
-    def _kept(self, cache: Any, rows: int, last: int) -> Way | None:
-        """The way of passes of so many rows over a cache, up to this position."""
-        if not 0 < rows <= MOST or self.model.adapters is not None:
+    def _kept(self, cache: Any, pos: list[list[int]], more: int = 0) -> Way | None:
+        """The way of passes over a cache, of rows that stand there and so many more behind them; None where there is none."""
+        if not 0 < len(pos) * len(pos[0]) <= MOST or self.model.adapters is not None:
             return None
-        kernels, home = library.load(), cache.home
+        kernels, home, last = library.load(), cache.home, max(map(max, pos)) + more
         way = getattr(home, "way", None)
         if way is None or not way.fits(self._since, home, last, kernels):
             way = home.way = self._way(cache, last, kernels)

@@ -123,11 +123,14 @@ static double clock_s(void) {
     return now.tv_sec + 1e-9 * now.tv_nsec;
 }
 
-/* The chance of one of the scores. */
-static double chance(const float *scores, int32_t width, int32_t of) {
-    double sum = 0;
-    for (int32_t i = 0; i < width; i++) sum += exp((double)scores[i] - scores[of]);
-    return 1 / sum;
+/* The chance of the largest of the scores. */
+static float chance(const float *scores, int32_t width, float top) {
+    vf sum = vf_set1(0);
+    int32_t i = 0;
+    for (; i + LANES <= width; i += LANES) sum += vf_exp_low(vf_load(scores + i) - top);
+    float rest[LANES];
+    for (int32_t l = 0; l < LANES; l++) rest[l] = i + l < width ? scores[i + l] - top : -INFINITY;
+    return 1 / vf_sum(sum + vf_exp_low(vf_load(rest)));
 }
 
 /* Notes step `step` of each sequence; returns whether another may follow, or -1 where some logits leave no token. */
@@ -138,7 +141,7 @@ static int note(const Run *run, int32_t step) {
         const int32_t token = run->found[step * run->count + b] = lithe_best(scores, run->known);
         if (token < 0) return -1;
         for (int32_t e = 0; e < run->end_count; e++) more &= token != run->ends[e];
-        if (run->floor > 0) more &= chance(scores, run->known, token) >= run->floor;
+        if (run->floor > 0) more &= chance(scores, run->known, scores[token]) >= run->floor;
         run->ids[b] = token;
     }
     return more;
