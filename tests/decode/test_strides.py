@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import lithe
+from lithe import registry
 from lithe.decode import loop
 from lithe.decode.generate import request
 from lithe.decode.lanes import Lanes
@@ -169,6 +170,27 @@ def test_what_a_model_drafts_by_one_call_is_what_it_drafts_token_by_token(model,
         ask = lambda prompt=prompt: [Sequence(prompt, limit=30, context=64)]
         steps = same_singly(monkeypatch, model, ask, draft)
     assert calls and max(nodes for *_, nodes in steps) > 1
+
+
+@compiled
+@pytest.mark.parametrize("draft", ["draft_model:tokens=4", "draft_model:tokens=9,stop_below=0.5", "draft_model:adaptive=true",
+                                   "easyspec", "cascade", "pearl:tokens=3"])
+def test_what_a_small_model_drafts_by_one_call_is_what_it_drafts_token_by_token(draft, monkeypatch, calls):
+    for dtype in ("fp32", "int8"):
+        tiny = lithe.load("zoo:tiny", dtype=dtype)
+        for text in TEXTS[::3]:
+            calls.clear()
+            steps = same_singly(monkeypatch, tiny, lambda tiny=tiny, text=text: [request(tiny, text, max_tokens=24)], draft)
+            assert calls and max(nodes for *_, nodes in steps) > 2
+
+
+@compiled
+def test_layers_side_by_side_are_passes_of_their_own():
+    sides = [registry.find("easyspec").module.Side(fused(layers=4), size=size, ffn="serial") for size in (2, 1)]
+    for side, alone in zip(sides, (False, True), strict=True):
+        side.sync([Sequence(PROMPTS[0], limit=9, context=64)])
+        side.prefill()
+        assert bool(side.ahead([[7]], loop.Goal(3))) is alone
 
 
 @compiled
