@@ -37,7 +37,7 @@ def chain(lanes: Lanes, sequences: Seq[Sequence], trees: Seq[Tree], wanted: Seq[
         return False
     found = lanes.ahead(rows, Goal(wanted[0], floor=floor, known=vocab), **parts)
     if found:
-        trees[0].grow(found[0])
+        trees[0].grow(found.tokens_BN[0])
     return bool(found)
 
 

@@ -154,8 +154,10 @@ def _stride(plan: DecodePlan, sequences: list[Sequence]) -> tuple[list[list[int]
         lanes.prefill()
     read = lanes.now()
     goal = Goal(min(STRIDE, *[s.left for s in sequences]), tuple(ends), seconds=SMOOTH)
-    found = lanes.ahead([s.ids[-1:] for s in sequences], goal) or []
-    return found, read - begun, (lanes.now() - read) / len(found[0]) if found else 0.0
+    found = lanes.ahead([s.ids[-1:] for s in sequences], goal)
+    if found is None:
+        return [], lanes.now() - begun, 0.0
+    return found.tokens_BN, read - begun, (lanes.now() - read) / len(found.tokens_BN[0])
 
 
 def propose(plan: DecodePlan, sequences: list[Sequence], slots: int | None = None) -> list[Tree]:

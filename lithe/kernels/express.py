@@ -173,10 +173,12 @@ class Express:
     def ahead(self, course: Course, ids: Sequence[int], pos: Sequence[int], lengths: Sequence[int], T: int, goal: Goal,
               threads: int) -> list[list[int]]:
         """The likeliest tokens in turn behind the last row of each sequence [B][n], the lowest of equals: a pass, then one
-        over each token but the last. Of several sequences T is 1. Fewer than asked for where logits leave none."""
+        over each token but the last. Of several sequences T is 1. Fewer than asked for where logits leave none. One sequence
+        may be looked at in one place: its T rows, then each token's."""
         B, most = len(lengths), goal.most
         assert most > 0 and (B == 1 or T == 1) and max(pos) + most <= self.stack.positions
-        assert max(lengths) + T + most - 1 <= self.stack.room and course.final < 0
+        assert max(lengths) + T + most - 1 <= self.stack.room
+        assert not course.room or (B == course.room == 1 and T + most - 1 <= self.taps.rows)
         first = self._say(course, ids, pos, lengths, T, None, B * T - B, B, threads)
         last = [n + T - 1 for n in lengths]
         then = first if T == 1 else self._say(course, ids[-1:], pos[-1:], last, 1, None, 0, B, threads)

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterable, Sequence as Seq
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,6 +59,13 @@ class Quick(Output):
         return self.made.kernels.lib.lithe_best(y.address + (b * self.answers + row) * y.step, y.width)
 
 
+class Ahead(NamedTuple):
+    """Likeliest tokens in turn, and where they were looked at what each of one sequence was told from."""
+
+    tokens_BN: list[list[int]]
+    states_NC: Tensor | None
+
+
 class Way:
     """The passes of one cache."""
 
@@ -101,11 +108,13 @@ class Way:
 
 
     def ahead(self, course: compiled.Course, ids: list[list[int]], pos: list[list[int]], lengths: list[int],
-              goal: compiled.Goal) -> list[list[int]]:
+              goal: compiled.Goal) -> Ahead:
         """Passes over likeliest tokens, as `kernels.express` has them."""
-        B, T = len(ids), len(ids[0])
-        self.made.room(B * T, B, 0, held=self.before() is not None)
-        return self.made.ahead(course, joined(ids), joined(pos), lengths, T, goal, library.threads())
+        B, T, made = len(ids), len(ids[0]), self.made
+        made.room(B * T + goal.most - 1, B, course.room, held=self.before() is not None)
+        found = made.ahead(course, joined(ids), joined(pos), lengths, T, goal, library.threads())
+        states_RC = made.taps.view(1, T - 1 + len(found[0]))[0] if course.room and found[0] else None
+        return Ahead(found, None if states_RC is None else states_RC[T - 1 :])
 
 
 class Ways:
@@ -127,12 +136,12 @@ class Ways:
         cache.reserve(T)
         return way.run(course, ids, pos, mask, cache.lengths, logits, states)
 
-    def ahead(self, ids: list[list[int]], pos: list[list[int]], cache: Any, goal: compiled.Goal, layers: Iterable | None = None,
-              skip: Iterable[tuple[int, str]] = ()) -> list[list[int]] | None:
+    def ahead(self, ids: list[list[int]], pos: list[list[int]], cache: Any, goal: compiled.Goal, taps: Seq[int | str] = (),
+              layers: Iterable | None = None, skip: Iterable[tuple[int, str]] = ()) -> Ahead | None:
         """The likeliest tokens in turn behind rows [B][T] that follow each other; None where single passes must find them."""
         B, T = len(ids), len(ids[0])
-        way = None if B > 1 and T > 1 else self._kept(cache, pos, goal.most - 1)
-        if way is None or (course := way.course(layers, skip, ())) is None:
+        way = None if (B > 1 and (T > 1 or taps)) or len(taps) > 1 else self._kept(cache, pos, goal.most - 1)
+        if way is None or (course := way.course(layers, skip, taps)) is None:
             return None
         cache.reserve(T + goal.most - 1)
         return way.ahead(course, ids, pos, cache.lengths, goal)

@@ -174,7 +174,7 @@ def test_what_a_model_drafts_by_one_call_is_what_it_drafts_token_by_token(model,
 
 @compiled
 @pytest.mark.parametrize("draft", ["draft_model:tokens=4", "draft_model:tokens=9,stop_below=0.5", "draft_model:adaptive=true",
-                                   "easyspec", "cascade", "pearl:tokens=3"])
+                                   "easyspec", "cascade", "pearl:tokens=3", "specdec_pp:most=9"])
 def test_what_a_small_model_drafts_by_one_call_is_what_it_drafts_token_by_token(draft, monkeypatch, calls):
     for dtype in ("fp32", "int8"):
         tiny = lithe.load("zoo:tiny", dtype=dtype)

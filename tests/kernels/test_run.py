@@ -33,12 +33,12 @@ def singly(lanes, rows, most, **parts):
 def test_tokens_cache_and_lengths_are_those_of_single_passes(kind, group, dtype, texts, rows, parts):
     model = fused(kind, group, dtype, layers=3)
     quick, long = lanes_of(model, texts), lanes_of(model, texts)
-    found, (wanted, _) = quick.ahead(rows, Goal(6), **parts), singly(long, rows, 6, **parts)
+    found, (wanted, _) = quick.ahead(rows, Goal(6), **parts).tokens_BN, singly(long, rows, 6, **parts)
     assert found == wanted and (kind != "fp32" or parts or len({token for row in found for token in row}) > 1)
     assert quick.ids == long.ids and quick.cache.lengths == long.cache.lengths
     assert all(map(torch.equal, stored(quick), stored(long)))
     again = [row[-1:] for row in found]  # on from there, by either
-    assert quick.ahead(again, Goal(3), **parts) == singly(long, again, 3, **parts)[0]
+    assert quick.ahead(again, Goal(3), **parts).tokens_BN == singly(long, again, 3, **parts)[0]
     assert torch.equal(quick.run(again).logits, long.run(again).logits)
 
 
@@ -49,12 +49,12 @@ def test_it_stops_behind_an_end_an_unlikely_token_and_late():
     first = lambda so: next(n for n in range(8) if so(n))
     for token in set(tokens):
         lanes, n = lanes_of(model, TEXTS[:1]), tokens.index(token) + 1
-        assert lanes.ahead([[7]], Goal(8, ends=(63, token))) == [tokens[:n]] and lanes.cache.lengths == [4 + n]
+        assert lanes.ahead([[7]], Goal(8, ends=(63, token))).tokens_BN == [tokens[:n]] and lanes.cache.lengths == [4 + n]
     for low, high in pairwise(sorted(chances)):
         stop = first(lambda n, high=high: chances[n] < high)
         if high - low > 1e-4:
-            assert lanes_of(model, TEXTS[:1]).ahead([[7]], Goal(8, floor=(low + high) / 2)) == [tokens[: stop + 1]]
-    assert lanes_of(model, TEXTS[:1]).ahead([[7]], Goal(8, seconds=0.0)) == [tokens[:1]]
+            assert lanes_of(model, TEXTS[:1]).ahead([[7]], Goal(8, floor=(low + high) / 2)).tokens_BN == [tokens[: stop + 1]]
+    assert lanes_of(model, TEXTS[:1]).ahead([[7]], Goal(8, seconds=0.0)).tokens_BN == [tokens[:1]]
 
 
 @compiled
@@ -62,7 +62,7 @@ def test_a_batch_stops_with_the_first_that_ends():
     model = fused(layers=3)
     both, _ = singly(lanes_of(model), [[7], [8]], 8)
     ends = next((n, row[n]) for n in range(1, 8) for row in both if row[n] not in both[0][:n] + both[1][:n])
-    assert lanes_of(model).ahead([[7], [8]], Goal(8, ends=ends[1:])) == [row[: ends[0] + 1] for row in both]
+    assert lanes_of(model).ahead([[7], [8]], Goal(8, ends=ends[1:])).tokens_BN == [row[: ends[0] + 1] for row in both]
 
 
 @compiled
@@ -71,7 +71,7 @@ def test_only_ids_that_both_vocabularies_have_are_said():
     for known in (1, 5, 40):
         lanes = lanes_of(model, TEXTS[:1])
         wanted = int(lanes.run([[7]]).logits[0, 0, :known].argmax())
-        assert lanes.ahead([[7]], Goal(2, known=known))[0][0] == wanted
+        assert lanes.ahead([[7]], Goal(2, known=known)).tokens_BN[0][0] == wanted
 
 
 @compiled
@@ -106,3 +106,20 @@ def test_what_somebody_holds_of_a_pass_is_not_written_over():
     before = shown.clone()
     lanes.ahead([[8]], Goal(4))
     assert torch.equal(shown, before) and torch.equal(held.logits, before)
+
+
+@compiled
+@pytest.mark.parametrize("rows", [[[7]], [[7, 8, 9]]], ids=["one", "rows"])
+@pytest.mark.parametrize("tap", ["final", 1])
+def test_the_states_behind_tokens_are_those_of_single_passes(rows, tap):
+    model = fused(layers=3)
+    quick, long = lanes_of(model, TEXTS[:1]), lanes_of(model, TEXTS[:1])
+    found, wanted = quick.ahead(rows, Goal(5), taps=(tap,)), []
+    for token in [*found.tokens_BN[0][:-1], 0]:
+        wanted.append(long.run(rows, taps=(tap,)).taps[tap][0, -1])
+        long.commit([len(rows[0])])
+        rows = [[token]]
+    assert torch.equal(found.states_NC, torch.stack(wanted))
+    before = found.states_NC.clone()
+    assert quick.ahead([[0]], Goal(2), taps=(0, 1)) is None and quick.ahead([[0]], Goal(2), taps=(tap,)) is not None
+    assert torch.equal(found.states_NC, before), "what somebody holds is not written over"

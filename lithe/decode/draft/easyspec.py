@@ -74,7 +74,7 @@ class Side(Lanes):
         if any(len(group) > 1 for group in self.groups):
             return None
         found = super().ahead(ids, goal, **parts)
-        self.turns += self.model.config.layers * len(found[0]) if found else 0
+        self.turns += self.model.config.layers * len(found.tokens_BN[0]) if found else 0
         return found
 
     def _group(self, ids, x_BTC, group):

@@ -147,12 +147,14 @@ static int note(const Run *run, int32_t step) {
     return more;
 }
 
-/* Returns how many steps were found; -1 - the first place whose id has no embedding. */
+/* Returns how many steps were found; -1 - the first place whose id has no embedding. A tap of one sequence gets row after row. */
 int64_t lithe_run(const Run *run) {
     const double until = clock_s() + run->seconds;
+    Express next = *run->next;
     for (int32_t step = 0; step < run->most; step++) {
         for (int32_t b = 0; step && b < run->count; b++) run->pos[b]++, run->lengths[b]++;
-        const int64_t wrong = lithe_express(step ? run->next : run->first);
+        next.taps = run->first->taps + (int64_t)(run->first->row_count - 1 + step) * next.width;
+        const int64_t wrong = lithe_express(step ? &next : run->first);
         if (wrong >= 0) return -1 - wrong;
         const int more = note(run, step);
         if (more < 0) return step;
