@@ -43,7 +43,7 @@ LEDGER = TOOLS.parent / "docs" / "ledger-decoding.jsonl"
 WORK, WRITTEN = Path(".lithe") / "fastdraft", Path(".lithe") / "heads"
 TARGET, CHAIN, TOKENS, SIDE, LIMIT = "zoo:tiny", 3, 48, 8, 16
 WIDE, DEEP = dict(layers=1, width=192), dict(layers=4, width=128)
-FIRST, MORE = 240, 60  # steps of 8 rows of 128
+FIRST, MORE = 200, 50  # steps of 8 rows of 128
 STEP = dict(rows=8, length=128, align=0)
 ORDERS = (("wide_code", "random"), ("aligned", "wide_code"), ("aligned", "human"), ("wide_code", "wide_prose"),
           ("wide", "deep"))

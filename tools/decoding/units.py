@@ -45,7 +45,7 @@ def main() -> None:
     prompts = read_prompts(ZOO / "prompts" / "mixed.jsonl")[: given.limit]
     searches = [f"search=lud:alpha={alpha}" for alpha in ALPHAS]
     sides = [("tuned", tuned, spec) for spec in ("plain", *searches, *VERIFIED)]
-    sides += [("before", before, "plain"), ("widened, not tuned", widened(before).eval(), CONTROL)]
+    sides += [("before", before, "plain"), ("widened, not tuned", widened(lithe.load(MODEL, fast=False)).eval(), CONTROL)]
     found = {f"{name}: {spec}": texts(model, spec, prompts, given.max_tokens) for name, model, spec in sides}
     plainly = found["tuned: plain"]
     nats = {name: cost(before, prompts, said) for name, (said, _) in found.items()}
