@@ -26,8 +26,8 @@ from lithe.model.decoder import ALL
 from lithe.model.load import ZOO
 
 LEDGER = Path(__file__).resolve().parent.parent.parent / "docs" / "ledger-decoding.jsonl"
-MODEL, SIDE = "zoo:tiny", 10  # prompts decoded side by side
-ALPHAS = (0.5, 0.7, 0.9, 0.99, 1.01)
+MODEL, SIDE = "zoo:tiny", 12  # prompts decoded side by side
+ALPHAS = (0.5, 0.7, 0.9, 1.01)
 VERIFIED = ("draft=lud", "draft=lud:alpha=0.3", "jacobi:tokens=4", "prompt_lookup")
 CONTROL = "search=lud"
 ROWS, LENGTH = 64, 256  # of --text
@@ -37,8 +37,8 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("tuned", type=Path)
     asked.add_argument("--text", type=Path)
-    asked.add_argument("--limit", type=int, default=40)
-    asked.add_argument("--max-tokens", type=int, default=64)
+    asked.add_argument("--limit", type=int, default=24)
+    asked.add_argument("--max-tokens", type=int, default=48)
     asked.add_argument("--ledger", type=Path, default=LEDGER)
     given = asked.parse_args()
     before, tuned, ledger = lithe.load(MODEL), lithe.load(str(given.tuned)), Ledger(given.ledger)
@@ -46,7 +46,10 @@ def main() -> None:
     searches = [f"search=lud:alpha={alpha}" for alpha in ALPHAS]
     sides = [("tuned", tuned, spec) for spec in ("plain", *searches, *VERIFIED)]
     sides += [("before", before, "plain"), ("widened, not tuned", widened(lithe.load(MODEL, fast=False)).eval(), CONTROL)]
-    found = {f"{name}: {spec}": texts(model, spec, prompts, given.max_tokens) for name, model, spec in sides}
+    found = {}
+    for name, model, spec in sides:
+        found[f"{name}: {spec}"] = said, steps = texts(model, spec, prompts, given.max_tokens)
+        print(f"{name}: {spec}: {sum(map(len, said)) / sum(steps):.3f} tokens a step", flush=True)
     plainly = found["tuned: plain"]
     nats = {name: cost(before, prompts, said) for name, (said, _) in found.items()}
     calm = [not stats.loops(said) for said in plainly[0]]
