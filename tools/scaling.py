@@ -5,8 +5,8 @@ python tools/scaling.py --data FILE [--model zoo:tiny-draft] [--steps 40 80 160 
 python tools/scaling.py --pick DIR [--model zoo:tiny-draft] [--ledger FILE]
 
 Sizes are compared after the most tokens. --then: a second text for a stage after the first, beside that stage alone. --heads
-keeps the draft that has read most. --pick holds what the stored T(n) says of trees for each batch against tokens a second of
-a grid of them; it needs a quiet machine, half a minute.
+keeps the draft that has read most; with --out the same command goes on from the points that are there. --pick holds what the
+stored T(n) says of trees for each batch against tokens a second of a grid of them; it needs a quiet machine, half a minute.
 """
 
 from __future__ import annotations
@@ -50,10 +50,23 @@ def point(model, ids, spec: str, lesson: Lesson, folder: Path | None = None) -> 
     made = registry.parse(spec)
     done = learn(made.entry, made.knobs, model, ids, lesson, folder=folder, quiet=True)
     weights = sum(w.numel() for name, w in done.module.named_parameters() if w.requires_grad and name != "output")
-    one = {"spec": spec, "tokens": lesson.steps * lesson.rows * lesson.length, "weights": weights, "rates": done.rates,
+    one = {"spec": spec, "tokens": tokens(lesson), "weights": weights, "rates": done.rates,
            "tau": tokens_a_pass(done.rates, NODES)}
     print(f"{spec}, {one['tokens']:,} tokens, {weights:,} weights: {one['tau']:.3f} a pass", flush=True)
     return one, done
+
+
+def tokens(lesson: Lesson) -> int:
+    return lesson.steps * lesson.rows * lesson.length
+
+
+def again(model, spec: str, folder: Path) -> fitted.Fitted:
+    """A draft that --heads keeps, to be trained on."""
+    made = registry.parse(f"{spec},heads={folder}")
+    done = fitted.load(made.entry.name, made.knobs, model, made.entry.module.Method.build)
+    for weight in done.module.parameters():
+        weight.requires_grad_(weight.is_floating_point())
+    return done
 
 
 def second(model, ids, module, knobs, lesson: Lesson) -> tuple[float, float]:
@@ -89,11 +102,16 @@ def sweep(options: argparse.Namespace) -> None:
     """Points, laws, stages; one record."""
     model = open_model(options.model, fast=False)
     ids = corpus.load(options.data, model.tokenizer).ids
-    most, found, first = options.steps[-1], {}, None
+    most, first = options.steps[-1], None
+    known = json.loads(options.out.read_text(encoding="utf-8")) if options.out and options.out.is_file() else []
+    found: dict[tuple[int, int], dict] = {}
     for layers, steps in [*((options.layers[0], s) for s in options.steps), *((n, most) for n in options.layers[1:])]:
         best = (layers, steps) == (options.layers[0], most)
-        one, done = point(model, ids, f"{options.method},layers={layers}", lesson_of(steps, options.rows, options.length),
-                          options.heads if best else None)
+        spec, lesson = f"{options.method},layers={layers}", lesson_of(steps, options.rows, options.length)
+        if one := next((one for one in known if (one["spec"], one["tokens"]) == (spec, tokens(lesson))), None):
+            done = again(model, spec, options.heads) if best and options.heads else None
+        else:
+            one, done = point(model, ids, spec, lesson, options.heads if best else None)
         found[layers, steps], first = one, done if best else first
         if options.out:
             options.out.write_text(json.dumps(list(found.values()), indent=1) + "\n", encoding="utf-8")
@@ -101,7 +119,7 @@ def sweep(options: argparse.Namespace) -> None:
             "weights": told("by weights", [found[n, most] for n in options.layers], "weights")}
     measured = {"points": [{name: value for name, value in one.items() if name != "rates"} for one in found.values()]}
     measured |= {name: asdict(law) for name, law in laws.items()}
-    if options.then:
+    if options.then and first:
         other = corpus.load(options.then, model.tokenizer).ids
         measured["stages"] = stages(model, other, first, f"{options.method},layers={options.layers[0]}",
                                     lesson_of(options.second, options.rows, options.length))
