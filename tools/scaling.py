@@ -6,7 +6,7 @@ python tools/scaling.py --pick DIR [--model zoo:tiny-draft] [--ledger FILE]
 
 Sizes are compared after the most tokens. --then: a second text for a stage after the first, beside that stage alone. --heads
 keeps the draft that has read most; with --out the same command goes on from the points that are there. --pick holds what the
-stored T(n) says of trees for each batch against tokens a second of a grid of them; it needs a quiet machine, half a minute.
+stored T(n) says of trees for each batch against tokens a second of a grid of them; it needs a quiet machine, a minute.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from lithe.train.schedule import Cosine
 from lithe.train.teacher import Teacher, Windows
 
 NODES, BATCHES, SIZES = 8, (1, 2, 4, 8), range(1, 33)
-GRID, PROMPTS, TOKENS, TURNS = (0, 1, 2, 4, 8, 16), 8, 48, 3
+GRID, PROMPTS, TOKENS, TURNS = (0, 1, 2, 4, 8, 16), 8, 16, 1
 
 
 def lesson_of(steps: int, rows: int, length: int) -> Lesson:
