@@ -153,8 +153,8 @@ def make(model: Decoder, ids: np.ndarray, recipe: Recipe, folder: Path, *, state
          quiet: bool = False) -> Decoder:
     """Tune all weights on a text of token ids; the model is written to `folder`, the run lies beside it and resumes.
 
-    The model itself stays as it is: it says which units there are. states: its own on these very rows, as in learn. Raises what `train.loop.fit` does, and UsageError for a
-    folder that is taken.
+    The model itself stays as it is: it says which units there are. states: its own on these very rows, kept in a folder, as
+    train.learn takes them. Raises what `train.loop.fit` does, and UsageError for a folder that is taken.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not empty: choose another folder")
