@@ -13,7 +13,8 @@ TOP = 512  # tokens of the dense model's law that are kept; the rest counts as o
 
 class Fitness:
     """KL(dense || model) in nats a token, on a calibration text whose dense laws are kept once they were asked for: the dense
-    model must stay as it is. spent: tokens passed so far. before: the states that a layer reads, of the models asked for last."""
+    model must stay as it is. spent: tokens passed so far. before: a layer, and what it read of the model that was asked
+    for last."""
 
     def __init__(self, dense: Decoder, calibration: Calibration, top: int = TOP):
         self.dense, self.calibration, self.top, self.spent = dense, calibration, min(top, dense.config.vocab), 0

@@ -109,7 +109,8 @@ def test_what_lies_before_a_change_is_not_run_again_and_changes_no_bit():
     measured = stage.problem.find_loss
     rich = {name: found[-1].level for name, found in stage.options.items()}
     sites = [name for name, found in stage.options.items() if found[-1].level is None]
-    plans = [rich] + [rich | {sites[i]: "gptq=3"} for i in (-1, -2, 0, -1, 3, -1)] + [rich | {sites[0]: "gptq=3", sites[-1]: "gptq=4"}]
+    plans = [rich, *(rich | {sites[i]: "gptq=3"} for i in (-1, -2, 0, -1, 3, -1)),
+             rich | {sites[0]: "gptq=3", sites[-1]: "gptq=4"}]
     passes, whole = [], Fitness(stage.work, stage.calibration)
     for plan, tokens in itertools.product(plans, (32, 0)):
         found = measured(plan, tokens)
