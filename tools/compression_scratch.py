@@ -1,6 +1,6 @@
 """Masks that a model is trained under from the first step on: a ledger record a run (suite "scratch").
 
-    python tools/compression_scratch.py TEXT HELD_OUT --ledger docs/ledger-compress.jsonl [--ways 1:4] [--seeds 0 1 2] [--steps 300]
+    python tools/compression_scratch.py TEXT HELD_OUT --ledger docs/ledger-compress.jsonl [--ways 1:4] [--seeds 0 1 2]
 
 A byte model (3 layers of width 96, `tools/sharing.py`) from drawn weights. TEXT, HELD_OUT: .jsonl or .txt, either .gz. What the
 ledger holds is not run again. --ways: those whose names hold this.
@@ -50,7 +50,7 @@ def rows(model: Decoder, judge: Calibration) -> dict[str, Any]:
     return {"loss": sum(nats) / sum(counts), "nats": nats, "tokens": counts}
 
 
-def run(way: str, text: Calibration, judge: Calibration, seed: int, steps: int, rate: float) -> tuple[dict[str, Any], list[Any]]:
+def run(way: str, text: Calibration, judge: Calibration, seed: int, steps: int, rate: float) -> tuple[dict[str, Any], list]:
     """What came out, and the methods that did it."""
     start, began = fresh(seed), time.process_time()
     step = WAYS[way].format(steps=steps, rate=rate)
