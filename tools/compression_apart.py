@@ -22,11 +22,13 @@ APART = (  # row, file beside the logs, what, its key, figures by name; nats a t
      ("dense", "loss_predicted", "loss_fixed_and_tuned", "loss_drawn", "on", "recall", "recall_fixed")))
 SCRATCH = (  # row, its way, what it is beside
     (8, "sr-ste, 1:4", "straight-through, 1:4"),
+    (8, "sr-ste, 1:4, a tenth of the pull", "straight-through, 1:4"),
     (8, "sr-ste, 1:4", "dense, then cut to 1:4"),
     (8, "sr-ste, FFN 1:8", "straight-through, FFN 1:8"),
     (36, "progressive gradient flow, FFN 1:8", "straight-through, FFN 1:8"),
     (36, "progressive gradient flow, FFN 1:8", "sr-ste, FFN 1:8"),
-    (111, "fast sparse, 80 %", "gone at once, 80 %"))
+    (111, "fast sparse, 80 %", "gone at once, 80 %"),
+    (111, "fast sparse, 80 %", "dense, a quarter of the weights"))
 BITS, OTHERS = "bits", ("all kinds", "one of zeros", "one of low rank", "one of halves gone")  # of compression_hull.py
 HULL = """By `tools/compression_hull.py`: GPTQ's 2, 3 and 4 bits in groups of 128 and 32 and vectors of 2 bits, against these
 with zeros, low rank and missing halves beside them. **sum**: what options lose alone, in KL on calibration text, added up: of
@@ -102,6 +104,7 @@ def hulls() -> list[str]:
     for model in dict.fromkeys(one["model"] for one in told):
         own = [one for one in told if one["model"] == model]
         dense = {one["seed"]: one for one in own if one["way"] == DENSE}
+        own = [{"tokens": dense[one["seed"]]["tokens"]} | one for one in own]
         for kind in ("zeros", "low rank"):
             held, whole = (sum(one["hull"][kind][what] for one in dense.values()) for what in ("on_hull", "options"))
             on.append(f"{model.removeprefix('zoo:')} {held} of {whole} of {kind}")

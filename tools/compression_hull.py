@@ -153,6 +153,7 @@ def main() -> None:
         plan = line.pop("plan")
         if (key := json.dumps(plan)) not in scores:
             scores[key] = {"kl_text": measured(plan), **documents.score(measured.model)}
+            scores[key].pop("tokens")  # the dense line's
         print(json.dumps(told | line | scores[key]), flush=True)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sharing import fresh, read, trained
+from sharing import SHAPE, fresh, read, trained
 
 from lithe.bench import provenance
 from lithe.bench.ledger import Ledger
@@ -27,15 +27,24 @@ SUITE = "scratch"
 TRAIN = "steps={steps},rate={rate}"
 WAYS = {  # how a model is trained, and what is done to it then
     "dense": "",
+    "dense, a quarter of the weights": "",
     "dense, then cut to 1:4": "magnitude_pruning:pattern=1:4",
     "straight-through, 1:4": f"recover=sr_ste:pattern=1:4,strength=0,{TRAIN}",
     "sr-ste, 1:4": f"recover=sr_ste:pattern=1:4,{TRAIN}",
+    "sr-ste, 1:4, a tenth of the pull": f"recover=sr_ste:pattern=1:4,strength=1,{TRAIN}",
     "straight-through, FFN 1:8": f"recover=sr_ste:pattern=1:8,sites=mlp.*,strength=0,{TRAIN}",
     "sr-ste, FFN 1:8": f"recover=sr_ste:pattern=1:8,sites=mlp.*,{TRAIN}",
     "progressive gradient flow, FFN 1:8": f"progressive_gradient_flow:pattern=1:8,{TRAIN}",
     "gone at once, 80 %": f"recover=fast_sparse:ratio=0.8,start=0,end=0,{TRAIN}",
     "fast sparse, 80 %": f"recover=fast_sparse:ratio=0.8,every=20,{TRAIN}",
 }
+
+
+NARROW = SHAPE.replace(width=48, ffn=128)
+
+
+def start(way: str, seed: int) -> Decoder:
+    return fresh(seed, NARROW if "quarter" in way else SHAPE)
 
 
 @torch.inference_mode()
@@ -52,17 +61,17 @@ def rows(model: Decoder, judge: Calibration) -> dict[str, Any]:
 
 def run(way: str, text: Calibration, judge: Calibration, seed: int, steps: int, rate: float) -> tuple[dict[str, Any], list]:
     """What came out, and the methods that did it."""
-    start, began = fresh(seed), time.process_time()
+    model, began = start(way, seed), time.process_time()
     step = WAYS[way].format(steps=steps, rate=rate)
     notes: dict[str, Any] = {}
     if "recover" not in step and "flow" not in step:
-        start = trained(start, text, steps, rate)
+        model = trained(model, text, steps, rate)
     if step:
-        found = compress(start, [step], text, seed=seed)
-        start, notes = found.model, found.report["steps"][0]
+        found = compress(model, [step], text, seed=seed)
+        model, notes = found.model, found.report["steps"][0]
     kept = {name: notes[name] for name in ("mask_changes", "work") if name in notes}
     spent = {"cpu_seconds": round(time.process_time() - began, 1)}
-    return rows(start, judge) | kept | spent, parse(step).parts if step else []
+    return rows(model, judge) | kept | spent, parse(step).parts if step else []
 
 
 def main() -> None:
@@ -82,8 +91,8 @@ def main() -> None:
     for seed in asked.seeds:
         for way in (way for way in WAYS if asked.ways in way and (way, seed, *shared.values()) not in done):
             found, parts = run(way, text, judge, seed, asked.steps, asked.rate)
-            model = fresh(seed)
-            model.source = "bytes of width 96"
+            model = start(way, seed)
+            model.source = f"bytes of width {model.config.width}"
             ledger.append(provenance.record(SUITE, model, measured=found, inputs=[text.digest, judge.digest], seed=seed,
                                             method=way, settings={**shared, "step": WAYS[way]}, parts=parts))
             print(f"{way}, seed {seed}: {found['loss']:.4f}, {found['cpu_seconds']} s", flush=True)
