@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence as Seq
 from dataclasses import asdict, dataclass
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,14 @@ class Accuracy:
 def questions(path: str | Path) -> list[Question] | None:
     """Of a .jsonl file whose lines say "text", "choices" and "answer"; None for any other. Raises FormatError for a line that
     begins so and is none."""
+    lines = rows.lines(path)
     try:
-        first = next(rows.lines(path), None)
+        first = next(lines, None)
     except LitheError:  # no .jsonl, or none that can be read: who reads it as texts says so
         return None
     if first is None or "choices" not in first[1]:
         return None
-    return [_question(row, where) for where, row in rows.lines(path)]
+    return [_question(row, where) for where, row in chain([first], lines)]
 
 
 def _question(row: dict[str, Any], where: str) -> Question:

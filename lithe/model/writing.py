@@ -18,30 +18,36 @@ MODEL = ("config.json", "lithe.json", INDEX, "model*.safetensors")  # files of a
 
 
 @contextmanager
+def told(path: Path) -> Iterator[None]:
+    """UsageError for a place that cannot be written, or a disk that is full."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # the latter for a disk that is full
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot write {path}: {why}; choose a folder you may write to, with room for it") from error
+
+
+@contextmanager
 def writing(folder: Path, replaces: Iterable[str] = MODEL) -> Iterator[Path]:
     """A temporary folder that takes the name `folder` once all is written.
 
     Of what lay there, files whose names match `replaces` go, others stay. Raises UsageError for a place that cannot be written.
     """
-    draft = None
-    try:
+    with told(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        yield draft
-        for old in folder.iterdir() if folder.is_dir() else ():
-            if not any(fnmatch.fnmatch(old.name, name) for name in replaces) and not (draft / old.name).exists():
-                shutil.copytree(old, draft / old.name) if old.is_dir() else shutil.copy2(old, draft)
-        draft.chmod(0o755)
-        if folder.is_dir():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-            folder.rename(old / "old")
-            draft.rename(folder)
-            shutil.rmtree(old)
-        else:
-            draft.rename(folder)
-    except (OSError, SafetensorError) as error:  # the latter for a disk that is full
-        why = getattr(error, "strerror", None) or error
-        raise UsageError(f"cannot write {folder}: {why}; choose a folder you may write to, with room for it") from error
-    finally:
-        if draft is not None:
+        try:
+            yield draft
+            for old in folder.iterdir() if folder.is_dir() else ():
+                if not any(fnmatch.fnmatch(old.name, name) for name in replaces) and not (draft / old.name).exists():
+                    shutil.copytree(old, draft / old.name) if old.is_dir() else shutil.copy2(old, draft)
+            draft.chmod(0o755)
+            if folder.is_dir():
+                old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+                folder.rename(old / "old")
+                draft.rename(folder)
+                shutil.rmtree(old)
+            else:
+                draft.rename(folder)
+        finally:
             shutil.rmtree(draft, ignore_errors=True)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lithe.errors import FormatError
+from lithe.model.writing import told
 from lithe.train.optim import trainable
 from lithe.train.team import ALONE, Team, alike, whole
 
@@ -29,26 +30,35 @@ def save(folder: Path, step: int, model: nn.Module, optimizers: list[torch.optim
          method: dict[str, Tensor] | None = None, team: Team = ALONE) -> Path:
     """Write folder/step-<n>; the last KEPT stay. A crash at any point leaves the earlier ones whole.
 
-    method: what a resumed run needs of the method beside its weights. Every process of the team must call.
+    method: what a resumed run needs of the method beside its weights. Every process of the team must call. Raises UsageError
+    where it cannot be written.
     """
-    target, aside = folder / f"step-{step:08d}", folder / f"{ASIDE}{os.getpid()}"
+    target = folder / f"step-{step:08d}"
     weights = {name: whole(weight) for name, weight in _weights(model).items()}
     moments, rng = _moments(optimizers), team.gather(torch.get_rng_state())
     if team.first:
-        for left in folder.glob(f"{ASIDE}*"):  # of a run that was killed while it wrote
-            shutil.rmtree(left)
+        files = {WEIGHTS: weights, OPTIMIZER: {**moments, "rng": rng[0] if team.size == 1 else rng}}
+        with told(target):
+            _write(folder, target, files | ({METHOD: method} if method else {}), state)
+    team.wait()
+    return target
+
+
+def _write(folder: Path, target: Path, files: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+    aside = folder / f"{ASIDE}{os.getpid()}"
+    for left in folder.glob(f"{ASIDE}*"):  # of a run that was killed while it wrote
+        shutil.rmtree(left)
+    try:
         aside.mkdir(parents=True)
-        save_file(_plain(weights), aside / WEIGHTS)
-        save_file(_plain({**moments, "rng": rng[0] if team.size == 1 else rng}), aside / OPTIMIZER)
-        if method:
-            save_file(_plain(method), aside / METHOD)
+        for name, tensors in files.items():
+            save_file(_plain(tensors), aside / name)
         (aside / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         os.replace(aside, target)
-        for old in _all(folder)[:-KEPT]:
-            shutil.rmtree(old)
-    team.wait()
-    return target
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    for old in _all(folder)[:-KEPT]:
+        shutil.rmtree(old)
 
 
 def latest(folder: Path) -> Path | None:

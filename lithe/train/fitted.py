@@ -27,6 +27,7 @@ from lithe.model import checkpoint
 from lithe.model.decoder import Decoder
 from lithe.model.header import read_header, read_json, some
 from lithe.model.load import ZOO
+from lithe.model.writing import told
 
 VERSION = 1
 SHIPPED = ZOO / "heads"  # a folder a method, fitted to one of the zoo's models
@@ -95,19 +96,20 @@ def fresh(build: Any, knobs: Any, model: Decoder, seed: int = 0) -> Any:
 def save(folder: Path, method: str, knobs: Any, model: Decoder, module: nn.Module, *, rates: Sequence[Sequence[float]] = (),
          training: dict | None = None) -> Path:
     """Write a folder that `load` reads; it is seen whole or not at all, except for other files that already lie there."""
-    folder.mkdir(parents=True, exist_ok=True)
     settings = {key: value for key, value in dataclasses.asdict(knobs).items() if key != "heads"}
     notes = {"version": VERSION, "method": method, "knobs": settings, "target": identity(model),
              "fitted_to": model.source or "a model without a name", "rates": [list(row) for row in rates],
              "training": training or {}}
-    aside = Path(mkdtemp(prefix=".fitted.", dir=folder))
-    try:
-        save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, aside / WEIGHTS)
-        (aside / NOTES).write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
-        for name in (WEIGHTS, NOTES):  # the notes come last: without them it is no fitted folder
-            os.replace(aside / name, folder / name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = Path(mkdtemp(prefix=".fitted.", dir=folder))
+        try:
+            save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, aside / WEIGHTS)
+            (aside / NOTES).write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
+            for name in (WEIGHTS, NOTES):  # the notes come last: without them it is no fitted folder
+                os.replace(aside / name, folder / name)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 

@@ -232,8 +232,35 @@ static int check_best(int width) {
     return wrong;
 }
 
-int main(void) {
+/* What is dealt out to three threads, of which only the second ever comes: it does all panels of all matrices. */
+static int check_deals(void) {
     int wrong = 0;
+    Packed w[] = {matrix(FP32, 40, 30), matrix(FP32, 3, 30), matrix(FP32, 97, 30)};
+    float *x = numbers(5 * 30), *y[3], *right[3];
+    void *room = exactly(rows_bytes(FP32, 5, 30));
+    Product list[3];
+    Deal deals[3];
+    const Rows rows = rows_at(FP32, x, 5, 30, room);
+    for (int r = 0; r < 5; r++) prepare(FP32, x + r * 30, 30, 30, &rows, r, 0, 30);
+    for (int i = 0; i < 3; i++) {
+        y[i] = numbers(5 * w[i].n), right[i] = numbers(5 * w[i].n);
+        lithe_linear(&w[i], x, 30, NULL, right[i], w[i].n, 5, 2);
+        list[i] = (Product){&w[i], rows, y[i], NULL, NULL, w[i].n};
+    }
+    deal_out(deals, 2 + 1 + 4, 3);
+    products(list, 3, deals, 3, 1, 3);
+    for (int i = 0; i < 3; i++) wrong += memcmp(y[i], right[i], sizeof(float) * 5 * w[i].n) != 0;
+    memset(y[0], 0, sizeof(float) * 5 * 40);
+    products(list, 3, deals, 3, 0, 3); /* nothing is left */
+    for (int i = 0; i < 5 * 40; i++) wrong += y[0][i] != 0;
+    if (wrong) printf("dealt out: %d wrong\n", wrong);
+    for (int i = 0; i < 3; i++) free((void *)w[i].data), free(y[i]), free(right[i]);
+    free(x), free(room);
+    return wrong;
+}
+
+int main(void) {
+    int wrong = check_deals();
     for (int width = 1; width < 100; width++) wrong += check_best(width);
     for (int kind = FP32; kind <= INT4; kind++)
         for (int cache_kind = FP32; cache_kind <= BF16; cache_kind++) {

@@ -4,8 +4,14 @@ Sequentially consistent, as the atomics there are. A wait that only spins is a s
 which nobody has one, before all jobs are done, is a hang.
 """
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
+
+import pytest
+
+from lithe.kernels import library
 
 JOBS = (2, 3, 1, 2)  # threads of each, the caller among them; a job of one thread wakes nobody
 
@@ -106,3 +112,29 @@ def test_no_order_of_steps_loses_a_wake_up_or_a_share():
 def test_the_search_finds_a_lost_wake_up_where_there_is_one():
     """Looking for sleepers before the turn is stored loses those that go to sleep in between."""
     assert explore(safe=False)[1]
+
+
+AWAKE = """
+import os, sys, time, torch
+from lithe.kernels.linear import linear
+from lithe.kernels.pack import pack
+
+if sys.argv[1] == "one":
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+packed, x = pack(torch.randn(256, 512), "fp32"), torch.randn(1, 512)
+threads = lambda: {int(name) for name in os.listdir("/proc/self/task")}
+alone, before = linear(packed, x, threads=1), threads()
+for _ in range(5):
+    assert linear(packed, x, threads=2).equal(alone)
+    time.sleep(0.05)  # the worker sleeps by now
+worker, = threads() - before
+assert os.sched_getaffinity(worker) == os.sched_getaffinity(0)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere workers stay where they are put")
+@pytest.mark.parametrize("cores", ["all", "one"])
+def test_a_worker_that_left_its_callers_core_is_not_tied_to_another(cores):
+    if library.load() is None:
+        pytest.skip("no compiled kernels here")
+    subprocess.run([sys.executable, "-c", AWAKE, cores], check=True, timeout=120)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import resource
 import signal
 
 import numpy as np
@@ -93,6 +94,18 @@ def test_a_kill_while_saving_leaves_the_earlier_checkpoints(tmp_path, feed):
     assert [p.name for p in sorted(tmp_path.glob("step-*"))] == ["step-00000001", "step-00000002"]
     assert torch.equal(run(feed, tmp_path), whole)
     assert not list(tmp_path.glob(".writing-*"))
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_from_the_last_whole_checkpoint(feed, tmp_path):
+    whole, before = run(feed), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(UsageError, match="step-00000001: .*File too large"):
+            run(feed, tmp_path, every=0.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.glob("step-*")) and not list(tmp_path.glob(".writing-*"))
+    assert torch.equal(run(feed, tmp_path), whole)
 
 
 def test_a_damaged_checkpoint_is_told(tmp_path, feed):

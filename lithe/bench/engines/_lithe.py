@@ -43,6 +43,7 @@ class Engine:
 
     @torch.inference_mode()
     def run(self, ids: list[int], *, every: bool) -> None:
+        self.out = None  # as in decoding: what is still held gets no new pass's logits, which then go to new memory
         self.out = quickest(self.model, [ids], self.cache, ALL if every else LAST)
         self.cache.commit([len(ids)])
 

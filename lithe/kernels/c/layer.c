@@ -56,6 +56,8 @@ typedef struct {
     int32_t batch, rows, groups, shift, attn, mlp, threads;
 } Pass;
 
+enum { QKV, O, GATED, DOWN, PRODUCTS }; /* what of a layer is dealt out by panels */
+
 typedef struct { /* the layer under way, as one thread sees it */
     const Layer *layer;
     const Place *place;
@@ -67,7 +69,10 @@ typedef struct { /* the layer under way, as one thread sees it */
     char *room;       /* activations as a product reads them */
     char *normed_room; /* the same, of what `normed` holds */
     _Atomic int *next;
+    Deal *deals[PRODUCTS]; /* one a thread that the pass asks for */
 } Job;
+
+static int hands(const Pass *pass) { return pass->threads < 1 ? 1 : pass->threads; } /* that work is dealt out to */
 
 /* x / rms(x) * weight */
 static void rms_norm(const float *x, const float *weight, float *out, int width, float eps) {
@@ -573,11 +578,11 @@ static Rows normed_rows(const Job *job, const float *x, const float *weight, con
 }
 
 /* The end of a half: its last product, normed where that is asked for, is added to the residual stream. */
-static void add_up(const Job *job, const Packed *w, Rows from_rows, const float *bias, const float *to, const float *norm,
+static void add_up(const Job *job, const Packed *w, Deal *deals, Rows from_rows, const float *bias, const float *to, const float *norm,
                    int thread, int threads) {
     const int width = job->layer->width;
     Product last = {w, from_rows, norm ? job->post : job->pass->out, bias, norm ? NULL : to, width};
-    products(&last, 1, thread, threads);
+    products(&last, 1, deals, hands(job->pass), thread, threads);
     if (!norm) return;
     pool_barrier(thread, threads);
     int from, end;
@@ -597,7 +602,7 @@ static void attention_half(const Job *job, int thread, int threads) {
     Product qkv[] = {{&layer->q, x, job->q, layer->q_bias, NULL, (int64_t)layer->heads * D},
                      {&layer->k, x, job->k, layer->k_bias, NULL, (int64_t)G * D},
                      {&layer->v, x, job->v, layer->v_bias, NULL, (int64_t)G * D}};
-    products(qkv, 3, thread, threads);
+    products(qkv, 3, job->deals[QKV], hands(job->pass), thread, threads);
     pool_barrier(thread, threads);
     share(job->rows * G, thread, threads, &from, &to);
     for (int i = from; i < to; i++) finish_heads(job, i / G, i % G);
@@ -627,7 +632,7 @@ static void attention_half(const Job *job, int thread, int threads) {
         prepare_row(&layer->o, &mixed, job->mixed, r);
     }
     if (!nothing) pool_barrier(thread, threads);
-    add_up(job, &layer->o, mixed, layer->o_bias, job->x, layer->attn_out_norm, thread, threads);
+    add_up(job, &layer->o, job->deals[O], mixed, layer->o_bias, job->x, layer->attn_out_norm, thread, threads);
 }
 
 /* silu(x) = x / (1 + e^-x); gelu in its tanh form is the same of z = sqrt(8 / pi) (x + 0.044715 x^3) in the exponent. */
@@ -648,7 +653,7 @@ static void ffn_half(const Job *job, const float *x, int thread, int threads) {
     Rows normed = normed_rows(job, x, layer->mlp_norm, &layer->gate, thread, threads);
     Product both[] = {{&layer->gate, normed, job->gate, NULL, NULL, layer->ffn},
                       {&layer->up, normed, job->up, NULL, NULL, layer->ffn}};
-    products(both, 2, thread, threads);
+    products(both, 2, job->deals[GATED], hands(job->pass), thread, threads);
     pool_barrier(thread, threads);
     Rows inner = rows_of(job, &layer->down, job->gate, job->room);
     const int64_t k = padded(&layer->down), pieces = (k + BLOCK - 1) / BLOCK;
@@ -663,12 +668,12 @@ static void ffn_half(const Job *job, const float *x, int thread, int threads) {
         from += (int)count;
     }
     pool_barrier(thread, threads);
-    add_up(job, &layer->down, inner, NULL, x, layer->mlp_out_norm, thread, threads);
+    add_up(job, &layer->down, job->deals[DOWN], inner, NULL, x, layer->mlp_out_norm, thread, threads);
 }
 
 /* ---- a stack of layers ------------------------------------------------------------------------------------------------ */
 
-enum { NORMED, NORMED_ROOM, Q, K, V, MIXED, GATE, UP, PARTS, POST, ROOM, OWN, NEXT, BUFFERS };
+enum { NORMED, NORMED_ROOM, Q, K, V, MIXED, GATE, UP, PARTS, POST, ROOM, OWN, NEXT, DEALS, BUFFERS };
 
 typedef struct {
     const Layer *const *layers;
@@ -733,6 +738,7 @@ static size_t measure(Stack *stack) {
         }
     }
     size[NEXT] = stack->count;
+    size[DEALS] = sizeof(Deal) / 4 * PRODUCTS * hands(pass) * stack->count;
     size_t total = 0, copies = rows > PRIVATE ? 1 : (size_t)pass->threads;
     for (int i = 0; i < BUFFERS; i++) {
         size_t many = i == OWN ? (size_t)pass->threads : i <= NORMED_ROOM ? copies : 1;
@@ -756,6 +762,7 @@ static void stack_job(void *with, int thread, int threads) {
                    .wide = whole_pairs(layer->head_dim), .normed = at[NORMED], .q = at[Q], .k = at[K], .v = at[V],
                    .mixed = at[MIXED], .gate = at[GATE], .up = at[UP], .parts = at[PARTS], .post = at[POST], .own = at[OWN],
                    .room = (char *)at[ROOM], .normed_room = (char *)at[NORMED_ROOM], .next = (_Atomic int *)at[NEXT] + i};
+        for (int p = 0; p < PRODUCTS; p++) job.deals[p] = (Deal *)at[DEALS] + (i * PRODUCTS + p) * hands(pass);
         if (x == pass->out && (attn || ffn)) pool_barrier(thread, threads); /* the layer before is whole */
         if (attn) {
             deal(pass, layer, &job);
@@ -779,7 +786,14 @@ void lithe_layers(const Layer *const *layers, const Place *places, int32_t count
     size_t floats = measure(&stack);
     pool_lock();
     stack.base = pool_scratch(sizeof(float) * floats);
-    for (int i = 0; i < count; i++) atomic_init((_Atomic int *)(stack.base + stack.at[NEXT]) + i, 0);
+    for (int i = 0; i < count; i++) {
+        const Layer *l = layers[i];
+        const int panels[] = {panels_of(&l->q) + panels_of(&l->k) + panels_of(&l->v), panels_of(&l->o),
+                              panels_of(&l->gate) + panels_of(&l->up), panels_of(&l->down)};
+        Deal *deals = (Deal *)(stack.base + stack.at[DEALS]) + i * PRODUCTS * hands(pass);
+        for (int p = 0; p < PRODUCTS; p++) deal_out(deals + p * hands(pass), panels[p], hands(pass));
+        atomic_init((_Atomic int *)(stack.base + stack.at[NEXT]) + i, 0);
+    }
     pool_run(stack_job, &stack, pass->threads);
     pool_unlock();
 }
@@ -790,7 +804,8 @@ typedef struct {
     const float *x, *weight;
     float *normed;
     float eps;
-    int width, rows;
+    int width, rows, dealt;
+    Deal *deals;
     Product product; /* w is NULL where the norm is all */
 } Head;
 
@@ -805,7 +820,7 @@ static void head_job(void *with, int thread, int threads) {
     }
     if (!job->product.w) return;
     pool_barrier(thread, threads);
-    products(&job->product, 1, thread, threads);
+    products(&job->product, 1, job->deals, job->dealt, thread, threads);
 }
 
 /* out [rows, width] = the norm of x */
@@ -821,10 +836,13 @@ void lithe_head(const Packed *w, const float *x, const float *weight, float eps,
                 int32_t threads) {
     if (rows < 1) return;
     const size_t size = ((size_t)rows * w->k + 15) / 16 * 16;
+    const int dealt = threads < 1 ? 1 : threads;
     pool_lock();
-    float *normed = pool_scratch(sizeof(float) * size + rows_bytes(w->kind, rows, padded(w)));
+    Deal *deals = pool_scratch(sizeof *deals * dealt + sizeof(float) * size + rows_bytes(w->kind, rows, padded(w)));
+    float *normed = (float *)(deals + dealt);
     Rows prepared = rows_at(w->kind, normed, rows, padded(w), normed + size);
-    Head job = {x, weight, normed, eps, w->k, rows, {w, prepared, y, bias, NULL, w->n}};
+    Head job = {x, weight, normed, eps, w->k, rows, dealt, deals, {w, prepared, y, bias, NULL, w->n}};
+    deal_out(deals, panels_of(w), dealt);
     pool_run(head_job, &job, threads);
     pool_unlock();
 }

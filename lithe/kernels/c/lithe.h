@@ -2,6 +2,7 @@
 #ifndef LITHE_H
 #define LITHE_H
 
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -48,7 +49,14 @@ typedef struct {
     const float *bias, *add;
     int64_t stride;
 } Product;
-void products(const Product *list, int count, int thread, int threads);
+/* The panels [first, end) that a thread still has of some products, in the halves of one number. It takes them from the front; one that
+ * has done its own takes them from the back: cores are not equally fast, and one late thread would keep all waiting. */
+typedef struct {
+    _Alignas(64) _Atomic uint64_t left;
+} Deal;
+int panels_of(const Packed *w);
+void deal_out(Deal *deals, int panels, int threads);
+void products(const Product *list, int count, Deal *deals, int dealt, int thread, int threads); /* dealt out to so many threads */
 
 /* A share [from, to) of `total` units for one thread. */
 static inline void share(int total, int thread, int threads, int *from, int *to) {

@@ -18,7 +18,7 @@
 #include <immintrin.h>
 #endif
 
-enum { MOST = 256, PAUSES = 1000, YIELDS = 2000 };
+enum { MOST = 256, PAUSES = 1000, YIELDS = 8000 }; /* microseconds of pauses, then milliseconds of yields */
 enum { WINDOW_NS = 20000000, ALONE_NS = 50000000, ALONE_MOST_NS = 1600000000 }; /* judged over; alone for, at first and at most */
 
 static pthread_mutex_t one_job = PTHREAD_MUTEX_INITIALIZER, door = PTHREAD_MUTEX_INITIALIZER;
@@ -36,6 +36,7 @@ static int64_t pauses_ns;                  /* how long PAUSES pauses take */
 static int64_t window_ns, busy_ns, alone_ns, alone_for_ns = ALONE_NS;
 static int last_threads;
 static _Atomic int64_t alone_jobs;
+static _Atomic int cores[MOST]; /* where each thread began its last job */
 
 static inline void relax(void) {
 #if defined(__x86_64__)
@@ -75,6 +76,26 @@ static void leave(unsigned old) {
 #endif
 }
 
+/* A woken worker is often put on its caller's core, and stays there for many passes, at half the speed: both are never seen waiting for
+ * it, as they yield. So a worker leaves a core that one before it has, where there is another that it may use. */
+static void take_core(int index) {
+#if defined(__linux__)
+    cpu_set_t mine, others;
+    const int core = sched_getcpu();
+    int shared = 0;
+    for (int i = 0; i < index; i++) shared |= atomic_load(&cores[i]) == core;
+    atomic_store(&cores[index], core);
+    if (!shared || core < 0 || pthread_getaffinity_np(pthread_self(), sizeof mine, &mine)) return;
+    others = mine;
+    for (int i = 0; i < index; i++) CPU_CLR(atomic_load(&cores[i]), &others);
+    if (!CPU_COUNT(&others) || pthread_setaffinity_np(pthread_self(), sizeof others, &others)) return;
+    pthread_setaffinity_np(pthread_self(), sizeof mine, &mine); /* it need not stay for good */
+    atomic_store(&cores[index], sched_getcpu());
+#else
+    (void)index;
+#endif
+}
+
 static uint64_t next_turn(uint64_t seen) {
     for (int i = 0; i < PAUSES + YIELDS; wait_a_little(&i)) {
         uint64_t now = atomic_load(&turn);
@@ -98,6 +119,7 @@ static void *worker(void *arg) {
         seen = next_turn(seen);
         int threads = (int)(seen % MOST) + 1;
         if (start.index < threads) { /* only then is the job sure to stay until this thread is done */
+            take_core(start.index);
             work(job, start.index, threads);
             atomic_fetch_sub(&left, 1);
         }
@@ -177,6 +199,9 @@ static inline __attribute__((always_inline)) void wait_for(int (*so)(unsigned), 
 }
 
 static void share_out(Work todo, void *with, int threads) {
+#if defined(__linux__)
+    atomic_store(&cores[0], sched_getcpu());
+#endif
     work = todo;
     job = with;
     atomic_store(&left, threads - 1);

@@ -459,24 +459,51 @@ static int near_blocks(const Packed *w, const Rows *x) {
     return turn_blocks(x) * (bytes < NEAR ? (int)(NEAR / bytes) : 1);
 }
 
-void products(const Product *list, int count, int thread, int threads) {
-    const Rows *x = &list->x;
-    const int all = block_count(x), some = turn_blocks(x), near = near_blocks(list->w, x);
-    int total = 0, from, to;
-    for (int i = 0; i < count; i++) total += (list[i].w->n + PANEL - 1) / PANEL;
-    share(total, thread, threads, &from, &to);
-    for (int start = 0; start < all; start += near)
-        for (int i = 0, before = 0, panels; i < count; i++, before += panels) {
-            const Product *p = &list[i];
-            panels = (p->w->n + PANEL - 1) / PANEL;
-            for (int at = from > before ? from : before; at < to && at < before + panels; at++)
-                for (int b = start; b < all && b < start + near; b += some) {
-                    float tile[TURN * PANEL] __attribute__((aligned(64)));
-                    int end = b + some < all ? b + some : all, first = block_start(b, &p->x);
-                    panel_product(p->w, &p->x, at - before, b, end, tile);
-                    store(p, (at - before) * PANEL, first, block_start(end, &p->x) - first, tile);
-                }
+int panels_of(const Packed *w) { return (w->n + PANEL - 1) / PANEL; }
+
+void deal_out(Deal *deals, int panels, int threads) {
+    for (int t = 0, from, to; t < threads; t++) {
+        share(panels, t, threads, &from, &to);
+        atomic_init(&deals[t].left, (uint64_t)from << 32 | (uint32_t)to);
+    }
+}
+
+/* The next panel for a thread; -1 where none is left. */
+static int claim(Deal *deals, int dealt, int thread) {
+    for (int i = 0; i < dealt; i++) {
+        _Atomic uint64_t *left = &deals[(thread + i) % dealt].left;
+        uint64_t now = atomic_load_explicit(left, memory_order_relaxed), rest;
+        while (now >> 32 < (uint32_t)now) {
+            rest = i ? now - 1 : now + (1ull << 32);
+            if (atomic_compare_exchange_weak_explicit(left, &now, rest, memory_order_relaxed, memory_order_relaxed))
+                return (int)(i ? (uint32_t)rest : now >> 32);
         }
+    }
+    return -1;
+}
+
+/* Row blocks [b, end) of one panel, counted over all products of a list. */
+static void do_panel(const Product *p, int panel, int b, int end) {
+    for (; panel >= panels_of(p->w); p++) panel -= panels_of(p->w);
+    for (const int some = turn_blocks(&p->x); b < end; b += some) {
+        float tile[TURN * PANEL] __attribute__((aligned(64)));
+        const int stop = b + some < end ? b + some : end, first = block_start(b, &p->x);
+        panel_product(p->w, &p->x, panel, b, stop, tile);
+        store(p, panel * PANEL, first, block_start(stop, &p->x) - first, tile);
+    }
+}
+
+void products(const Product *list, int count, Deal *deals, int dealt, int thread, int threads) {
+    const int all = block_count(&list->x), near = near_blocks(list->w, &list->x);
+    int total = 0, from, to;
+    if (all <= near) {
+        for (int panel; (panel = claim(deals, dealt, thread)) >= 0;) do_panel(list, panel, 0, all);
+        return;
+    }
+    for (int i = 0; i < count; i++) total += panels_of(list[i].w);
+    share(total, thread, threads, &from, &to);
+    for (int start = 0; start < all; start += near) /* so much work that threads end alike, and each goes over its panels many times */
+        for (int panel = from; panel < to; panel++) do_panel(list, panel, start, start + near < all ? start + near : all);
 }
 
 /* ---- the linear layer ---------------------------------------------------------------------------------------------- */
@@ -485,7 +512,8 @@ typedef struct {
     Product product;
     const float *x;
     int64_t x_stride;
-    int rows;
+    Deal *deals;
+    int rows, dealt;
 } Linear;
 
 static void linear_job(void *with, int thread, int threads) {
@@ -495,7 +523,7 @@ static void linear_job(void *with, int thread, int threads) {
     share(job->rows, thread, threads, &from, &to);
     for (int r = from; r < to; r++) prepare(w->kind, job->x + r * job->x_stride, padded(w), w->k, &job->product.x, r, 0, padded(w));
     pool_barrier(thread, threads);
-    products(&job->product, 1, thread, threads);
+    products(&job->product, 1, job->deals, job->dealt, thread, threads);
 }
 
 /* y [rows, n] = x [rows, k] W^T + bias. bias may be NULL; strides count floats. */
@@ -503,9 +531,11 @@ void lithe_linear(const Packed *w, const float *x, int64_t x_stride, const float
                   int32_t rows, int32_t threads) {
     if (rows < 1 || w->n < 1) return;
     pool_lock();
-    void *room = pool_scratch(rows_bytes(w->kind, rows, padded(w)));
-    Rows prepared = rows_at(w->kind, x, rows, padded(w), room);
-    Linear job = {{w, prepared, y, bias, NULL, y_stride}, x, x_stride, rows};
+    const int dealt = threads < 1 ? 1 : threads;
+    Deal *deals = pool_scratch(sizeof *deals * dealt + rows_bytes(w->kind, rows, padded(w)));
+    Rows prepared = rows_at(w->kind, x, rows, padded(w), deals + dealt);
+    Linear job = {{w, prepared, y, bias, NULL, y_stride}, x, x_stride, deals, rows, dealt};
+    deal_out(deals, panels_of(w), dealt);
     pool_run(linear_job, &job, threads);
     pool_unlock();
 }
