@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import json
 import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean
+
+from compression_apart import apart, hulls, scratch
 
 from lithe.bench.compress import DENSE, SUITE
 from lithe.bench.compress._plan import SHIPPED, Cell, Plan, cells, read
@@ -53,8 +53,10 @@ CLAIMS = (  # row of papers.toml, what it claims, what it claims to beat
     (16, "comp", "llm-pruner"),
     (26, "tyr, uniform", "llm-pruner"),
     (26, "tyr, even", "llm-pruner"),
+    (26, "tyr", "llm-pruner"),
     (26, "tyr", "tyr, uniform"),
     (26, "tyr", "tyr, even"),
+    (26, "tyr", "tyr on dense inputs"),
     (33, "pv-tuning, 2.1 bits", "gptq, 2.1 bits"),
     (35, "dgq, 4.1 bits", "rtn, 4.1 bits"),
     (36, "progressive gradient flow, FFN 1:8", "sr-ste, FFN 1:8"),
@@ -76,13 +78,6 @@ CLAIMS = (  # row of papers.toml, what it claims, what it claims to beat
     (161, "pat, 75 % of bytes", "width by wanda-sp at 75 % of bytes, then tuned"),
     (162, "adaquant, 3 bits", "gptq, 3 bits"),
     (162, "3 bits on average, integer program", "3 bits on average, spent evenly"))
-
-APART = (  # row, file beside the logs, what, its key, figures by name; nats a token, or a byte where models read bytes
-    (74, "sharing.jsonl", "bytes from scratch; 1 / {} of the layers' weights", "times",
-     ("dense", "fold", "hash", "random", "magnitude", "snip", "lottery")),
-    (102, "transfer.jsonl", "tuned on another text, {} steps", "steps", ("dense", "dense_tuned_0.001", "healed_tuned_0.001")),
-    (117, "ftwt.jsonl", "FFNs tuned beside predictors, tau {}", "tau",
-     ("dense", "loss_predicted", "loss_fixed_and_tuned", "loss_drawn", "on", "recall", "recall_fixed")))
 
 
 def known(records: list[Record], model: str, plan: Plan) -> dict[Cell, Record]:
@@ -180,24 +175,6 @@ def claims(found: dict[str, dict[Cell, Record]], plans: dict[str, Plan]) -> str:
     return "\n".join(lines)
 
 
-def apart() -> list[str]:
-    """What tools measure beside the suite, from the lines that they print: means over seeds."""
-    lines = ["| row | what | means over seeds | seeds |", "| --: | --- | --- | --: |"]
-    for number, file, what, key, names in APART:
-        told = [json.loads(line) for line in (DOCS / "log" / "compress" / file).read_text().splitlines()]
-        told = [one | {one["way"]: one["loss"]} if "way" in one else one for one in told]
-        for value in dict.fromkeys(one[key] for one in told):
-            own = {name: [one[name] for one in told if name in one and (one[key] == value or one.get("way") == DENSE)]
-                   for name in names}
-            figures = "; ".join(f"{name.removeprefix('loss_').replace('_', ' ')} {mean(found):.3f}"
-                                for name, found in own.items() if found)
-            if own[names[1]]:
-                lines.append(f"| {number} | {what.format(f'{value:g}')} | {figures} | {len(own[names[1]])} |")
-    said = ("By `tools/sharing.py`, `tools/lowrank.py` and `tools/ftwt.py`, whose lines lie in `docs/log/compress`; what each "
-            "figure is stands in the log of its row there, where row 168 (structured FFN) has its own.")
-    return ["## Measured apart", said, "\n".join(lines)]
-
-
 def kind(steps: str) -> str:
     """What a way works on."""
     first = parse(steps.split(" ; ")[0]) if steps else None
@@ -252,7 +229,7 @@ def main() -> None:
         sys.exit(f"{LEDGER} holds no records of the suite; run: lithe bench zoo:tiny --suite compress --ledger {LEDGER.name}")
     parts = [INTRODUCTION.format(documents=plan.documents, context=plan.context), "![loss added by bytes](compression.svg)"]
     parts += ["## What papers claim", "Gains over what each paper compares its method with, in nats a token.",
-              claims(found, plans), *apart()]
+              claims(found, plans), *scratch(records), *hulls(), *apart()]
     for model, own in found.items():
         parts += section(model, plans[model], own)
         parts += bits(own, plans[model])

@@ -39,9 +39,9 @@ def read(path: str, count: int) -> Calibration:
     return calibrate.of_ids(list(texts.encode()[:count]), length=128, rows_each=6)
 
 
-def fresh(seed: int) -> Decoder:
+def fresh(seed: int, shape: Config = SHAPE) -> Decoder:
     """Normal weights of deviation 1 / sqrt(inputs)."""
-    model, dice = Decoder(SHAPE), torch.Generator().manual_seed(seed)
+    model, dice = Decoder(shape), torch.Generator().manual_seed(seed)
     for weight in model.parameters():
         if weight.dim() == 2:
             weight.data = torch.randn(weight.shape, generator=dice) * weight.shape[1] ** -0.5

@@ -13,11 +13,13 @@ TOP = 512  # tokens of the dense model's law that are kept; the rest counts as o
 
 class Fitness:
     """KL(dense || model) in nats a token, on a calibration text whose dense laws are kept once they were asked for: the dense
-    model must stay as it is. spent: tokens passed so far."""
+    model must stay as it is. spent: tokens passed so far. before: a layer, and what it read of the model that was asked
+    for last."""
 
     def __init__(self, dense: Decoder, calibration: Calibration, top: int = TOP):
         self.dense, self.calibration, self.top, self.spent = dense, calibration, min(top, dense.config.vocab), 0
         self.laws: list[tuple[Tensor, Tensor]] = []
+        self.before: tuple[int, list[Tensor]] = 0, []
 
     @torch.no_grad()
     def _law(self, dense: Decoder, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,18 +28,31 @@ class Fitness:
         return (logp_BTK.clone() if self.top < logp_BTV.shape[-1] else logp_BTV), ids_BTK
 
     @torch.no_grad()
-    def __call__(self, model: Decoder, tokens: int = 0) -> float:
-        """On the first so many tokens, rows whole; 0: on all."""
+    def __call__(self, model: Decoder, tokens: int = 0, first: int = 0) -> float:
+        """On the first so many tokens, rows whole; 0: on all. first: the layer from which on the model may differ from the one
+        asked for with this number before: what that layer read is not worked out again."""
         total, count, batches = 0.0, 0, self.calibration.first(tokens)
         late = self.calibration.batches[len(self.laws) : len(batches)]
         self.laws += [self._law(self.dense, batch["ids_BT"]) for batch in late]
-        for batch, (logp_BTK, ids_BTK) in zip(batches, self.laws, strict=False):
+        for number, (batch, (logp_BTK, ids_BTK)) in enumerate(zip(batches, self.laws, strict=False)):
             ids_BT = batch["ids_BT"]
-            found_BTV = _laws(model, ids_BT)
+            found_BTV = self._found(model, ids_BT, number, first)
             total += float(kl(logp_BTK[: len(ids_BT)], found_BTV, ids_BTK[: len(ids_BT)]).sum())
             count += ids_BT.numel()
         self.spent += count
         return total / count
+
+    def _found(self, model: Decoder, ids_BT: Tensor, number: int, first: int) -> Tensor:
+        """The model's law on a batch by its number."""
+        if not first:
+            return _laws(model, ids_BT)
+        kept = self.before[1] if self.before[0] == first else []
+        if number < len(kept) and len(kept[number]) == len(ids_BT):
+            rest = range(first, model.config.layers)
+            return _log(model(embeds=kept[number], layers=rest, logits=ALL).scores)
+        found = model(ids_BT, taps=(first - 1,), logits=ALL)
+        self.before = first, [*kept[:number], found.taps[first - 1]]
+        return _log(found.scores)
 
 
 def kl(logp: Tensor, found: Tensor, ids: Tensor) -> Tensor:
@@ -51,7 +66,10 @@ def kl(logp: Tensor, found: Tensor, ids: Tensor) -> Tensor:
 
 
 def _laws(model: Decoder, ids_BT: Tensor) -> Tensor:
-    logits_BTV = model(ids_BT, logits=ALL).scores
+    return _log(model(ids_BT, logits=ALL).scores)
+
+
+def _log(logits_BTV: Tensor) -> Tensor:
     return logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32)).log_softmax(-1)
 
 

@@ -55,7 +55,8 @@ class Measured:
         for group in moved:
             self.before[group.name] = put(self.model, group, self.changes[group.name, levels[group.name]])
         self.now = levels
-        return self.fitness(self.model, tokens)
+        thinner = [group.layer for group in self.stage.groups if levels[group.name] != options[group.name][-1].level]
+        return self.fitness(self.model, tokens, min(thinner, default=len(self.model.layers) - 1))
 
     def store(self, levels: Mapping[str, Sequence[Level]], carry: str = "dense") -> None:
         """Make these levels of each group, as `Problem.store` says."""
@@ -65,6 +66,7 @@ class Measured:
             raise UsageError(f"blocks are calibrated on {', '.join(CARRIES)}, not {carry!r}")
         if self.fitness is None:
             self.fitness = Fitness(stage.work, stage.calibration)
+        self.fitness.before = 0, []  # richest levels may be made anew
         self.model, self.now, self.before, self.changes = surgery.copied(stage.work), {}, {}, {}
         walked = stage.work if carry == "dense" else surgery.copied(stage.work)
         for layer, found in calibrate.blocks(walked, stage.calibration, sorted(stage.step.needs)):

@@ -1,10 +1,12 @@
 """The loop of compression: surgery, budgets, resuming, and what it refuses."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 
+from lithe import registry
 from lithe.compress import api, solve
 from lithe.compress.allocation import Allocation, Option, Problem
 from lithe.compress.calibrate import of_ids
@@ -14,7 +16,7 @@ from lithe.compress.groups import find
 from lithe.compress.quantize.gptq import Knobs, rounded
 from lithe.compress.rescale import outliers
 from lithe.compress.run import Stage, compress, finished
-from lithe.compress.step import parse
+from lithe.compress.step import SHELVES, Target, parse
 from lithe.compress.surgery import copied
 from lithe.contracts.compressing import logits, text
 from lithe.contracts.small import small_folder, small_model
@@ -51,6 +53,14 @@ def test_every_kind_of_block_cuts_as_it_is_masked(name, budget, tmp_path):
     assert sum(w.numel() for w in cut.parameters()) < sum(w.numel() for w in masked.parameters())
     checkpoint.save(cut, tmp_path / "m", dtype=torch.float64)
     assert torch.equal(logits(checkpoint.load(tmp_path / "m", dtype=torch.float64)), logits(cut))
+
+
+def test_no_method_has_a_knob_that_its_step_has():
+    """The step would take it."""
+    own = {f.name for f in dataclasses.fields(Target)}
+    for shelf in SHELVES:
+        for entry in registry.entries("compress", shelf):
+            assert not own & {f.name for f in dataclasses.fields(entry.module.Knobs)}, entry.name
 
 
 def test_widths_that_agree_are_a_stock_model(tmp_path):

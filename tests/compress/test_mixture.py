@@ -103,6 +103,22 @@ def test_measuring_comes_back_from_a_half_that_went():
     assert seen[1] == seen[3] > seen[2] == seen[5] > seen[0] == seen[4] == pytest.approx(0, abs=1e-9)
 
 
+def test_what_lies_before_a_change_is_not_run_again_and_changes_no_bit():
+    """Plans in any order, on some of the text and on all of it, are judged as by whole passes."""
+    stage = made(WAYS)
+    measured = stage.problem.find_loss
+    rich = {name: found[-1].level for name, found in stage.options.items()}
+    sites = [name for name, found in stage.options.items() if found[-1].level is None]
+    plans = [rich, *(rich | {sites[i]: "gptq=3"} for i in (-1, -2, 0, -1, 3, -1)),
+             rich | {sites[0]: "gptq=3", sites[-1]: "gptq=4"}]
+    passes, whole = [], Fitness(stage.work, stage.calibration)
+    for plan, tokens in itertools.product(plans, (32, 0)):
+        found = measured(plan, tokens)
+        passes.append(measured.fitness.before[0])
+        assert found == whole(measured.model, tokens)
+    assert max(passes) == len(stage.work.layers) - 1
+
+
 def test_one_plan_is_stored_as_it_says_and_loads_bit_for_bit(tmp_path):
     model = checkpoint.load(small_folder(layers=3), dtype=torch.float32)
     model.folder = None

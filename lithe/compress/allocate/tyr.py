@@ -20,7 +20,7 @@ QUICK = {"iterations": 2, "generations": 3, "children": 4, "survivors": "2+1", "
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
     iterations: int = knob(4, "searches, each with half the step of the one before", low=1)
-    levels: int = knob(9, "levels of a group in the store", low=2)
+    store: int = knob(9, "levels of a group in the store", low=2)
     step: float = knob(0.125, "from one level to the next at first, as a share of a group", low=0.001, high=0.5)
     generations: int = knob(50, "of a search", low=1)
     children: int = knob(128, "changed plans a generation", low=1)
@@ -51,7 +51,7 @@ class Method:
         stages = list(zip(self.knobs.survivors, self.knobs.tokens, strict=True))
         for turn in range(self.knobs.iterations):
             options = {group.name: around(problem.options[group.name], plan[group.name], group.units,
-                                          self.knobs.step / 2 ** turn, self.knobs.levels) for group in problem.groups}
+                                          self.knobs.step / 2 ** turn, self.knobs.store) for group in problem.groups}
             part = replace(problem, options=options, budget=problem.cost(plan), notes={})
             problem.store({name: [option.level for option in found] for name, found in options.items()},
                           self.knobs.accumulate)

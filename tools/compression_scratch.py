@@ -1,0 +1,102 @@
+"""Masks that a model is trained under from the first step on: a ledger record a run (suite "scratch").
+
+    python tools/compression_scratch.py TEXT HELD_OUT --ledger docs/ledger-compress.jsonl [--ways 1:4] [--seeds 0 1 2]
+
+A byte model (3 layers of width 96, `tools/sharing.py`) from drawn weights. TEXT, HELD_OUT: .jsonl or .txt, either .gz. What the
+ledger holds is not run again. --ways: those whose names hold this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from sharing import SHAPE, fresh, read, trained
+
+from lithe.bench import provenance
+from lithe.bench.ledger import Ledger
+from lithe.compress.calibrate import Calibration
+from lithe.compress.mixture import parse
+from lithe.compress.run import compress
+from lithe.model.decoder import ALL, Decoder
+
+SUITE = "scratch"
+TRAIN = "steps={steps},rate={rate}"
+WAYS = {  # how a model is trained, and what is done to it then
+    "dense": "",
+    "dense, a quarter of the weights": "",
+    "dense, then cut to 1:4": "magnitude_pruning:pattern=1:4",
+    "straight-through, 1:4": f"recover=sr_ste:pattern=1:4,strength=0,{TRAIN}",
+    "sr-ste, 1:4": f"recover=sr_ste:pattern=1:4,{TRAIN}",
+    "sr-ste, 1:4, a tenth of the pull": f"recover=sr_ste:pattern=1:4,strength=1,{TRAIN}",
+    "straight-through, FFN 1:8": f"recover=sr_ste:pattern=1:8,sites=mlp.*,strength=0,{TRAIN}",
+    "sr-ste, FFN 1:8": f"recover=sr_ste:pattern=1:8,sites=mlp.*,{TRAIN}",
+    "progressive gradient flow, FFN 1:8": f"progressive_gradient_flow:pattern=1:8,{TRAIN}",
+    "gone at once, 80 %": f"recover=fast_sparse:ratio=0.8,start=0,end=0,{TRAIN}",
+    "fast sparse, 80 %": f"recover=fast_sparse:ratio=0.8,every=20,{TRAIN}",
+}
+
+
+NARROW = SHAPE.replace(width=48, ffn=128)
+
+
+def start(way: str, seed: int) -> Decoder:
+    return fresh(seed, NARROW if "quarter" in way else SHAPE)
+
+
+@torch.inference_mode()
+def rows(model: Decoder, judge: Calibration) -> dict[str, Any]:
+    """Nats and bytes of each row of the held-out text, and their mean."""
+    nats, counts = [], []
+    for batch in judge.batches:
+        for row in batch["ids_BT"]:
+            laws = model(row[None, :-1], logits=ALL).scores[0].log_softmax(-1)
+            nats.append(round(-float(laws.gather(-1, row[1:, None]).sum()), 4))
+            counts.append(len(row) - 1)
+    return {"loss": sum(nats) / sum(counts), "nats": nats, "tokens": counts}
+
+
+def run(way: str, text: Calibration, judge: Calibration, seed: int, steps: int, rate: float) -> tuple[dict[str, Any], list]:
+    """What came out, and the methods that did it."""
+    model, began = start(way, seed), time.process_time()
+    step = WAYS[way].format(steps=steps, rate=rate)
+    notes: dict[str, Any] = {}
+    if "recover" not in step and "flow" not in step:
+        model = trained(model, text, steps, rate)
+    if step:
+        found = compress(model, [step], text, seed=seed)
+        model, notes = found.model, found.report["steps"][0]
+    kept = {name: notes[name] for name in ("mask_changes", "work") if name in notes}
+    spent = {"cpu_seconds": round(time.process_time() - began, 1)}
+    return rows(model, judge) | kept | spent, parse(step).parts if step else []
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser()
+    ask.add_argument("text")
+    ask.add_argument("held_out")
+    ask.add_argument("--ledger", type=Path, required=True)
+    ask.add_argument("--ways", default="")
+    ask.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    ask.add_argument("--steps", type=int, default=300)
+    ask.add_argument("--rate", type=float, default=3e-3)
+    asked = ask.parse_args()
+    text, judge, ledger = read(asked.text, 240_000), read(asked.held_out, 24_576), Ledger(asked.ledger)
+    shared = {"steps": asked.steps, "rate": asked.rate}
+    done = {(r.method, r.seed, *shared.values()) for r in ledger.read()
+            if r.suite == SUITE and all(r.settings[name] == value for name, value in shared.items())}
+    for seed in asked.seeds:
+        for way in (way for way in WAYS if asked.ways in way and (way, seed, *shared.values()) not in done):
+            found, parts = run(way, text, judge, seed, asked.steps, asked.rate)
+            model = start(way, seed)
+            model.source = f"bytes of width {model.config.width}"
+            ledger.append(provenance.record(SUITE, model, measured=found, inputs=[text.digest, judge.digest], seed=seed,
+                                            method=way, settings={**shared, "step": WAYS[way]}, parts=parts))
+            print(f"{way}, seed {seed}: {found['loss']:.4f}, {found['cpu_seconds']} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
