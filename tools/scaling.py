@@ -1,36 +1,93 @@
 """The laws of tokens a pass by tokens read and by weights, swept on a target: prints points, fits and the tree for each batch.
 
-python tools/scaling.py --data FILE [--model zoo:tiny-draft] [--steps 20 40 80 160 320] [--layers 1 2 4] [--out FILE]
-                        [--ledger FILE]
+python tools/scaling.py --data FILE [--model zoo:tiny-draft] [--steps 40 80 160 320 640] [--layers 1 2 4] [--then FILE]
+                        [--heads DIR] [--out FILE] [--ledger FILE]
+python tools/scaling.py --pick DIR [--model zoo:tiny-draft] [--ledger FILE]
+
+Sizes are compared after the most tokens. --then: a second text for a stage after the first, beside that stage alone. --heads
+keeps the draft that has read most; with --out the same command goes on from the points that are there. --pick holds what the
+stored T(n) says of trees for each batch against tokens a second of a grid of them; it needs a quiet machine, a minute.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 
 from lithe import registry
 from lithe.bench.ledger import Ledger
 from lithe.bench.provenance import record
+from lithe.bench.quiet import listen, worse
 from lithe.bench.scaling import LogLaw, held_out, log_law, pick, tokens_a_pass
-from lithe.cli._common import open_model
+from lithe.cli._common import open_model, read_prompts
+from lithe.decode.generate import request
+from lithe.decode.loop import run
+from lithe.decode.plan import plan
 from lithe.model import corpus
-from lithe.model.runtime import stored
-from lithe.train.learn import Lesson, learn
+from lithe.model.load import ZOO
+from lithe.model.runtime import cost_curve, stored
+from lithe.train import fitted
+from lithe.train.learn import Lesson, learn, measure
+from lithe.train.loop import Plan, fit
+from lithe.train.optim import Optimizer
+from lithe.train.schedule import Cosine
+from lithe.train.teacher import Teacher, Windows
 
 NODES, BATCHES, SIZES = 8, (1, 2, 4, 8), range(1, 33)
+GRID, PROMPTS, TOKENS, TURNS = (0, 1, 2, 4, 8, 16), 8, 16, 1
 
 
-def point(model, ids, spec: str, steps: int, rows: int, length: int) -> dict:
+def lesson_of(steps: int, rows: int, length: int) -> Lesson:
+    return Lesson(steps=steps, rows=rows, length=length, warmup=max(1, steps // 10))
+
+
+def point(model, ids, spec: str, lesson: Lesson, folder: Path | None = None) -> tuple[dict, fitted.Fitted]:
     """One draft fitted from nothing; its weights without the output matrix, which all sizes share."""
     made = registry.parse(spec)
-    lesson = Lesson(steps=steps, rows=rows, length=length, warmup=max(1, steps // 10))
-    fitted = learn(made.entry, made.knobs, model, ids, lesson, quiet=True)
-    weights = sum(w.numel() for name, w in fitted.module.named_parameters() if w.requires_grad and name != "output")
-    return {"spec": spec, "tokens": steps * rows * length, "weights": weights, "rates": fitted.rates,
-            "tau": tokens_a_pass(fitted.rates, NODES)}
+    done = learn(made.entry, made.knobs, model, ids, lesson, folder=folder, quiet=True)
+    weights = sum(w.numel() for name, w in done.module.named_parameters() if w.requires_grad and name != "output")
+    one = {"spec": spec, "tokens": tokens(lesson), "weights": weights, "rates": done.rates,
+           "tau": tokens_a_pass(done.rates, NODES)}
+    print(f"{spec}, {one['tokens']:,} tokens, {weights:,} weights: {one['tau']:.3f} a pass", flush=True)
+    return one, done
+
+
+def tokens(lesson: Lesson) -> int:
+    return lesson.steps * lesson.rows * lesson.length
+
+
+def again(model, spec: str, folder: Path) -> fitted.Fitted:
+    """A draft that --heads keeps, to be trained on."""
+    made = registry.parse(f"{spec},heads={folder}")
+    done = fitted.load(made.entry.name, made.knobs, model, made.entry.module.Method.build)
+    for weight in done.module.parameters():
+        weight.requires_grad_(weight.is_floating_point())
+    return done
+
+
+def second(model, ids, module, knobs, lesson: Lesson) -> tuple[float, float]:
+    """A stage on another text: tokens a pass of what of it is not learned from, before and after."""
+    prefix = () if model.tokenizer is None else model.tokenizer.prefix
+    teacher = Teacher(model, Windows(ids=ids, rows=lesson.rows, length=lesson.length, prefix=prefix), module.signals)
+    before = tokens_a_pass(measure(module, teacher), NODES)
+    stage = Plan(schedule=Cosine(steps=lesson.steps, warmup=lesson.warmup), optimizer=Optimizer(lr=knobs.rate))
+    fit(module, teacher, lambda trained, batch: trained.loss(batch), stage, quiet=True)
+    return before, tokens_a_pass(measure(module.eval(), teacher), NODES)
+
+
+def stages(model, ids, first: fitted.Fitted, spec: str, lesson: Lesson) -> dict:
+    """The second stage after the first, and alone."""
+    made = registry.parse(spec)
+    alone = fitted.fresh(made.entry.module.Method.build, made.knobs, model)
+    found = {"steps": lesson.steps}
+    for name, module in (("both", first.module), ("second alone", alone)):
+        found[name] = dict(zip(("before", "after"), second(model, ids, module, made.knobs, lesson), strict=True))
+    print(f"a second text: {found}", flush=True)
+    return found
 
 
 def told(name: str, points: list[dict], of: str) -> LogLaw:
@@ -41,48 +98,106 @@ def told(name: str, points: list[dict], of: str) -> LogLaw:
     return law
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--model", default="zoo:tiny-draft")
-    parser.add_argument("--method", default="draft/eagle3:steps=1,depth=4,rate=2e-3", help="a draft with a knob layers")
-    parser.add_argument("--steps", type=int, nargs="+", default=[20, 40, 80, 160, 320])
-    parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--ledger", type=Path)
-    options = parser.parse_args()
+def sweep(options: argparse.Namespace) -> None:
+    """Points, laws, stages; one record."""
     model = open_model(options.model, fast=False)
     ids = corpus.load(options.data, model.tokenizer).ids
+    most, first = options.steps[-1], None
+    known = json.loads(options.out.read_text(encoding="utf-8")) if options.out and options.out.is_file() else []
     found: dict[tuple[int, int], dict] = {}
-    middle = options.steps[len(options.steps) // 2]
-    for layers, steps in [*((options.layers[0], s) for s in options.steps), *((n, middle) for n in options.layers[1:])]:
-        one = point(model, ids, f"{options.method},layers={layers}", steps, options.rows, options.length)
-        found[layers, steps] = one
-        print(f"{layers} layers, {one['tokens']:,} tokens, {one['weights']:,} weights: {one['tau']:.3f} a pass", flush=True)
+    for layers, steps in [*((options.layers[0], s) for s in options.steps), *((n, most) for n in options.layers[1:])]:
+        best = (layers, steps) == (options.layers[0], most)
+        spec, lesson = f"{options.method},layers={layers}", lesson_of(steps, options.rows, options.length)
+        if one := next((one for one in known if (one["spec"], one["tokens"]) == (spec, tokens(lesson))), None):
+            done = again(model, spec, options.heads) if best and options.heads else None
+        else:
+            one, done = point(model, ids, spec, lesson, options.heads if best else None)
+        found[layers, steps], first = one, done if best else first
         if options.out:
             options.out.write_text(json.dumps(list(found.values()), indent=1) + "\n", encoding="utf-8")
     laws = {"tokens": told("by tokens read", [found[options.layers[0], s] for s in options.steps], "tokens"),
-            "weights": told("by weights", [found[n, middle] for n in options.layers], "weights")}
-    fast = open_model(options.model)
+            "weights": told("by weights", [found[n, most] for n in options.layers], "weights")}
+    measured = {"points": [{name: value for name, value in one.items() if name != "rates"} for one in found.values()]}
+    measured |= {name: asdict(law) for name, law in laws.items()}
+    if options.then and first:
+        other = corpus.load(options.then, model.tokenizer).ids
+        measured["stages"] = stages(model, other, first, f"{options.method},layers={options.layers[0]}",
+                                    lesson_of(options.second, options.rows, options.length))
     if options.ledger:
-        points = [{name: value for name, value in one.items() if name != "rates"} for one in found.values()]
-        measured = {"points": points} | {name: asdict(law) for name, law in laws.items()}
         settings = {"rows": options.rows, "length": options.length, "nodes": NODES}
-        Ledger(options.ledger).append(record("scaling", fast, measured=measured, inputs=options.steps, settings=settings,
+        Ledger(options.ledger).append(record("scaling", model, measured=measured, inputs=options.steps, settings=settings,
                                              seed=0, method=options.method))
-    known = stored(fast)
-    curve = known and known.curves.get(fast.threads)
-    if curve is None:
-        print(f"no cost curve of {options.model} is stored: lithe env {options.model} measures it")
-        return
-    rates = found[options.layers[0], options.steps[-1]]["rates"]
-    share = options.layers[0] / fast.config.layers  # a layer of the draft costs what one of the target does
+
+
+def picked(options: argparse.Namespace) -> None:
+    """Trees that the laws pick for each batch beside tokens a second of the grid; one record."""
+    model = open_model(options.model)
+    curve = (stored(model) and stored(model).curves.get(model.threads)) or cost_curve(model)
+    notes = fitted.read_notes(options.pick)
+    rates, before = notes["rates"], listen()
+    texts = read_prompts(ZOO / "prompts" / "mixed.jsonl")[:PROMPTS]
+    cells = {(batch, n): [] for batch in BATCHES for n in GRID}
+    for _ in range(TURNS):
+        for batch, n in cells:
+            spec = f"{notes['method']}:heads={options.pick},depth={len(rates)},nodes={n}" if n else None
+            cells[batch, n].append(timed(model, spec, texts, batch))
+    found = {key: {name: median(cell[name] for cell in turns) for name in turns[0]} for key, turns in cells.items()}
+    draft = drafting({key[0] * key[1]: one["draft"] for key, one in found.items() if key[1] in (GRID[1], GRID[-1])}, len(rates))
+    told = {}
     for batch in BATCHES:
-        best = pick(batch, lambda n: tokens_a_pass(rates, n), curve.seconds, lambda rows: share * curve.seconds(rows),
-                    passes=len(rates), sizes=SIZES)
-        print(f"batch {batch}: {best.nodes} guesses pay, {best.speed:.0f} tokens a second promised")
+        best = pick(batch, lambda n: tokens_a_pass(rates, n), curve.seconds, draft, passes=len(rates), sizes=GRID[1:])
+        speeds = {n: found[batch, n]["speed"] for n in GRID}
+        told[batch] = {"picked": best.nodes, "promised": best.speed, "speeds": speeds,
+                       "of_the_best": speeds[best.nodes] / max(speeds.values())}
+        print(f"batch {batch}: {told[batch]}", flush=True)
+    if options.ledger:
+        measured = {"batches": told, "rates": rates, "disturbed": worse(before, listen()).disturbed}
+        Ledger(options.ledger).append(record("scaling", model, measured=measured, inputs=texts, seed=0, method=notes["method"],
+                                             settings={"max_tokens": TOKENS, "turns": TURNS, "grid": GRID}))
+
+
+def timed(model, spec: str | None, texts: list[str], batch: int) -> dict[str, float]:
+    """Tokens a second after the prompts, and the seconds that a round drafts and learns."""
+    made, tokens, clocks = plan(model, draft=spec), 0, []
+    for at in range(0, len(texts), batch):
+        asked = [request(model, text, max_tokens=TOKENS, ignore_eos=True) for text in texts[at : at + batch]]
+        for step in run(made, asked):
+            tokens += len(step.tokens)
+            if not clocks or clocks[-1] is not step.seconds:
+                clocks.append(step.seconds)
+    spent = sum(sum(clock.values()) - clock["prefill"] for clock in clocks)
+    return {"speed": tokens / spent, "draft": median(clock["draft"] + clock["observe"] for clock in clocks)}
+
+
+def drafting(rounds: dict[int, float], passes: int) -> Callable[[float], float]:
+    """Seconds of a draft's pass by its rows: a line between the least and the most rows that were measured."""
+    (least, less), (most, more) = min(rounds.items()), max(rounds.items())
+    slope = (more - less) / (most - least)
+    return lambda rows: max(0.0, less + slope * (rows * passes - least)) / passes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="what drafts read")
+    parser.add_argument("--model", default="zoo:tiny-draft")
+    parser.add_argument("--method", default="draft/eagle3:steps=1,depth=4,rate=2e-3", help="a draft with a knob layers")
+    parser.add_argument("--steps", type=int, nargs="+", default=[40, 80, 160, 320, 640])
+    parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--length", type=int, default=64)
+    parser.add_argument("--then", help="a second text")
+    parser.add_argument("--second", type=int, default=80, help="steps on it")
+    parser.add_argument("--heads", type=Path)
+    parser.add_argument("--pick", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--ledger", type=Path)
+    options = parser.parse_args()
+    if options.pick:
+        picked(options)
+    elif options.data:
+        sweep(options)
+    else:
+        parser.error("give --data FILE for a sweep, or --pick DIR")
 
 
 if __name__ == "__main__":

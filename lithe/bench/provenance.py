@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lithe import __version__, registry
+from lithe.bench import sources
 from lithe.bench.ledger import Record
 from lithe.model.checkpoint import fingerprint
 from lithe.model.decoder import Decoder
@@ -22,15 +23,16 @@ from lithe.model.machine import machine
 from lithe.model.precision import precision
 
 DIGITS = 16  # of a SHA-256, in hex: enough to tell sources and prompts apart
-SOURCES = {".py", ".c", ".cpp", ".h", ".cu"}
+SOURCES = {".py", *sources.COMPILED}
 
 
 def record(suite: str, model: Decoder, *, measured: dict[str, Any], inputs: Any, settings: dict[str, Any],
            seed: int | None = None, method: str = "", knobs: Mapping[str, Any] | None = None,
-           parts: Iterable[Any] = ()) -> Record:
+           parts: Iterable[Any] = (), run: Iterable[Any] = ()) -> Record:
     """A record with all that can be known without asking a method.
 
-    inputs: the prompts or the text. knobs: the method's, by name. parts: the objects whose files did the work.
+    inputs: the prompts or the text. knobs: the method's, by name. parts: the objects whose files did the work. run: as for
+    `code_hash`.
     """
     knobs = dict(knobs or {})
     at = dict(machine())
@@ -39,7 +41,7 @@ def record(suite: str, model: Decoder, *, measured: dict[str, Any], inputs: Any,
     return Record(
         suite=suite, model=model.source, model_hash=fingerprint(model.folder) if model.folder else None, method=method,
         knobs=knobs, weights=_weights(knobs), settings=settings, seed=seed, prompts_hash=digest(inputs),
-        code_hash=code_hash(*parts), measured=measured, machine=at, device=model.device.type,
+        code_hash=code_hash(*parts, run=run), measured=measured, machine=at, device=model.device.type,
         precision=precision(model), threads=model.threads, torch=torch.__version__,
         lithe=__version__, commit=commit(), kernels=model.kernels)
 
@@ -64,8 +66,14 @@ def commit() -> str | None:
     return asked.stdout.strip()
 
 
-def code_hash(*objects: Any) -> str:
-    """Hash of the sources a measurement rests on: lithe without its methods, and the files of these methods' objects."""
+def code_hash(*objects: Any, run: Iterable[Any] = ()) -> str:
+    """Hash of the sources a measurement rests on: lithe without its methods, and the files of these methods' objects.
+
+    run: the functions that it goes through; then of lithe only what these, the objects and those that they hold import, and
+    what is compiled.
+    """
+    if run:
+        return _digest_files(sorted(sources.run_by(run, [each for each in objects if each is not None])))
     files = {Path(inspect.getsourcefile(type(each)) or "") for each in objects if each is not None}
     extra = sorted(path for path in files if path not in _house())
     return _digest_files([*_house(), *extra])

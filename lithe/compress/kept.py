@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 from lithe.compress.allocation import Allocation
 from lithe.compress.change import Change
 from lithe.compress.groups import Group
 from lithe.errors import UsageError
+from lithe.model.writing import told
 
 
 class Kept:
@@ -47,7 +44,7 @@ class Kept:
     def keep_changes(self, step: int, changes: list[tuple[Group, Change]]) -> None:
         for group, change in changes:
             draft = self._path(step, group).with_suffix(".draft")
-            with _told(draft):
+            with told(draft):
                 change.save(draft)
                 draft.rename(self._path(step, group))
 
@@ -64,15 +61,6 @@ class Kept:
 
     def _write(self, path: Path, text: str) -> None:
         draft = path.with_suffix(".draft")
-        with _told(draft):
+        with told(draft):
             draft.write_text(text)
             draft.rename(path)
-
-
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """A disk that is full, in a line."""
-    try:
-        yield
-    except (OSError, SafetensorError) as problem:
-        raise UsageError(f"cannot write {path}: {problem}; make room for it, or take another output folder") from None

@@ -21,11 +21,15 @@ class Grams:
     def clear(self) -> None:
         self.seen.clear()
 
+    def forget(self, number: int = -1) -> None:
+        """Drop a text, or every one."""
+        self.clear() if number < 0 else self.seen.pop(number, None)
+
     def observe(self, rounds: Iterable[Any]) -> None:
         """Forget what has finished."""
         for r in rounds:
             if r.sequence.finished:
-                self.seen.pop(r.sequence.number, None)
+                self.forget(r.sequence.number)
 
     def places(self, sequence: Sequence) -> list[int]:
         """Of the tokens that followed the longest ending that stood before, first to last; none where none did."""

@@ -8,8 +8,10 @@ from time import perf_counter
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from lithe.kernels.express import Goal
 from lithe.model.cache import PlainCache
 from lithe.model.decoder import LAST, Decoder, Output
+from lithe.model.express import Ahead
 from lithe.model.mask import CAUSAL, Mask, whole
 from lithe.sampling.sequence import Sequence
 
@@ -93,6 +95,23 @@ class Lanes:
         with self.mode:
             return self.model(**given, pos_BT=pos, mask=mask, cache=self.cache, rows=[max(len(row), 1) for row in ids],
                               logits=logits, taps=taps, layers=layers, skip=skip, adapters_B=adapters_B)
+
+    def ahead(self, ids: Seq[Seq[int]], goal: Goal, *, taps: Seq[int | str] = (), layers: Iterable | None = None,
+              skip: Iterable[tuple[int, str]] = ()) -> Ahead | None:
+        """The likeliest tokens in turn behind each sequence's rows, by one call; None where single passes must do it.
+
+        Commits the rows and all of the tokens but the last, as so many passes would. taps: of one sequence, one place.
+        """
+        fast, width, rows = self.model.fast, len(ids[0]), [list(row) for row in ids]
+        last = max(self.cache.lengths) + width + goal.most - 2
+        if fast is None or last > self.furthest or any([len(row) != width for row in rows]):
+            return None
+        found = fast.ahead(rows, self._positions(width, None), self.cache, goal, taps, layers, skip)
+        if found is None or not found.tokens_BN[0]:
+            return None
+        self.last = [[*row, *more[:-1]] for row, more in zip(rows, found.tokens_BN, strict=True)]
+        self.commit([len(row) for row in self.last])
+        return found
 
     def _positions(self, width: int, depths: Seq[Seq[int]] | None) -> list[list[int]]:
         """Where the rows of a pass stand; what lies past the context is padding, and stands on its last place."""

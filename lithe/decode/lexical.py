@@ -149,11 +149,12 @@ class Recipe:
             raise UsageError("alpha lies from 0 to 1, a unit has 2 to 16 tokens, and steps and points are positive")
 
 
-def make(model: Decoder, ids: np.ndarray, recipe: Recipe, folder: Path, *, quiet: bool = False) -> Decoder:
+def make(model: Decoder, ids: np.ndarray, recipe: Recipe, folder: Path, *, states: Path | None = None,
+         quiet: bool = False) -> Decoder:
     """Tune all weights on a text of token ids; the model is written to `folder`, the run lies beside it and resumes.
 
-    The model itself stays as it is: it says which units there are. Raises what `train.loop.fit` does, and UsageError for a
-    folder that is taken.
+    The model itself stays as it is: it says which units there are. states: its own on these very rows, kept in a folder, as
+    train.learn takes them. Raises what `train.loop.fit` does, and UsageError for a folder that is taken.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not empty: choose another folder")
@@ -167,7 +168,7 @@ def make(model: Decoder, ids: np.ndarray, recipe: Recipe, folder: Path, *, quiet
     plan = Plan(schedule=Cosine(steps=recipe.steps, warmup=max(1, round(WARMUP * recipe.steps)), floor=0.1),
                 optimizer=Optimizer(lr=recipe.rate))
     learn = partial(loss, alpha=recipe.alpha, most=recipe.most, many=recipe.points)
-    at = fit(made, Teacher(model, windows, (LOGITS,)), learn, plan, folder=folder.with_name(folder.name + ".run"),
+    at = fit(made, Teacher(model, windows, (LOGITS,), states), learn, plan, folder=folder.with_name(folder.name + ".run"),
              identity=told, quiet=quiet)
     made.receipts = [*made.receipts, {"verb": "units", "lithe": __version__, **told, "tokens": at.tokens, "loss": at.loss}]
     checkpoint.save(made.eval(), folder, tokenizer_from=model.folder)

@@ -48,6 +48,11 @@ class DecodePlan:
         """Whether nothing beside passes computes with tensors, so that a round need not enter inference mode: 22 us."""
         return self.search is None and (self.draft is None or not getattr(self.draft, "tensors", True))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing looks at a token before the next one is made, but where a text ends."""
+        return self.draft is None and self.search is None and self.asked is None
+
     @cached_property
     def is_late(self) -> bool:
         return hasattr(self.draft, "late")

@@ -40,8 +40,8 @@ def note_top(table_VK: np.ndarray, places: Sequence[int], scores_NV: Tensor | Fl
     if isinstance(scores_NV, Floats):
         assert lib is not None and k <= MOST and 0 <= min(rows) <= max(rows) < scores_NV.rows and max(places) < len(table_VK)
         at, stride, width = scores_NV.address, scores_NV.width, scores_NV.width
-    elif lib is not None and scores_NV.is_cpu and scores_NV.dtype == torch.float32 and scores_NV.stride(1) == 1 and k <= MOST:
-        at, stride, width = scores_NV.data_ptr(), scores_NV.stride(0), scores_NV.shape[1]
+    elif lib is not None and k <= MOST and (known := where(scores_NV)):
+        at, stride, width = known
     else:
         top_NK = rank.top(scores_NV, k)
         for place, row in zip(places, rows, strict=True):
@@ -50,6 +50,12 @@ def note_top(table_VK: np.ndarray, places: Sequence[int], scores_NV: Tensor | Fl
     given = array("i", [*rows, *places])
     asked = given.buffer_info()[0]
     lib.lithe_top(at, stride, asked, asked + INT * len(rows), len(rows), width, k, table_VK.ctypes.data)
+
+
+def where(scores_NV: Tensor) -> tuple[int, int, int] | None:
+    """Address, distance of rows and width of scores that C can read as they lie."""
+    able = scores_NV.is_cpu and scores_NV.dtype == torch.float32 and scores_NV.stride(1) == 1
+    return (scores_NV.data_ptr(), scores_NV.stride(0), scores_NV.shape[1]) if able else None
 
 
 def merger(costs: Sequence[float]) -> slow.Merger:
@@ -81,9 +87,14 @@ class _Merger(slow.Merger):
         at, step, keep = given.buffer_info()[0] + INT * len(sizes), INT * len(tokens), len(self.costs) - 1
         kept = self.lib.lithe_merge(root, most, len(sizes), at - INT * len(sizes), at, at + step, at + 2 * step, table, times,
                                     keep, nodes.buffer_info()[0], merged, order, told)
-        found, above, who = (self.told[at : at + kept].tolist() for at in (0, keep, 2 * keep))
-        sources = {node: self._said.get(voices) or self._say(voices) for node, voices in enumerate(who, 1)}
-        return Tree([root, *found], [-1, *above], "det", sources=sources), (nodes, self.merged[0])
+        return self.told_tree(root, kept), (nodes, self.merged[0])
+
+    def told_tree(self, root: int, kept: int) -> Tree:
+        """The tree that C has just told."""
+        told, keep = self.told, len(self.costs) - 1
+        sources = {node: self._said.get(voices) or self._say(voices)
+                   for node, voices in enumerate(told[2 * keep : 2 * keep + kept], 1)}
+        return Tree([root, *told[:kept]], [-1, *told[keep : keep + kept]], "det", sources=sources)
 
     def learn(self, union: Any, truth: Sequence[int]) -> None:
         nodes, count = union

@@ -11,10 +11,10 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Container, Iterable, Sequence
-from ctypes import addressof, byref, c_char, c_float, c_int32, c_void_p
+from ctypes import addressof, byref, c_char, c_double, c_float, c_int32, c_void_p
 from functools import partial
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,24 @@ class LegStruct(ctypes.Structure):
     """Leg of express.c."""
 
     _fields_ = ("layers", c_void_p), ("places", c_void_p), *((name, c_int32) for name in ("count", "attn", "mlp", "tap"))
+
+
+class RunStruct(ctypes.Structure):
+    """Run of express.c."""
+
+    _fields_ = (*((name, c_void_p) for name in ("first", "next", "ids", "pos", "lengths", "found", "ends")),
+                ("floor", c_double), ("seconds", c_double),
+                *((name, c_int32) for name in ("count", "most", "known", "end_count")))  # fmt: skip
+
+
+class Goal(NamedTuple):
+    """How far a run of likeliest tokens goes: `most` of them, or to where one of these comes first."""
+
+    most: int
+    ends: Sequence[int] = ()  # tokens behind which nothing follows, in whichever sequence
+    floor: float = 0.0  # no token follows one whose chance was less
+    seconds: float = 3600.0  # nor one found later than that
+    known: int = 2**31 - 1  # only ids below count
 
 
 class Course:
@@ -145,6 +163,37 @@ class Express:
         parents: the row among its sequence's that each follows, or -1; None: a row sees those up to itself. start: states
         [B, T, C] of the rows, float32, in place of embeddings. Raises IndexError for an id that is none.
         """
+        form = self._say(course, ids, pos, lengths, T, parents, first, many, threads, start)
+        wrong = self.kernels.lib.lithe_express(form.pointer)
+        if wrong >= 0:
+            raise IndexError(f"there is no row {ids[wrong]} among {self.base.ids_most}")
+        if wrong < -1:
+            raise ValueError(f"no tree: parents must precede their children, not {parents}")
+
+    def ahead(self, course: Course, ids: Sequence[int], pos: Sequence[int], lengths: Sequence[int], T: int, goal: Goal,
+              threads: int) -> list[list[int]]:
+        """The likeliest tokens in turn behind the last row of each sequence [B][n], the lowest of equals: a pass, then one
+        over each token but the last. Of several sequences T is 1. Fewer than asked for where logits leave none. One sequence
+        may be looked at in one place: its T rows, then each token's."""
+        B, most = len(lengths), goal.most
+        assert most > 0 and (B == 1 or T == 1) and max(pos) + most <= self.stack.positions
+        assert max(lengths) + T + most - 1 <= self.stack.room
+        assert not course.room or (B == course.room == 1 and T + most - 1 <= self.taps.rows)
+        first = self._say(course, ids, pos, lengths, T, None, B * T - B, B, threads)
+        last = [n + T - 1 for n in lengths]
+        then = first if T == 1 else self._say(course, ids[-1:], pos[-1:], last, 1, None, 0, B, threads)
+        found, ends, at = array("i", bytes(4 * most * B)), array("i", goal.ends), then.whole.ids
+        run = RunStruct(first=addressof(first.whole), next=addressof(then.whole), ids=at, pos=at + 8 * B, lengths=at + 16 * B,
+                        found=found.buffer_info()[0], ends=ends.buffer_info()[0], floor=goal.floor, seconds=goal.seconds,
+                        count=B, most=most, known=min(goal.known, self.end.n), end_count=len(ends))
+        steps = self.kernels.lib.lithe_run(byref(run))
+        if steps < 0:
+            raise IndexError(f"there is no row {ids[-1 - steps]} among {self.base.ids_most}")
+        return [found[b : steps * B : B].tolist() for b in range(B)]
+
+    def _say(self, course: Course, ids: Sequence[int], pos: Sequence[int], lengths: Sequence[int], T: int,
+             parents: Sequence[int] | None, first: int, many: int, threads: int, start: Tensor | None = None) -> Form:
+        """All that C reads of a pass, which then has but to begin."""
         stack, B = self.stack, len(lengths)
         if (form := self.forms.get((B, T))) is None:
             form = self.forms[B, T] = Form(self.base, B, T)
@@ -159,8 +208,4 @@ class Express:
                 0 if start is None else start.data_ptr())
         if said != form.said:
             form.say(*said)
-        wrong = self.kernels.lib.lithe_express(form.pointer)
-        if wrong >= 0:
-            raise IndexError(f"there is no row {ids[wrong]} among {self.base.ids_most}")
-        if wrong < -1:
-            raise ValueError(f"no tree: parents must precede their children, not {parents}")
+        return form

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterable, Sequence as Seq
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lithe.kernels import express as compiled, library
 from lithe.kernels.draft import Floats
-from lithe.model.decoder import ALL, NONE, Decoder, Output
-from lithe.model.mask import CAUSAL, Causal, Tree
+from lithe.model.decoder import ALL, LAST, NONE, Decoder, Output
+from lithe.model.mask import CAUSAL, Causal, Mask, Tree
 
+SIMPLE = (Causal, Tree)  # masks of rows that follow each other or one another
 MOST = 64  # rows of a pass: of more its kernels take so long that nothing else matters, and buffers would grow
 
 
@@ -56,6 +57,13 @@ class Quick(Output):
         assert 0 <= row < self.answers
         y = self.y
         return self.made.kernels.lib.lithe_best(y.address + (b * self.answers + row) * y.step, y.width)
+
+
+class Ahead(NamedTuple):
+    """Likeliest tokens in turn, and where they were looked at what each of one sequence was told from."""
+
+    tokens_BN: list[list[int]]
+    states_NC: Tensor | None
 
 
 class Way:
@@ -97,6 +105,59 @@ class Way:
         out = Quick(made, course, B, T, many)
         self.before = weakref.ref(out)
         return out
+
+
+    def ahead(self, course: compiled.Course, ids: list[list[int]], pos: list[list[int]], lengths: list[int],
+              goal: compiled.Goal) -> Ahead:
+        """Passes over likeliest tokens, as `kernels.express` has them."""
+        B, T, made = len(ids), len(ids[0]), self.made
+        made.room(B * T + goal.most - 1, B, course.room, held=self.before() is not None)
+        found = made.ahead(course, joined(ids), joined(pos), lengths, T, goal, library.threads())
+        states_RC = made.taps.view(1, T - 1 + len(found[0]))[0] if course.room and found[0] else None
+        return Ahead(found, None if states_RC is None else states_RC[T - 1 :])
+
+
+class Ways:
+    """What a `Fast` can do in one call, which keeps a `Way` with each cache."""
+
+    model: Decoder
+    _since: object
+
+    def express(self, ids: list[list[int]], pos: list[list[int]], mask: Mask, cache: Any, logits: str,
+                taps: Seq[int | str] = (), layers: Iterable | None = None, skip: Iterable[tuple[int, str]] = (),
+                states: Seq[Tensor] | None = None) -> Quick | None:
+        """What `Decoder.forward` gives of few rows [B][T]; None where it must go the long way."""
+        B, T = len(ids), len(ids[0])
+        if not isinstance(mask, SIMPLE) or (logits == LAST and B > 1 and T > 1):  # rows here and there
+            return None
+        way = self._kept(cache, pos)
+        if way is None or (course := way.course(layers, skip, taps)) is None:
+            return None
+        cache.reserve(T)
+        return way.run(course, ids, pos, mask, cache.lengths, logits, states)
+
+    def ahead(self, ids: list[list[int]], pos: list[list[int]], cache: Any, goal: compiled.Goal, taps: Seq[int | str] = (),
+              layers: Iterable | None = None, skip: Iterable[tuple[int, str]] = ()) -> Ahead | None:
+        """The likeliest tokens in turn behind rows [B][T] that follow each other; None where single passes must find them."""
+        B, T = len(ids), len(ids[0])
+        way = None if (B > 1 and (T > 1 or taps)) or len(taps) > 1 else self._kept(cache, pos, goal.most - 1)
+        if way is None or (course := way.course(layers, skip, taps)) is None:
+            return None
+        cache.reserve(T + goal.most - 1)
+        return way.ahead(course, ids, pos, cache.lengths, goal)
+
+    def _kept(self, cache: Any, pos: list[list[int]], more: int = 0) -> Way | None:
+        """The way of passes over a cache, of rows that stand there and so many more behind them; None where there is none."""
+        if not 0 < len(pos) * len(pos[0]) <= MOST or self.model.adapters is not None:
+            return None
+        kernels, home, last = library.load(), cache.home, max(map(max, pos)) + more
+        way = getattr(home, "way", None)
+        if way is None or not way.fits(self._since, home, last, kernels):
+            way = home.way = self._way(cache, last, kernels)
+        return way
+
+    def _way(self, cache: Any, last: int, kernels: library.Library | None) -> Way | None:
+        raise NotImplementedError
 
 
 def quickest(model: Decoder, ids: list[list[int]], cache: Any, logits: str = ALL) -> Output:

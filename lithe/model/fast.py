@@ -6,7 +6,7 @@ or the block itself, and knows why. Both read and write the same cache, so they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import is_
 from typing import Any, cast
@@ -21,13 +21,12 @@ from lithe.kernels.block import LayerWeights, Place, Stack
 from lithe.kernels.express import Express
 from lithe.kernels.pack import pack
 from lithe.model.config import Layer, Rope
-from lithe.model.decoder import LAST, Attention, Block, Decoder
-from lithe.model.express import MOST, Quick, Way
+from lithe.model.decoder import Attention, Block, Decoder
+from lithe.model.express import Way, Ways
 from lithe.model.linear import PackedEmbedding, PackedLinear
-from lithe.model.mask import Causal, Mask, Pass, Tree
+from lithe.model.mask import Pass
 from lithe.model.modules import ACTIVATIONS, FFN, RMSNorm
 
-SIMPLE = (Causal, Tree)  # masks of rows that follow each other or one another
 GATES = (ACTIVATIONS["silu"], ACTIVATIONS["gelu_tanh"])  # that are compiled
 
 
@@ -65,7 +64,7 @@ def fuse(model: Decoder, kind: str, group: int = 0) -> Decoder:
     return model
 
 
-class Fast:
+class Fast(Ways):
     """Compiled twins of a model's blocks. `why` says of each layer without one what stands in its way."""
 
     def __init__(self, model: Decoder):
@@ -114,27 +113,6 @@ class Fast:
                             for block, weights in zip(self.model.layers, self._gathered, strict=True)]
             self._ropes = list({s.rope: s for s in self._shapes if s})
         return self._gathered
-
-    def express(self, ids: list[list[int]], pos: list[list[int]], mask: Mask, cache: Any, logits: str,
-                taps: Sequence[int | str] = (), layers: Iterable | None = None, skip: Iterable[tuple[int, str]] = (),
-                states: Sequence[Tensor] | None = None) -> Quick | None:
-        """What `Decoder.forward` gives of few rows [B][T], in one call; None where it must go the long way."""
-        B, T = len(ids), len(ids[0])
-        if not 0 < B * T <= MOST or self.model.adapters is not None or not isinstance(mask, SIMPLE):
-            return None
-        if logits == LAST and B > 1 and T > 1:  # rows here and there
-            return None
-        kernels, last = library.load(), max(map(max, pos))
-        home = cache.home
-        way = getattr(home, "way", None)
-        if way is None or not way.fits(self._since, home, last, kernels):
-            if (way := self._way(cache, last, kernels)) is None:
-                return None
-            home.way = way
-        if (course := way.course(layers, skip, taps)) is None:
-            return None
-        cache.reserve(T)
-        return way.run(course, ids, pos, mask, cache.lengths, logits, states)
 
     def _way(self, cache: Any, last: int, kernels: library.Library | None) -> Way | None:
         """All of the model over this cache as one call, where every part of it is compiled."""

@@ -68,8 +68,16 @@ class Merger:
     def voices(self, name: str, tree: Tree) -> list[int]:
         """The bit of every node's source."""
         if not tree.sources:
-            return [self._bit(name)] * len(tree)
-        return [self._bit(tree.sources.get(node, name)) for node in range(len(tree))]
+            return [self.bit(name)] * len(tree)
+        return [self.bit(tree.sources.get(node, name)) for node in range(len(tree))]
+
+    def bit(self, name: str) -> int:
+        """The bit of a name."""
+        bit = self.names.get(name)
+        if bit is None:
+            bit = self.names[name] = 1 << min(len(self.names), VOICES - 1)
+            self._said.clear()
+        return bit
 
     def tree(self, root: int, nodes: Iterable[tuple[int, int, int, int]]) -> Tree:
         """A tree of numbers, tokens, parents' numbers and voices, parents first."""
@@ -77,13 +85,6 @@ class Merger:
         for node, token, parent, voices in nodes:
             place[node] = tree.add(token, place[parent], self._said.get(voices) or self._say(voices))
         return tree
-
-    def _bit(self, name: str) -> int:
-        bit = self.names.get(name)
-        if bit is None:
-            bit = self.names[name] = 1 << min(len(self.names), VOICES - 1)
-            self._said.clear()
-        return bit
 
     def _say(self, voices: int) -> str:
         self._said[voices] = "+".join(sorted(name for name, bit in self.names.items() if bit & voices))

@@ -24,7 +24,7 @@ class Says:
 
 def blend(sources, **knobs):
     draft = made("blend", **knobs)
-    draft.sources = [type(draft.sources[0])(name, source) for name, source in sources.items()]
+    draft.take([type(draft.sources[0])(name, source) for name, source in sources.items()])
     return draft
 
 

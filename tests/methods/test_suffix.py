@@ -32,8 +32,8 @@ def test_nothing_below_the_floor_is_drafted():
 
 def test_finished_outputs_are_looked_up_apart_and_outlive_the_prompt():
     draft = made("suffix")
-    draft._keep([5, 6, 7, 8, 9])
-    draft._keep([10, 11])
+    draft.index.keep([5, 6, 7, 8, 9])
+    draft.index.keep([10, 11])
     draft.start([])
     tree = guess(draft, 1, 5, 6, 7)
     assert tree.tokens == [7, 8, 9] and set(tree.sources.values()) == {"outputs"}  # nothing beyond an output's end
@@ -42,7 +42,7 @@ def test_finished_outputs_are_looked_up_apart_and_outlive_the_prompt():
 
 def test_the_better_source_wins():
     draft = made("suffix", alpha=2)
-    draft._keep([5, 6, 20, 21, 22])
+    draft.index.keep([5, 6, 20, 21, 22])
     assert guess(draft, 5, 6, 30, 4, 4, 5, 6).tokens[1] == 30  # both match two tokens and are sure: the text comes first
     assert guess(draft, 6, 30, 4, 4, 5, 6).tokens[1] == 20  # one token matches in the text, two in the outputs
 
@@ -50,8 +50,8 @@ def test_the_better_source_wins():
 def test_the_index_of_outputs_has_an_end():
     draft = made("suffix", limit=10)
     for _ in range(20):
-        draft._keep(list(range(5)))
-    assert len(draft.outputs.next) < 2 * 10 + 2 * 6
+        draft.index.keep(list(range(5)))
+    assert draft.index.states < 2 * 10 + 2 * 6
 
 
 def test_ablations_point_where_the_paper_says():
@@ -69,6 +69,6 @@ def test_without_a_size_as_many_tokens_are_drafted_as_pay():
     text = [1, 2, 3, 4, 5, 6, 1, 2, 3, 4]
     sizes = []
     for costs in ([1.0] * 65, [1.0, *[9.0] * 64], [1.0, 1.0, *[9.0] * 63]):
-        draft.costs = costs
+        draft.priced(costs)
         sizes.append(len(draft.propose([sequence(*text)], [9])[0]) - 1)
     assert sizes == [4, 0, 1]

@@ -100,7 +100,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_from_the_last_whole_checkpoint(
     whole, before = run(feed), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
-        with pytest.raises(UsageError, match="step-00000001: .*File too large"):
+        with pytest.raises(UsageError, match=r"step-00000001: .*File too large"):
             run(feed, tmp_path, every=0.0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

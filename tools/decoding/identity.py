@@ -4,9 +4,10 @@
                                [--any-code]
 
 64 shipped prompts of 128 tokens, greedy, alone and in ragged batches of 4, in fp32, int8, bf16 and int4: a record a cell,
-with the passes each prompt took, keyed by the hash of the sources. What is there already is not run again, so the same
-command goes on where it stopped; --any-code counts cells of other sources too; --prompts takes fewer, and the record says how
-many. Exit code 1 where an output differs. These are counts: the machine may be busy.
+with the passes each prompt took, keyed by the hashes of the weights and of the sources that such a run executes: what the
+method and the loop import, and what is compiled. What is there already is not run again, so the same command goes on where it
+stopped; --any-code counts cells of other sources too; --prompts takes fewer, and the record says how many. Exit code 1 where an
+output differs. These are counts: the machine may be busy.
 """
 
 import argparse
@@ -14,9 +15,10 @@ import json
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
-import lithe
 from lithe import registry
 from lithe.bench import stats
 from lithe.bench.ledger import Ledger
@@ -28,7 +30,7 @@ from lithe.decode.loop import run
 from lithe.decode.plan import DecodePlan, plan
 from lithe.errors import LitheError
 from lithe.model.decoder import Decoder
-from lithe.model.load import ZOO
+from lithe.model.load import ZOO, load
 from lithe.train.fitted import FRESH, NOTES
 
 HERE = Path(__file__).resolve().parent
@@ -37,6 +39,7 @@ LEDGER, WORK = ROOT / "docs" / "ledger-identity.jsonl", ROOT / ".lithe" / "ident
 MODEL, PROMPTS, TOKENS = "zoo:tiny", 64, 128
 PRECISIONS, BATCHES = ("fp32", "int8", "bf16", "int4"), (4, 1)
 PROMISE = "same_tokens"
+RUN = (load, plan, request, run)  # what a cell goes through beside its method
 
 
 def main() -> int:
@@ -53,7 +56,7 @@ def main() -> int:
     specs = [spec for spec in methods() if not given.only or any(text in spec for text in given.only)]
     for batch in given.batch or BATCHES:
         for precision in given.precision or PRECISIONS:
-            model = lithe.load(MODEL, dtype=precision)
+            model = load(MODEL, dtype=precision)
             for spec in specs:
                 wrong += cell(ledger, model, precision, spec, prompts, batch, given.any_code)
     return int(wrong > 0)
@@ -87,19 +90,20 @@ def cell(ledger: Ledger, model: Decoder, precision: str, spec: str, prompts: lis
         print(f"{precision} batch {batch} {spec}: not run: {problem}", flush=True)
         return 0
     settings = {"part": "identity", "asked": precision, "batch": batch, "max_tokens": TOKENS}
-    parts = (made.draft, *made.parts)
-    key = (made.name, settings, model.source)
+    parts = (made.draft, made.search, *made.parts)
+    wanted = record("identity", model, measured={}, inputs=prompts, settings=settings, method=made.name, knobs=made.knobs,
+                    parts=parts, run=RUN)
+    names = ["method", "settings", "model", *([] if any_code else ["model_hash", "weights", "code_hash"])]
     for old in ledger.read():
         enough = old.prompts_hash == digest(prompts) or old.measured.get("of", 0) > len(prompts)  # the first ones, always
-        if (old.method, old.settings, old.model) == key and enough and (any_code or old.code_hash == code_hash(*parts)):
+        if enough and all(getattr(old, name) == getattr(wanted, name) for name in names):
             return int(old.measured["same"] != old.measured["of"])
     truth, _ = reference(model, precision, prompts)
     texts, passes = decode(made, prompts, batch)
     parted = [(i, where(x, y)) for i, (x, y) in enumerate(zip(texts, truth, strict=True)) if x != y]
     measured = {"same": len(texts) - len(parted), "of": len(texts), "parted": parted, "tokens": [len(text) for text in texts],
                 "passes": passes, "loops": [stats.loops(text) for text in truth]}
-    ledger.append(record("identity", model, measured=measured, inputs=prompts, settings=settings, method=made.name,
-                         knobs=made.knobs, parts=parts))
+    ledger.append(replace(wanted, measured=measured, time=datetime.now(UTC).isoformat(timespec="seconds")))
     gave = sum(measured["tokens"]) / sum(passes)
     same = f"{measured['same']} of {measured['of']}"
     print(f"{precision} batch {batch} {made.name}: {same}, {gave:.2f} tokens a pass", flush=True)
@@ -123,10 +127,11 @@ def decode(made: DecodePlan, prompts: list[str], batch: int) -> tuple[list[list[
 
 def reference(model: Decoder, precision: str, prompts: list[str]) -> tuple[list[list[int]], list[int]]:
     """Plain decoding, alone; kept for these sources."""
-    kept = WORK / f"{precision}-{digest(prompts)}-{code_hash()}.json"
+    made = plan(model)
+    kept = WORK / f"{precision}-{digest(prompts)}-{code_hash(*made.parts, run=RUN)}.json"
     if not kept.is_file():
         WORK.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(decode(plan(model), prompts, 1)))
+        kept.write_text(json.dumps(decode(made, prompts, 1)))
     texts, passes = json.loads(kept.read_text())
     return texts, passes
 

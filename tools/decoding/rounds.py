@@ -18,7 +18,7 @@ from lithe.bench.ledger import Ledger
 from lithe.bench.provenance import record
 from lithe.cli._common import read_prompts
 from lithe.decode.generate import request
-from lithe.decode.loop import run, step
+from lithe.decode.loop import run
 from lithe.decode.plan import plan
 from lithe.model.load import ZOO
 
@@ -37,7 +37,8 @@ def main() -> None:
     model, ledger = lithe.load(MODEL, dtype=given.dtype), Ledger(given.ledger)
     prompts = read_prompts(ZOO / "prompts" / "mixed.jsonl")[:PROMPTS]
     spent = dict.fromkeys(PARTS, 0.0)
-    model.forward, model.fast.express = (clocked(spent, "pass", way) for way in (model.forward, model.fast.express))
+    fast = model.fast
+    model.forward, fast.express, fast.ahead = (clocked(spent, "pass", way) for way in (model.forward, fast.express, fast.ahead))
     for spec in given.method:
         made, before = plan(model, draft=None if spec == "plain" else spec), quiet.listen()
         rule = made.greedy
@@ -63,20 +64,27 @@ def clocked(spent: dict[str, float], part: str, act: Callable) -> Callable:
 
 
 def rounds(made, prompts: list[str], spent: dict[str, float]) -> dict:
-    """Medians over all rounds but the first of each text, which reads its prompt."""
+    """Medians over all calls but the first of each text, which reads its prompt; rounds of one call share its time."""
     found: dict[str, list[float]] = {part: [] for part in (*PARTS, "rest")}
+    count = 0
     for prompt in prompts:
-        sequence = request(made.model, prompt, max_tokens=TOKENS)
-        next(iter(run(made, [sequence])))
-        while not sequence.finished:
+        calls: list[list[dict[str, float]]] = []
+        steps = run(made, [request(made.model, prompt, max_tokens=TOKENS)])
+        while True:
             spent.update(dict.fromkeys(PARTS, 0.0))
             begun = perf_counter()
-            step(made, [sequence])
+            done = next(steps, None)
             whole = perf_counter() - begun
-            for part in PARTS:
-                found[part].append(spent[part])
-            found["rest"].append(whole - sum(spent.values()))
-    return {part: round(median(times) * 1e6) for part, times in found.items()} | {"rounds": len(found["rest"])}
+            if done is None:
+                break
+            if spent["pass"]:
+                calls.append([])
+            calls[-1].append(spent | {"rest": whole - sum(spent.values())})
+        for call in calls[1:]:
+            count += len(call)
+            for part, times in found.items():
+                times.append(sum(each[part] for each in call) / len(call))
+    return {part: round(median(times) * 1e6) for part, times in found.items()} | {"rounds": count}
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ HEADS = {  # spec, steps of 4 rows of 256 tokens
     "kangaroo": ("kangaroo:layers=2,rate=1e-3", 800),
     "ppd": ("ppd:rate=0.02", 200),
     "clover": ("clover:rate=1e-3", 200),
+    "chimera": ("chimera:own=false,roll=2,rate=1e-3", 120),
     "specdec_pp": ("specdec_pp:temperature=0,rate=1e-3", 300),  # whether the two agree on the likeliest token
     "specdec_pp-kangaroo": ("specdec_pp:draft=kangaroo,temperature=0,rate=1e-3", 100),
 }

@@ -15,6 +15,7 @@ from lithe import registry
 from lithe.card import Card, knob
 from lithe.decode.budget import costs
 from lithe.errors import UsageError
+from lithe.kernels import copying
 from lithe.kernels.draft import merger
 
 CARD = Card(paper="lithe's own", promises=("same_tokens", "same_law"), needs=("tree", "gather"), emits=("det",))
@@ -41,31 +42,55 @@ class Method:
     def __init__(self, knobs: Knobs, model):
         self.knobs, self.costs = knobs, costs(model, knobs.nodes, knobs.row)
         most = max(1, sum(cost <= DEAR for cost in self.costs) - 1)
-        self.sources = [Source(spec.entry.name, spec.entry.module.Method(spec.knobs, model)) for spec in _specs(knobs, most)]
-        self.merger = merger(self.costs)
-        self.tensors = any(getattr(source.draft, "tensors", True) for source in self.sources)
         self.proposed: dict[int, Any] = {}  # by sequence, from one proposal to what came of it
+        self.take([Source(spec.entry.name, spec.entry.module.Method(spec.knobs, model)) for spec in _specs(knobs, most)])
+
+    def take(self, sources: list[Source]) -> None:
+        """Blend these, of which nothing is known yet."""
+        self.sources, self.merger = sources, merger(self.costs)
+        self.tensors = any(getattr(source.draft, "tensors", True) for source in sources)
+        self.compiled = copying.blend(self.merger, [(s.name, getattr(s.draft, "compiled", None)) for s in sources])
 
     def start(self, sequences):
+        if self.compiled is not None:
+            self.compiled.forget()
         for source in self.sources:
             if hasattr(source.draft, "start"):
                 source.draft.start(sequences)
 
     def propose(self, sequences, room):
-        names = [source.name for source in self.sources]
-        found = [source.draft.propose(sequences, room) for source in self.sources]
-        best = [self.merger.merge(s.ids[-1], zip(names, trees, strict=True), most)
-                for s, trees, most in zip(sequences, zip(*found, strict=True), room, strict=True)]
+        if self.compiled is not None:
+            best = [self.compiled.propose(s.number, s.ids, most) for s, most in zip(sequences, room, strict=True)]
+        else:
+            names = [source.name for source in self.sources]
+            found = [source.draft.propose(sequences, room) for source in self.sources]
+            best = [self.merger.merge(s.ids[-1], zip(names, trees, strict=True), most)
+                    for s, trees, most in zip(sequences, zip(*found, strict=True), room, strict=True)]
         self.proposed = {s.number: union for s, (_, union) in zip(sequences, best, strict=True)}
         return [tree for tree, _ in best]
 
     def observe(self, rounds):
+        if self.compiled is not None:
+            self._compiled(self.compiled, rounds)
+            return
         for r in rounds:
             if self.knobs.learn:
                 truth = [*[r.tree.tokens[node] for node in r.walk.path], r.walk.token]
                 self.merger.learn(self.proposed[r.sequence.number], truth)
         for source in self.sources:
             source.draft.observe(rounds)
+
+    def _compiled(self, compiled: copying.Blend, rounds) -> None:
+        """The same, all that C can learn by one call a sequence."""
+        for r in rounds:
+            union = self.proposed[r.sequence.number] if self.knobs.learn else None
+            noted = compiled.learn(union, r.tree.tokens, r.walk.path, r.walk.token, r.told.scores)
+            if r.sequence.finished:
+                compiled.forget(r.sequence.number)
+            for source in self.sources:
+                if not noted and hasattr(source.draft, "note"):
+                    source.draft.note(r)  # wherever the scores lie
+                source.draft.after(r)
 
 
 def _specs(knobs: Knobs, most: int) -> list[registry.Spec]:

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from lithe import registry
 from lithe.card import Card, knob
-from lithe.decode.loop import step
+from lithe.decode.loop import rounds
 from lithe.decode.plan import plan
 from lithe.decode.second import Second
 from lithe.errors import UnsupportedError, UsageError
@@ -97,16 +97,19 @@ class Method:
                 begun[b] = self._twin(sequence)
                 begun[b].go_on(sequence.ids, tokens)
         while going := {b: twin for b, twin in begun.items() if not twin.finished}:
-            steps = step(self.inner, list(going.values()))
-            laws, self.told.laws_NV = iter(self.told.laws_NV), []
-            for b, done in zip(going, steps, strict=True):
-                end = len(trees[b]) - 1
-                drawn = None if sequences[b].law.greedy else next(laws)
-                for i, token in enumerate(done.tokens):
-                    if drawn is not None:
-                        trees[b].laws[end + i] = drawn[i]
-                    trees[b].add(token, end + i)
+            for steps in rounds(self.inner, list(going.values())):
+                laws, self.told.laws_NV = iter(self.told.laws_NV), []
+                for b, done in zip(going, steps, strict=True):
+                    drawn = None if sequences[b].law.greedy else next(laws)
+                    self._add(trees[b], done.tokens, drawn)
         return trees
+
+    def _add(self, tree: Tree, tokens: list[int], drawn) -> None:
+        """Tokens the small model said, and the laws [N, V] they were drawn from, if they were."""
+        for i, token in enumerate(tokens):
+            if drawn is not None:
+                tree.laws[len(tree) - 1] = drawn[i]
+            tree.add(token, len(tree) - 1)
 
     def observe(self, rounds):
         for r in rounds:

@@ -14,6 +14,7 @@ import torch
 
 from lithe.card import Card, knob
 from lithe.decode.second import Second
+from lithe.kernels.express import Goal
 from lithe.ops.tree import Tree
 
 CARD = Card(
@@ -23,6 +24,9 @@ CARD = Card(
     emits=("chain",),
     laws=("model", "dtype"),
 )
+
+
+PIECE = 3  # tokens of one call where something else may end the chain behind any: those past its end were read in vain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,8 @@ class Method:
         if max(map(len, rows)) > 64:
             self.lanes.prefill()
             rows = [[s.ids[-1]] for s in live]
+        if len(live) == 1 and self._ahead(live[0], trees[place[live[0].number]], max(wanted), rows):
+            return trees
         for depth in range(max(wanted)):
             out = self.lanes.run(rows, taps=("final",) if self.stop else ())
             logits_BV = out.scores[:, 0]
@@ -85,6 +91,25 @@ class Method:
 
     def _length(self, sequence) -> int:
         return self.length.get(sequence.number, 5) if self.knobs.adaptive else self.knobs.tokens
+
+    def _ahead(self, sequence, tree: Tree, wanted: int, rows: list[list[int]]) -> bool:
+        """Draft for one greedy text, several tokens a call. Whether that can be."""
+        floor, each = self.knobs.stop_below, PIECE if self.stop else wanted
+        if not sequence.law.bare or (self.stop and floor):
+            return False
+        while len(tree) <= wanted:
+            most = min(each, wanted + 1 - len(tree))
+            ran = self.lanes.ahead(rows, Goal(most, floor=floor, known=self.second.vocab), taps=("final",) if self.stop else ())
+            if ran is None:
+                return len(tree) > 1
+            for i, token in enumerate(ran.tokens_BN[0]):
+                if self.stop and len(tree) > 1 and self.stop(sequence, tree, ran.states_NC[i]):
+                    return True
+                tree.add(token, len(tree) - 1)
+            if len(ran.tokens_BN[0]) < most or not self.stop:
+                return True
+            rows = [tree.tokens[-1:]]
+        return True
 
     def _draw(self, tree: Tree, sequence, logits_V) -> list[int]:
         """Add one token drawn from the draft's law, warped as the sequence asks; returns what the next pass must read."""

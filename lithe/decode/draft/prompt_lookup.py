@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from lithe.card import Card, knob
 from lithe.decode.grams import Grams
+from lithe.kernels import copying
 from lithe.ops.tree import Tree
 
 CARD = Card(
@@ -32,13 +33,24 @@ class Method:
 
     def __init__(self, knobs: Knobs, model):
         self.knobs, self.grams = knobs, Grams(knobs.ngram)
-        self.observe = self.grams.observe
+        self.compiled = copying.lookup(knobs.ngram, knobs.tokens, knobs.last)
 
     def start(self, sequences):
-        self.grams.clear()
+        (self.compiled or self.grams).forget()
 
     def propose(self, sequences, room):
+        if self.compiled is not None:
+            return [self.compiled.propose(s.number, s.ids, most) for s, most in zip(sequences, room, strict=True)]
         return [Tree.chain(s.ids[-1], self._copy(s, most)) for s, most in zip(sequences, room, strict=True)]
+
+    def observe(self, rounds):
+        for r in rounds:
+            self.after(r)
+
+    def after(self, r) -> None:
+        """What is left to do where C has learnt of a round."""
+        if r.sequence.finished:
+            (self.compiled or self.grams).forget(r.sequence.number)
 
     def _copy(self, sequence, most: int) -> list[int]:
         if not (found := self.grams.places(sequence)):

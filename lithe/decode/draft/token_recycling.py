@@ -17,6 +17,7 @@ import numpy as np
 
 from lithe.card import Card, knob
 from lithe.decode.budget import costs, pays
+from lithe.kernels import copying
 from lithe.kernels.draft import note_top
 from lithe.ops.tree import Tree
 
@@ -72,27 +73,47 @@ class Method:
     def __init__(self, knobs: Knobs, model):
         self.knobs, self.k = knobs, min(knobs.k, model.config.vocab)
         self.table = np.zeros((model.config.vocab, self.k), dtype=np.int32)  # 0: not filled yet, as in the paper
-        self.right = [[0.5**rank for rank in range(1, self.k + 1)] for _ in range(DEPTH)]  # how often each rank came true
-        self.tested = [1.0] * DEPTH
+        self.right = np.tile(0.5 ** np.arange(1.0, self.k + 1), (DEPTH, 1))  # how often each rank came true
+        self.tested = np.ones(DEPTH)
         self.rounds = 0
         self.costs = [] if knobs.nodes else costs(model, len(template()))
-        self.slots = slots(self._shape())
+        self.compiled = copying.recycled(self.table, self.right, self.tested, most=len(template()),
+                                         accepted=knobs.update == "accepted")
+        self._reshape()
 
     def start(self, sequences):
         if not self.knobs.hot:
             self.table[:] = 0
 
     def propose(self, sequences, room):
+        if self.compiled is not None:
+            return [self.compiled.propose(s.number, s.ids, most) for s, most in zip(sequences, room, strict=True)]
         return [self._fill(s.ids[-1], most) for s, most in zip(sequences, room, strict=True)]
 
     def observe(self, rounds):
         for r in rounds:
-            self._learn(r.tree, r.walk)
-            rows = range(len(r.tree)) if self.knobs.update == "all" else (0, *r.walk.path)
-            note_top(self.table, [r.tree.tokens[row] for row in rows], r.told.scores, rows)
-            self.rounds += 1
-            if self.rounds % REBUILD == 0:
-                self.slots = slots(self._shape())
+            noted = self.compiled is not None and self.compiled.learn(r.tree.tokens, r.walk.path, r.walk.token, r.told.scores)
+            if self.compiled is None:
+                self._learn(r.tree, r.walk)
+            if not noted:
+                self.note(r)
+            self.after(r)
+
+    def note(self, r) -> None:
+        """Write the candidates of rows to the table, wherever their scores lie."""
+        rows = range(len(r.tree)) if self.knobs.update == "all" else (0, *r.walk.path)
+        note_top(self.table, [r.tree.tokens[row] for row in rows], r.told.scores, rows)
+
+    def after(self, r) -> None:
+        """What is left to do where C has learnt of a round."""
+        self.rounds += 1
+        if self.rounds % REBUILD == 0:
+            self._reshape()
+
+    def _reshape(self) -> None:
+        self.slots = slots(self._shape())
+        if self.compiled is not None:
+            self.compiled.shape(self.slots)
 
     def _fill(self, root: int, most: int) -> Tree:
         tree, nodes = Tree.root(root), {-1: 0}  # by number of the path
@@ -118,7 +139,7 @@ class Method:
         """Rank paths, parents first: the paper's own tree, or the likeliest paths where fewer nodes are asked for."""
         if self.knobs.nodes == len(template()):
             return [path for path in template() if max(path) < self.k]
-        rate = [[right / tested for right in level] for level, tested in zip(self.right, self.tested, strict=True)]
+        rate = (np.asarray(self.right) / np.asarray(self.tested)[:, None]).tolist()
         most = self.knobs.nodes or len(template())
         chosen: list[tuple[int, ...]] = []
         chances: list[float] = []

@@ -3,16 +3,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "draft.h"
+
 enum { RANKS = 4, REACHES = 6, DEPTHS = 4, MOST_RANKED = 64, BLOCK = 32 };
 static const double PRIOR = 3.0, MEMORY = 0.985;
-
-typedef struct {
-    int32_t token, parent, depth, voices, rank, reach;
-} Node;
-
-typedef struct {
-    double right, asked;
-} Count;
 
 // The k <= 64 largest scores of each of some rows, falling, row of[r]'s into row places[r] of the table, in turn; among equals the lower id first.
 void lithe_top(const float *scores, int64_t stride, const int32_t *of, const int32_t *places, int32_t rows, int32_t width,

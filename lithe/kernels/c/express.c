@@ -2,10 +2,12 @@
  * that are looked at, the final norm and the head of the rows asked for. What calls it prepares little more than numbers, so that a
  * pass of few rows is little more than its kernels.
  */
+#define _GNU_SOURCE
 #include "lithe.h"
 #include "simd.h"
 
 #include <math.h>
+#include <time.h>
 
 /* layer.c and product.c, as Python calls them: what their pointers lead to is not looked at here. */
 void lithe_layers(const void *layers, const void *places, int32_t count, const void *pass);
@@ -102,4 +104,61 @@ int32_t lithe_best(const float *scores, int32_t width) {
         }
     }
     return best == INFINITY ? -1 : found;
+}
+
+/* Passes one after the other: `first`, then `next` over the likeliest token behind the last row of each sequence. */
+typedef struct {
+    const Express *first, *next; /* next: one row of each sequence; the same as first where that has no more */
+    int64_t *ids, *pos;          /* [count], of next: as they would be if first had had its last rows alone */
+    int32_t *lengths;            /* [count], likewise */
+    int32_t *found;              /* [most][count]: the tokens */
+    const int32_t *ends;         /* [end_count]: tokens behind which nothing follows */
+    double floor, seconds;       /* no step follows a token less likely than floor, nor one found after so many seconds */
+    int32_t count, most, known, end_count; /* known: how many of the logits count */
+} Run;
+
+static double clock_s(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec + 1e-9 * now.tv_nsec;
+}
+
+/* The chance of the largest of the scores. */
+static float chance(const float *scores, int32_t width, float top) {
+    vf sum = vf_set1(0);
+    int32_t i = 0;
+    for (; i + LANES <= width; i += LANES) sum += vf_exp_low(vf_load(scores + i) - top);
+    float rest[LANES];
+    for (int32_t l = 0; l < LANES; l++) rest[l] = i + l < width ? scores[i + l] - top : -INFINITY;
+    return 1 / vf_sum(sum + vf_exp_low(vf_load(rest)));
+}
+
+/* Notes step `step` of each sequence; returns whether another may follow, or -1 where some logits leave no token. */
+static int note(const Run *run, int32_t step) {
+    int more = 1;
+    for (int32_t b = 0; b < run->count; b++) {
+        const float *scores = run->next->y + (int64_t)b * run->next->end->n;
+        const int32_t token = run->found[step * run->count + b] = lithe_best(scores, run->known);
+        if (token < 0) return -1;
+        for (int32_t e = 0; e < run->end_count; e++) more &= token != run->ends[e];
+        if (run->floor > 0) more &= chance(scores, run->known, scores[token]) >= run->floor;
+        run->ids[b] = token;
+    }
+    return more;
+}
+
+/* Returns how many steps were found; -1 - the first place whose id has no embedding. A tap of one sequence gets row after row. */
+int64_t lithe_run(const Run *run) {
+    const double until = clock_s() + run->seconds;
+    Express next = *run->next;
+    for (int32_t step = 0; step < run->most; step++) {
+        for (int32_t b = 0; step && b < run->count; b++) run->pos[b]++, run->lengths[b]++;
+        next.taps = run->first->taps + (int64_t)(run->first->row_count - 1 + step) * next.width;
+        const int64_t wrong = lithe_express(step ? &next : run->first);
+        if (wrong >= 0) return -1 - wrong;
+        const int more = note(run, step);
+        if (more < 0) return step;
+        if (!more || clock_s() >= until) return step + 1;
+    }
+    return run->most;
 }
