@@ -23,6 +23,7 @@ APART = (  # row, file beside the logs, what, its key, figures by name; nats a t
 SCRATCH = (  # row, its way, what it is beside
     (8, "sr-ste, 1:4", "straight-through, 1:4"),
     (8, "sr-ste, 1:4, a tenth of the pull", "straight-through, 1:4"),
+    (8, "sr-ste, 1:4, in the gradient", "straight-through, 1:4"),
     (8, "sr-ste, 1:4", "dense, then cut to 1:4"),
     (8, "sr-ste, FFN 1:8", "straight-through, FFN 1:8"),
     (36, "progressive gradient flow, FFN 1:8", "straight-through, FFN 1:8"),

@@ -32,6 +32,7 @@ WAYS = {  # how a model is trained, and what is done to it then
     "straight-through, 1:4": f"recover=sr_ste:pattern=1:4,strength=0,{TRAIN}",
     "sr-ste, 1:4": f"recover=sr_ste:pattern=1:4,{TRAIN}",
     "sr-ste, 1:4, a tenth of the pull": f"recover=sr_ste:pattern=1:4,strength=1,{TRAIN}",
+    "sr-ste, 1:4, in the gradient": f"recover=sr_ste:pattern=1:4,form=gradient,strength=2e-4,{TRAIN}",
     "straight-through, FFN 1:8": f"recover=sr_ste:pattern=1:8,sites=mlp.*,strength=0,{TRAIN}",
     "sr-ste, FFN 1:8": f"recover=sr_ste:pattern=1:8,sites=mlp.*,{TRAIN}",
     "progressive gradient flow, FFN 1:8": f"progressive_gradient_flow:pattern=1:8,{TRAIN}",
