@@ -38,8 +38,8 @@ LEDGER, WORK = ROOT / "docs" / "ledger-decoding.jsonl", ROOT / ".lithe" / "rival
 MODEL, DRAFT, EDITOR = "zoo:tiny", "zoo:tiny-draft", ROOT / "lithe" / "zoo" / "tiny-editor"
 EACH, TOKENS = 12, {"tasks": 64, "editing": 128}
 WAYS: dict[str, dict] = {
-    LITHE: {"plain": "", "prompt_lookup": "prompt_lookup", "suffix": "suffix", "token_recycling": "token_recycling:nodes=0",
-            "blend": "blend", "aggressive": "draft=aggressive"},
+    LITHE: {"plain": "", "prompt_lookup": "prompt_lookup", "suffix": "suffix:nodes=0",
+            "token_recycling": "token_recycling:nodes=0", "blend": "blend", "aggressive": "draft=aggressive"},
     LLAMA: {"plain": {}, "lookup 2, 10": {"lookup": 2, "tokens": 10}, "lookup 2, 3": {"lookup": 2, "tokens": 3},
             "lookup 3, 7": {"lookup": 3, "tokens": 7},
             "draft 16 where sure": {"draft": True, "tokens": 16, "sure": 0.75},  # llama.cpp's defaults
