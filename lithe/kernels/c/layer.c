@@ -22,7 +22,8 @@ enum {
     TOGETHER = 32,     /* of as many rows at most */
     TILED = 6 * HEADS_MAX, /* queries from which on keys and values are brought into tiles first */
     DEALT = 8,         /* pieces of attention that each thread should find */
-    PRIVATE = 2        /* rows so few that each thread norms them for itself rather than wait for another */
+    PRIVATE = 2,       /* rows so few that each thread norms them for itself rather than wait for another, */
+    COLUMNS = 16       /* and so few that threads share out inputs, each finding all rows' norms for itself */
 };
 
 typedef struct {
@@ -74,8 +75,8 @@ typedef struct { /* the layer under way, as one thread sees it */
 
 static int hands(const Pass *pass) { return pass->threads < 1 ? 1 : pass->threads; } /* that work is dealt out to */
 
-/* x / rms(x) * weight */
-static void rms_norm(const float *x, const float *weight, float *out, int width, float eps) {
+/* 1 / rms(x) */
+static float rms_inverse(const float *x, int width, float eps) {
     vf sum = vf_set1(0);
     int i = 0;
     for (; i + LANES <= width; i += LANES) {
@@ -86,16 +87,32 @@ static void rms_norm(const float *x, const float *weight, float *out, int width,
         vf v = vf_load_part(x + i, width - i);
         sum = vf_fma(v, v, sum);
     }
-    float by = 1.0f / sqrtf(vf_sum(sum) / (float)width + eps);
-    for (i = 0; i < width; i++) out[i] = x[i] * by * weight[i];
+    return 1.0f / sqrtf(vf_sum(sum) / (float)width + eps);
+}
+
+/* x / rms(x) * weight */
+static void rms_norm(const float *x, const float *weight, float *out, int width, float eps) {
+    const float by = rms_inverse(x, width, eps);
+    for (int i = 0; i < width; i++) out[i] = x[i] * by * weight[i];
+}
+
+/* The same of some rows, and as a product by w reads them; `alone`: by each thread for itself. */
+static void norm_rows(const float *x, const float *weight, float eps, const Packed *w, float *normed, const Rows *into, int alone,
+                      int thread, int threads) {
+    const int rows = (int)into->rows, width = w->k;
+    int first = 0, last = rows;
+    int64_t from = 0, to = padded(w);
+    if (!alone && rows <= COLUMNS) share_inputs(to, thread, threads, &from, &to);
+    else if (!alone) share(rows, thread, threads, &first, &last);
+    for (int64_t r = first; r < last && from < to; r++) {
+        const float *row = x + r * width, by = rms_inverse(row, width, eps);
+        for (int64_t i = from, end = to < width ? to : width; i < end; i++) normed[r * width + i] = row[i] * by * weight[i];
+        prepare(w->kind, normed + r * width, padded(w), width, into, (int)r, from, to);
+    }
 }
 
 static Rows rows_of(const Job *job, const Packed *w, const float *x, void *room) {
     return rows_at(w->kind, x, job->rows, padded(w), room);
-}
-
-static void prepare_row(const Packed *w, const Rows *into, const float *x, int row) {
-    prepare(w->kind, x + (int64_t)row * w->k, padded(w), w->k, into, row, 0, padded(w));
 }
 
 /* ---- heads: norm, rotation, cache ----------------------------------------------------------------------------------- */
@@ -566,13 +583,8 @@ static int rows_of_block(const Job *job, int block, int32_t *which) {
 
 /* The norm of a half's input, as its first products read it. */
 static Rows normed_rows(const Job *job, const float *x, const float *weight, const Packed *w, int thread, int threads) {
-    int from = 0, to = job->rows, width = job->layer->width;
-    if (job->rows > PRIVATE) share(job->rows, thread, threads, &from, &to);
     Rows into = rows_of(job, w, job->normed, job->normed_room);
-    for (int r = from; r < to; r++) {
-        rms_norm(x + (int64_t)r * width, weight, job->normed + (int64_t)r * width, width, job->layer->eps);
-        prepare_row(w, &into, job->normed, r);
-    }
+    norm_rows(x, weight, job->layer->eps, w, job->normed, &into, job->rows <= PRIVATE, thread, threads);
     if (job->rows > PRIVATE) pool_barrier(thread, threads);
     return into;
 }
@@ -591,6 +603,32 @@ static void add_up(const Job *job, const Packed *w, Deal *deals, Rows from_rows,
         float *row = job->post + r * width;
         rms_norm(row, norm, row, width, job->layer->eps);
         for (int i = 0; i < width; i++) job->pass->out[r * width + i] = to[r * width + i] + row[i];
+    }
+}
+
+/* What is left to do between attention and the output product: chunks dealt out alone are merged, and rows made as the product reads
+ * them. Threads share out heads where a head's entries are whole blocks of inputs, and rows otherwise. */
+static void mixed_rows(const Job *job, const Rows *into, int thread, int threads) {
+    const Layer *layer = job->layer;
+    const int D = layer->head_dim, heads = layer->heads, by_heads = D % BLOCK == 0;
+    const int64_t k = padded(&layer->o);
+    int from, to;
+    share(by_heads ? heads : job->rows, thread, threads, &from, &to);
+    const int h_from = by_heads ? from : 0, h_to = by_heads ? to : heads;
+    const int64_t i_to = by_heads ? (int64_t)to * D : k;
+    for (int r = by_heads ? 0 : from, last = by_heads ? job->rows : to; r < last && from < to; r++) {
+        for (int h = h_from; h < h_to && job->chunks; h++) {
+            float *out = job->own;
+            Soft all = {-INFINITY, 0}, one;
+            memset(out, 0, sizeof(float) * job->wide);
+            for (int c = 0; c < job->chunks; c++) {
+                const float *part = part_of(job, r, h, c);
+                memcpy(&one, part, sizeof one);
+                merge(&all, out, one, part + 2, job->wide);
+            }
+            finish(job, r, h, all, out);
+        }
+        prepare(layer->o.kind, job->mixed + (int64_t)r * layer->o.k, k, layer->o.k, into, r, (int64_t)h_from * D, i_to);
     }
 }
 
@@ -616,22 +654,10 @@ static void attention_half(const Job *job, int thread, int threads) {
     pool_barrier(thread, threads);
     Rows mixed = rows_of(job, &layer->o, job->mixed, job->room);
     const int nothing = !job->chunks && mixed.x == job->mixed; /* is left to do: the product reads floats as they are */
-    share(nothing ? 0 : job->rows, thread, threads, &from, &to);
-    for (int r = from; r < to; r++) {
-        for (int h = 0; h < layer->heads && job->chunks; h++) {
-            float *out = job->own;
-            Soft all = {-INFINITY, 0}, one;
-            memset(out, 0, sizeof(float) * job->wide);
-            for (int c = 0; c < job->chunks; c++) {
-                const float *part = part_of(job, r, h, c);
-                memcpy(&one, part, sizeof one);
-                merge(&all, out, one, part + 2, job->wide);
-            }
-            finish(job, r, h, all, out);
-        }
-        prepare_row(&layer->o, &mixed, job->mixed, r);
+    if (!nothing) {
+        mixed_rows(job, &mixed, thread, threads);
+        pool_barrier(thread, threads);
     }
-    if (!nothing) pool_barrier(thread, threads);
     add_up(job, &layer->o, job->deals[O], mixed, layer->o_bias, job->x, layer->attn_out_norm, thread, threads);
 }
 
@@ -656,16 +682,15 @@ static void ffn_half(const Job *job, const float *x, int thread, int threads) {
     products(both, 2, job->deals[GATED], hands(job->pass), thread, threads);
     pool_barrier(thread, threads);
     Rows inner = rows_of(job, &layer->down, job->gate, job->room);
-    const int64_t k = padded(&layer->down), pieces = (k + BLOCK - 1) / BLOCK;
-    int from, to;
-    share((int)(job->rows * pieces), thread, threads, &from, &to); /* pieces of rows: one row alone keeps all threads busy */
-    while (from < to) {
-        int64_t row = from / pieces, piece = from % pieces, count = to - from < pieces - piece ? to - from : pieces - piece;
-        int64_t start = piece * BLOCK, end = start + count * BLOCK;
-        float *gate = job->gate + row * layer->ffn;
-        gated(gate, job->up + row * layer->ffn, (int)start, (int)(end < layer->ffn ? end : layer->ffn), layer->gelu);
-        prepare(layer->down.kind, gate, k, layer->ffn, &inner, (int)row, start, end < k ? end : k);
-        from += (int)count;
+    const int64_t k = padded(&layer->down);
+    int first = 0, last = job->rows;
+    int64_t from = 0, to = k;
+    if (job->rows <= COLUMNS) share_inputs(k, thread, threads, &from, &to);
+    else share(job->rows, thread, threads, &first, &last);
+    for (int64_t r = first; r < last && from < to; r++) {
+        float *gate = job->gate + r * layer->ffn;
+        gated(gate, job->up + r * layer->ffn, (int)from, (int)(to < layer->ffn ? to : layer->ffn), layer->gelu);
+        prepare(layer->down.kind, gate, k, layer->ffn, &inner, (int)r, from, to);
     }
     pool_barrier(thread, threads);
     add_up(job, &layer->down, job->deals[DOWN], inner, NULL, x, layer->mlp_out_norm, thread, threads);
@@ -811,14 +836,10 @@ typedef struct {
 
 static void head_job(void *with, int thread, int threads) {
     const Head *job = with;
-    int from, to;
-    share(job->rows, thread, threads, &from, &to);
-    for (int r = from; r < to; r++) {
-        float *normed = job->normed + (int64_t)r * job->width;
-        rms_norm(job->x + (int64_t)r * job->width, job->weight, normed, job->width, job->eps);
-        if (job->product.w) prepare_row(job->product.w, &job->product.x, job->normed, r);
-    }
+    for (int64_t r = 0; r < job->rows && !job->product.w; r++) /* one thread */
+        rms_norm(job->x + r * job->width, job->weight, job->normed + r * job->width, job->width, job->eps);
     if (!job->product.w) return;
+    norm_rows(job->x, job->weight, job->eps, job->product.w, job->normed, &job->product.x, 0, thread, threads);
     pool_barrier(thread, threads);
     products(&job->product, 1, job->deals, job->dealt, thread, threads);
 }

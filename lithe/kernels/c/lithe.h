@@ -37,7 +37,10 @@ void pool_lock(void);
 void pool_unlock(void);
 
 /* product.c */
-int64_t padded(const Packed *w);                        /* k as the weights are stored */
+static inline int64_t padded(const Packed *w) { /* k as the weights are stored */
+    const int64_t unit = w->kind == FP32 ? 1 : w->kind == BF16 ? 2 : BLOCK;
+    return (w->k + unit - 1) & -unit;
+}
 size_t rows_bytes(int32_t kind, int rows, int64_t k);   /* room that prepare() needs */
 Rows rows_at(int32_t kind, const float *x, int rows, int64_t k, void *room);
 void prepare(int32_t kind, const float *x, int64_t k, int64_t real_k, const Rows *into, int row, int64_t from, int64_t to);
@@ -54,7 +57,7 @@ typedef struct {
 typedef struct {
     _Alignas(64) _Atomic uint64_t left;
 } Deal;
-int panels_of(const Packed *w);
+static inline int panels_of(const Packed *w) { return (int)(((unsigned)w->n + PANEL - 1) / PANEL); }
 void deal_out(Deal *deals, int panels, int threads);
 void products(const Product *list, int count, Deal *deals, int dealt, int thread, int threads); /* dealt out to so many threads */
 
@@ -62,6 +65,15 @@ void products(const Product *list, int count, Deal *deals, int dealt, int thread
 static inline void share(int total, int thread, int threads, int *from, int *to) {
     *from = (int)((int64_t)total * thread / threads);
     *to = (int)((int64_t)total * (thread + 1) / threads);
+}
+
+/* Of the inputs of all rows: what rows of a block are prepared as lies side by side, so threads that share out rows would write to
+ * the same lines. */
+static inline void share_inputs(int64_t k, int thread, int threads, int64_t *from, int64_t *to) {
+    int first, last;
+    share((int)((k + BLOCK - 1) / BLOCK), thread, threads, &first, &last);
+    *from = (int64_t)first * BLOCK;
+    *to = (int64_t)last * BLOCK < k ? (int64_t)last * BLOCK : k;
 }
 
 #endif

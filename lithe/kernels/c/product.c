@@ -31,20 +31,19 @@ enum {
 #define BLOCK_BYTES BLOCK
 #endif
 
-int64_t padded(const Packed *w) {
-    int unit = w->kind == FP32 ? 1 : w->kind == BF16 ? 2 : BLOCK;
-    return ((int64_t)w->k + unit - 1) / unit * unit;
-}
-
 static int64_t scale_bytes(const Packed *w, int64_t k) { /* of a tile, rounded up to whole vectors of 64 bytes */
-    int64_t groups = (k + w->group - 1) / w->group;
+    const int64_t groups = ((uint32_t)k + (uint32_t)w->group - 1) / (uint32_t)w->group;
     return (groups * TILE * 2 + 63) / 64 * 64;
 }
 
 /* Rows go in equal blocks of at most `most`: with eight, nine are four and five. */
-static int block_count(const Rows *x) { return (int)((x->rows + x->most - 1) / x->most); }
-static int block_start(int block, const Rows *x) { return (int)(x->rows * block / block_count(x)); }
-static int block_of(int row, const Rows *x) { return (int)(((row + 1) * (int64_t)block_count(x) - 1) / x->rows); }
+static int block_count(const Rows *x) { return (int)(((uint32_t)x->rows + (uint32_t)x->most - 1) / (uint32_t)x->most); }
+static int block_start(int block, const Rows *x) {
+    return !block ? 0 : x->rows <= x->most ? (int)x->rows : (int)(x->rows * block / block_count(x));
+}
+static int block_of(int row, const Rows *x) {
+    return x->rows <= x->most ? 0 : (int)(((row + 1) * (int64_t)block_count(x) - 1) / x->rows);
+}
 
 /* ---- activations -------------------------------------------------------------------------------------------------- */
 
@@ -74,6 +73,11 @@ INLINE int32_t spread(const vi *whole, int8_t *q) {
     __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
     four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+#elif LANES == 16
+INLINE int32_t spread(const vi *whole, int8_t *q) {
+    UNROLL for (int i = 0; i < 2; i++) _mm_storeu_si128((__m128i *)q + i, _mm512_cvtepi32_epi8((__m512i)whole[i]));
+    return _mm512_reduce_add_epi32((__m512i)(whole[0] + whole[1]));
 }
 #else
 INLINE int32_t spread(const vi *whole, int8_t *q) {
@@ -111,10 +115,21 @@ void prepare(int32_t kind, const float *x, int64_t k, int64_t real_k, const Rows
         return;
     }
     const int block = block_of(row, into), first = block_start(block, into), count = block_start(block + 1, into) - first;
-    if (kind == BF16 && NATIVE_BF16) {
-        uint16_t *out = (uint16_t *)into->x + first * k + 2 * (row - first);
-        for (int64_t i = from; i < to; i++) out[i / 2 * 2 * count + i % 2] = i < real_k ? f32_bf16(x[i]) : 0;
-    } else {
+#if NATIVE_BF16
+    if (kind == BF16) {
+        uint32_t *out = (uint32_t *)into->x + (first * k >> 1) + row - first; /* a pair of inputs each */
+        int64_t i = from;
+        for (; i + 2 * LANES <= to && i + 2 * LANES <= real_k; i += 2 * LANES) {
+            uint32_t pairs[LANES] __attribute__((aligned(64)));
+            vf_to_bf16((uint16_t *)pairs, vf_load(x + i));
+            vf_to_bf16((uint16_t *)pairs + LANES, vf_load(x + i + LANES));
+            UNROLL for (int n = 0; n < LANES; n++) out[(i / 2 + n) * count] = pairs[n];
+        }
+        for (; i < to; i++) ((uint16_t *)out)[i / 2 * 2 * count + i % 2] = i < real_k ? f32_bf16(x[i]) : 0;
+        return;
+    }
+#endif
+    {
         float *out = (float *)into->x + first * k + row - first;
         for (int64_t i = from; i < to; i++) out[i * count] = i >= real_k ? 0 : kind == BF16 ? bf16_f32(f32_bf16(x[i])) : x[i];
     }
@@ -286,7 +301,7 @@ INLINE void tile_sums(const int rows, const int bits, const uint8_t *weights, co
 INLINE void int_block(const int rows, const int bits, const int one, const Packed *w, const Rows *x, const Piece *at, float *out) {
     const int64_t k = padded(w), blocks = k / BLOCK;
     const int64_t block_bytes = BLOCK * TILE * bits / 8, scales = scale_bytes(w, k), tile_bytes = scales + blocks * block_bytes;
-    const int64_t per_group = one ? 1 : w->group / BLOCK;
+    const int64_t per_group = one ? 1 : (uint32_t)w->group / BLOCK;
     for (int c = 0; c < PANEL; c += TILE) {
         const uint16_t *scale = (const uint16_t *)(w->data + (2 * at->panel + c / TILE) * tile_bytes);
         const uint8_t *weights = (const uint8_t *)scale + scales;
@@ -319,6 +334,69 @@ INLINE void int_block(const int rows, const int bits, const int one, const Packe
     }
 }
 
+#elif defined(__AVX512VNNI__)
+/* sums[0] += neighbours' products of low[0] and the four entries at `x`, sums[1] of low[1]: one load for both. Written as assembly: gcc
+ * keeps broadcasts in registers and spills for them. */
+INLINE void add_quads(vi *sums, const vi *weights, const int8_t *x) {
+    vi entries;
+    __asm__("vpbroadcastd %5, %2\n\tvpdpbusd %2, %3, %0\n\tvpdpbusd %2, %4, %1"
+            : "+v"(sums[0]), "+v"(sums[1]), "=&v"(entries)
+            : "v"(weights[0]), "v"(weights[1]), "m"(*(const int8_t(*)[4])x));
+}
+
+/* Both tiles at once, so that each load of an entry serves two products, and all rows, so that no product waits for another. Sums
+ * of whole numbers fill the registers, those of floats stay in `out`. Inside a block of 32 the sum is exact; blocks add up in order
+ * under their activation scales, groups under the weights'. */
+INLINE void int_block(const int rows, const int bits, const int one, const Packed *w, const Rows *x, const Piece *at, float *out) {
+    const int64_t k = padded(w), blocks = k / BLOCK;
+    const int64_t block_bytes = BLOCK * TILE * bits / 8, scales = scale_bytes(w, k), tile_bytes = scales + blocks * block_bytes;
+    const int64_t per_group = one ? 1 : (uint32_t)w->group / BLOCK;
+    const uint8_t *tile = w->data + 2 * at->panel * tile_bytes, *weights = tile + scales;
+    const uint16_t *scale = (const uint16_t *)tile;
+    const int8_t *q0 = (const int8_t *)x->x + at->first * k;
+    const float *x_scale = x->scale + at->first * blocks;
+    const int32_t *start = x->start + at->first * blocks;
+    const uint8_t *next = tile + 2 * tile_bytes; /* the next panel is asked for, as both tiles are read at once */
+    float inner[INT_ROWS][PANEL] __attribute__((aligned(64)));
+    memset(out, 0, sizeof(float) * rows * PANEL);
+    for (int64_t g = 0; g < blocks; scale += TILE) {
+        const int64_t end = one ? g + 1 : g + per_group < blocks ? g + per_group : blocks;
+        const vf by[2] = {vf_half(scale), vf_half(scale + tile_bytes / 2)};
+        if (!one) memset(inner, 0, sizeof inner);
+        for (; g < end; g++, weights += block_bytes, q0 += rows * BLOCK, x_scale += rows, start += rows) {
+            const uint8_t *column[2] = {weights, weights + tile_bytes};
+            vi s[INT_ROWS][2];
+            __asm__("" : "+r"(q0), "+r"(column[0]), "+r"(column[1])); /* otherwise gcc keeps a pointer for every address below */
+            if (at->parts) {
+                fetch(next, 2 * (bits * TILE * BLOCK / 8 + 2 * TILE));
+                next += 2 * (bits * TILE * BLOCK / 8 + 2 * TILE);
+            }
+            UNROLL for (int m = 0; m < rows; m++) s[m][0] = s[m][1] = vi_set1(start[m]) >> (bits == 8 ? 0 : 4); /* 128 to 8 */
+            UNROLL for (int q = 0; q < 4; q++) {
+                vi low[2], high[2]; /* quads q and q + 4 */
+                UNROLL for (int v = 0; v < 2; v++) {
+                    const uint8_t *p = column[v] + q * TILE * 4;
+                    low[v] = vi_load(p);
+                    if (bits == 4) high[v] = low[v] >> 4 & 0x0f0f0f0f, low[v] = low[v] & 0x0f0f0f0f;
+                    else high[v] = vi_load(p + 4 * TILE * 4);
+                }
+                UNROLL for (int m = 0; m < rows; m++) add_quads(s[m], low, q0 + m * BLOCK + q * 4);
+                UNROLL for (int m = 0; m < rows; m++) add_quads(s[m], high, q0 + m * BLOCK + q * 4 + 16);
+            }
+            UNROLL for (int m = 0; m < rows; m++) UNROLL for (int v = 0; v < 2; v++) {
+                const vf exact = vi_to_vf(s[m][v]), mine = vf_set1(x_scale[m]);
+                float *sum = out + m * PANEL + v * LANES, *part = inner[m] + v * LANES;
+                if (one) vf_store(sum, vf_fma(exact * mine, by[v], vf_load(sum)));
+                else vf_store(part, vf_fma(exact, mine, vf_load(part)));
+            }
+        }
+        if (!one) UNROLL for (int m = 0; m < rows; m++) UNROLL for (int v = 0; v < 2; v++) {
+            float *sum = out + m * PANEL + v * LANES;
+            vf_store(sum, vf_fma(vf_load(inner[m] + v * LANES), by[v], vf_load(sum)));
+        }
+    }
+}
+
 #else
 /* The eight vectors of a block's weights: quad q holds inputs 4q to 4q + 3 of LANES columns. A nibble vector holds quad q
  * in its low halves and quad q + 4 in its high ones. */
@@ -338,7 +416,7 @@ INLINE void block_weights(const int bits, const uint8_t *p, vi *w) {
 INLINE void int_block(const int rows, const int bits, const int one, const Packed *w, const Rows *x, const Piece *at, float *out) {
     const int64_t k = padded(w), blocks = k / BLOCK;
     const int64_t block_bytes = BLOCK * TILE * bits / 8, scales = scale_bytes(w, k), tile_bytes = scales + blocks * block_bytes;
-    const int64_t per_group = one ? 1 : w->group / BLOCK;
+    const int64_t per_group = one ? 1 : (uint32_t)w->group / BLOCK;
     const int together = 4; /* rows whose dot products are under way at once */
     for (int c = 0; c < PANEL; c += LANES) {
         const uint8_t *tile = w->data + (2 * at->panel + c / TILE) * tile_bytes;
@@ -416,8 +494,9 @@ static int64_t float_line(const Packed *w) { return PANEL * (w->kind == FP32 ? 4
  * far longer. */
 static int64_t piece_of(const Packed *w, int64_t k, const Rows *x) {
     const int once = block_count(x) == 1 && at_once((int)x->rows) * LANES == PANEL;
+    if (w->kind >= INT8 || once) return k;
     const int64_t pieces = (k * float_line(w) + PIECE - 1) / PIECE;
-    return w->kind >= INT8 || once ? k : ((k + pieces - 1) / pieces + 1) / 2 * 2;
+    return ((k + pieces - 1) / pieces + 1) / 2 * 2;
 }
 
 /* Columns [PANEL * panel, + PANEL) of row blocks [b, b_end) into out[their rows][PANEL]. */
@@ -437,16 +516,18 @@ static void panel_product(const Packed *w, const Rows *x, int panel, int b, int 
 /* ---- products of the same rows, shared out over threads by panels ---------------------------------------------------- */
 
 static void store(const Product *p, int column, int first, int count, const float *tile) {
-    int wide = p->w->n - column < PANEL ? p->w->n - column : PANEL;
+    const int wide = p->w->n - column < PANEL ? p->w->n - column : PANEL, whole = wide / LANES * LANES;
+    const float *bias = p->bias ? p->bias + column : NULL;
     for (int m = 0; m < count; m++, tile += PANEL) {
-        float *y = p->y + (first + m) * p->stride + column;
-        if (!p->bias && !p->add) {
-            memcpy(y, tile, sizeof(float) * wide);
-            continue;
+        const int64_t at = (first + m) * p->stride + column;
+        const float *add = p->add ? p->add + at : NULL;
+        float *y = p->y + at;
+        for (int c = 0; c < whole; c += LANES) {
+            vf sum = bias ? vf_load(tile + c) + vf_load(bias + c) : vf_load(tile + c);
+            vf_store(y + c, add ? vf_load(add + c) + sum : sum);
         }
-        const float *add = p->add ? p->add + (first + m) * p->stride + column : NULL;
-        for (int c = 0; c < wide; c++) {
-            float sum = p->bias ? tile[c] + p->bias[column + c] : tile[c];
+        for (int c = whole; c < wide; c++) {
+            const float sum = bias ? tile[c] + bias[c] : tile[c];
             y[c] = add ? add[c] + sum : sum;
         }
     }
@@ -458,8 +539,6 @@ static int near_blocks(const Packed *w, const Rows *x) {
     const size_t bytes = rows_bytes(w->kind, TURN, padded(w));
     return turn_blocks(x) * (bytes < NEAR ? (int)(NEAR / bytes) : 1);
 }
-
-int panels_of(const Packed *w) { return (w->n + PANEL - 1) / PANEL; }
 
 void deal_out(Deal *deals, int panels, int threads) {
     for (int t = 0, from, to; t < threads; t++) {
@@ -519,9 +598,9 @@ typedef struct {
 static void linear_job(void *with, int thread, int threads) {
     const Linear *job = with;
     const Packed *w = job->product.w;
-    int from, to;
-    share(job->rows, thread, threads, &from, &to);
-    for (int r = from; r < to; r++) prepare(w->kind, job->x + r * job->x_stride, padded(w), w->k, &job->product.x, r, 0, padded(w));
+    int64_t from, to;
+    share_inputs(padded(w), thread, threads, &from, &to);
+    for (int r = 0; r < job->rows; r++) prepare(w->kind, job->x + r * job->x_stride, padded(w), w->k, &job->product.x, r, from, to);
     pool_barrier(thread, threads);
     products(&job->product, 1, job->deals, job->dealt, thread, threads);
 }

@@ -96,6 +96,14 @@ INLINE vf vf_half(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256
 INLINE vf vf_from_bf16(const uint16_t *p) {
     return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
 }
+/* f32_bf16 of a vector */
+INLINE void vf_to_bf16(uint16_t *p, vf x) {
+    const __m512i u = (__m512i)x, one = _mm512_set1_epi32(1), half = _mm512_set1_epi32(0x7fff);
+    const __m512i up = _mm512_add_epi32(half, _mm512_and_epi32(_mm512_srli_epi32(u, 16), one));
+    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(u, up), 16);
+    rounded = _mm512_mask_set1_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), 0x7fc0);
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(rounded));
+}
 INLINE float vf_sum(vf x) { return _mm512_reduce_add_ps(x); }
 /* Four sums at once: half the shuffles of four alone. */
 INLINE void vf_sum4(const vf *x, float *out) {
@@ -197,6 +205,9 @@ INLINE void turn_four(const float *const *rows, int i, float *out, int stride) {
 }
 #endif
 
+#if LANES == 16
+INLINE float vf_top(vf x) { return _mm512_reduce_max_ps(x); }
+#else
 INLINE float vf_top(vf x) {
     float t[LANES], top;
     vf_store(t, x);
@@ -204,6 +215,7 @@ INLINE float vf_top(vf x) {
     for (int i = 1; i < LANES; i++) top = t[i] > top ? t[i] : top;
     return top;
 }
+#endif
 
 /* e^x within two units in the last place for x up to 88; below -87 the result is that of -87. Cephes' polynomial. */
 INLINE vf vf_exp_low(vf x) {
