@@ -146,7 +146,7 @@ typedef struct {
 
 /* Ask for weights that will be needed soon. */
 INLINE void fetch(const void *p, const int bytes) {
-    UNROLL for (int i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i, 0, 2);
+    UNROLL for (int i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i, 0, 3);
 }
 
 /* Where floats are asked for by the strip that starts at column c, and how many bytes further with every vector of inputs. */
@@ -350,13 +350,12 @@ INLINE void add_quads(vi *sums, const vi *weights, const int8_t *x) {
 INLINE void int_block(const int rows, const int bits, const int one, const Packed *w, const Rows *x, const Piece *at, float *out) {
     const int64_t k = padded(w), blocks = k / BLOCK;
     const int64_t block_bytes = BLOCK * TILE * bits / 8, scales = scale_bytes(w, k), tile_bytes = scales + blocks * block_bytes;
-    const int64_t per_group = one ? 1 : (uint32_t)w->group / BLOCK;
+    const int64_t per_group = one ? 1 : (uint32_t)w->group / BLOCK, soon = bits == 8 ? 8 : 32; /* blocks asked for ahead */
     const uint8_t *tile = w->data + 2 * at->panel * tile_bytes, *weights = tile + scales;
     const uint16_t *scale = (const uint16_t *)tile;
     const int8_t *q0 = (const int8_t *)x->x + at->first * k;
     const float *x_scale = x->scale + at->first * blocks;
     const int32_t *start = x->start + at->first * blocks;
-    const uint8_t *next = tile + 2 * tile_bytes; /* the next panel is asked for, as both tiles are read at once */
     float inner[INT_ROWS][PANEL] __attribute__((aligned(64)));
     memset(out, 0, sizeof(float) * rows * PANEL);
     for (int64_t g = 0; g < blocks; scale += TILE) {
@@ -367,9 +366,9 @@ INLINE void int_block(const int rows, const int bits, const int one, const Packe
             const uint8_t *column[2] = {weights, weights + tile_bytes};
             vi s[INT_ROWS][2];
             __asm__("" : "+r"(q0), "+r"(column[0]), "+r"(column[1])); /* otherwise gcc keeps a pointer for every address below */
-            if (at->parts) {
-                fetch(next, 2 * (bits * TILE * BLOCK / 8 + 2 * TILE));
-                next += 2 * (bits * TILE * BLOCK / 8 + 2 * TILE);
+            if (at->parts) { /* past the end of a tile comes the next panel's */
+                const int64_t later = g + soon < blocks ? 0 : 2 * tile_bytes - blocks * block_bytes;
+                UNROLL for (int v = 0; v < 2; v++) fetch(column[v] + later + soon * block_bytes, bits * TILE * BLOCK / 8);
             }
             UNROLL for (int m = 0; m < rows; m++) s[m][0] = s[m][1] = vi_set1(start[m]) >> (bits == 8 ? 0 : 4); /* 128 to 8 */
             UNROLL for (int q = 0; q < 4; q++) {
