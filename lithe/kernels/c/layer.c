@@ -173,13 +173,13 @@ INLINE vf cached_part(const int kind, const void *store, int64_t at, int count) 
 /* scores[r][j] = q[r] . key of slots[j], four slots at a time; q is padded to whole vectors with zeros. What stands in the
  * scores behind `count`, up to a multiple of four, is without meaning. */
 INLINE void scores_of(const int queries, const int kind, const void *keys, const int32_t *slots, int count, const float *q,
-                      int wide, int D, float *scores) {
+                      const int wide, const int D, float *scores) {
     for (int j = 0; j < count; j += 4) {
         int64_t at[4];
         vf sum[HEADS_MAX][4];
         UNROLL for (int n = 0; n < 4; n++) at[n] = (int64_t)slots[j + n < count ? j + n : count - 1] * D;
         UNROLL for (int r = 0; r < queries; r++) UNROLL for (int n = 0; n < 4; n++) sum[r][n] = vf_set1(0);
-        for (int i = 0; i < D; i += LANES) {
+        UNROLL_4 for (int i = 0; i < D; i += LANES) {
             vf query[HEADS_MAX];
             UNROLL for (int r = 0; r < queries; r++) query[r] = vf_load(q + r * wide + i);
             UNROLL for (int n = 0; n < 4; n++) {
@@ -190,6 +190,37 @@ INLINE void scores_of(const int queries, const int kind, const void *keys, const
         UNROLL for (int r = 0; r < queries; r++) vf_sum4(sum[r], scores + r * SPAN + j);
     }
 }
+
+#if LANES == 16
+/* The same of 64 bfloat16s: as 32 are read they are neighbours, so even entries and odd ones have sums of their own meanwhile. */
+INLINE void mix_64(const int queries, const uint16_t *values, const int32_t *slots, int count, const float *p, int wide, int D, int i,
+                   float *sums) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i one = _mm512_set1_epi32(1), eight = _mm512_set1_epi32(8);
+    vf sum[HEADS_MAX][4];
+    UNROLL for (int r = 0; r < queries; r++) UNROLL for (int n = 0; n < 4; n += 2) {
+        const __m512 a = (__m512)vf_load(sums + r * wide + i + n * LANES), b = (__m512)vf_load(sums + r * wide + i + (n + 1) * LANES);
+        sum[r][n] = (vf)_mm512_permutex2var_ps(a, even, b);
+        sum[r][n + 1] = (vf)_mm512_permutex2var_ps(a, _mm512_add_epi32(even, one), b);
+    }
+    for (int j = 0; j < count; j++) {
+        const uint16_t *at = values + (int64_t)slots[j] * D + i;
+        vf by[HEADS_MAX];
+        UNROLL for (int r = 0; r < queries; r++) by[r] = vf_set1(p[r * SPAN + j]);
+        UNROLL for (int n = 0; n < 4; n += 2) {
+            const vi both = vi_load(at + n * LANES);
+            const vf value[2] = {(vf)(both << 16), (vf)(both & (int32_t)0xffff0000)};
+            UNROLL for (int v = 0; v < 2; v++) UNROLL for (int r = 0; r < queries; r++) vf_add_product(&sum[r][n + v], by[r], value[v]);
+        }
+    }
+    UNROLL for (int r = 0; r < queries; r++) UNROLL for (int n = 0; n < 4; n += 2) {
+        const __m512 a = (__m512)sum[r][n], b = (__m512)sum[r][n + 1];
+        vf_store(sums + r * wide + i + n * LANES, (vf)_mm512_permutex2var_ps(a, low, b));
+        vf_store(sums + r * wide + i + (n + 1) * LANES, (vf)_mm512_permutex2var_ps(a, _mm512_add_epi32(low, eight), b));
+    }
+}
+#endif
 
 /* `vectors` vectors of sums[r] from entry i on: + sum over j of p[r][j] * value of slots[j] */
 INLINE void mix(const int queries, const int vectors, const int kind, const void *values, const int32_t *slots, int count,
@@ -214,6 +245,9 @@ INLINE void mix(const int queries, const int vectors, const int kind, const void
 INLINE void mixes(const int queries, const int kind, const void *values, const int32_t *slots, int count, const float *p,
                   int wide, int D, float *sums) {
     int i = 0;
+#if LANES == 16
+    for (; kind == BF16 && i + 64 <= D; i += 64) mix_64(queries, values, slots, count, p, wide, D, i, sums);
+#endif
     for (; i + 4 * LANES <= D; i += 4 * LANES) mix(queries, 4, kind, values, slots, count, p, wide, D, i, sums);
     for (; i < D; i += LANES) mix(queries, 1, kind, values, slots, count, p, wide, D, i, sums);
 }
@@ -221,7 +255,7 @@ INLINE void mixes(const int queries, const int kind, const void *values, const i
 typedef void (*Scores)(const void *, const int32_t *, int, const float *, int, int, float *);
 #define MAKE_FOR(kind, K, Q) \
     static void scores_##kind##_##Q(const void *k, const int32_t *s, int n, const float *q, int w, int D, float *o) { \
-        scores_of(Q, K, k, s, n, q, w, D, o); } \
+        if (w == 64 && D == 64) scores_of(Q, K, k, s, n, q, 64, 64, o); else scores_of(Q, K, k, s, n, q, w, D, o); } \
     static void mix_##kind##_##Q(const void *v, const int32_t *s, int n, const float *p, int w, int D, float *o) { \
         mixes(Q, K, v, s, n, p, w, D, o); }
 #define MAKE(Q) MAKE_FOR(fp32, FP32, Q) MAKE_FOR(bf16, BF16, Q)

@@ -37,6 +37,7 @@ typedef int32_t vi_any __attribute__((vector_size(4 * LANES), aligned(1), may_al
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 #define UNROLL_2 _Pragma("GCC unroll 2")
+#define UNROLL_4 _Pragma("GCC unroll 4")
 
 INLINE vf vf_load(const float *p) { return *(const vf_any *)p; }
 INLINE void vf_store(float *p, vf x) { *(vf_any *)p = x; }
