@@ -315,7 +315,7 @@ INLINE void int_block(const int rows, const int bits, const int one, const Packe
             if (!one) memset(inner, 0, sizeof inner);
             for (; g < end; g++, weights += block_bytes, q0 += rows * BLOCK_BYTES, x_scale += rows, start += rows) {
                 vi s[INT_ROWS][2];
-                if (at->parts) fetch(weights + AHEAD, (int)(bits * TILE * BLOCK / 8));
+                if (at->parts && !at->part) fetch(weights + AHEAD, (int)(bits * TILE * BLOCK / 8));
                 tile_sums(rows, bits, weights, q0, start, s);
                 UNROLL for (int m = 0; m < rows; m++) UNROLL for (int v = 0; v < 2; v++) {
                     vf exact = vi_to_vf(s[m][v]), mine = vf_set1(x_scale[m]);
@@ -344,9 +344,8 @@ INLINE void add_quads(vi *sums, const vi *weights, const int8_t *x) {
             : "v"(weights[0]), "v"(weights[1]), "m"(*(const int8_t(*)[4])x));
 }
 
-/* Both tiles at once, so that each load of an entry serves two products, and all rows, so that no product waits for another. Sums
- * of whole numbers fill the registers, those of floats stay in `out`. Inside a block of 32 the sum is exact; blocks add up in order
- * under their activation scales, groups under the weights'. */
+/* Both tiles at once, so that each load of an entry serves two products, and all rows, so that no product waits for another. Inside a
+ * block of 32 the sum is exact; blocks add up in order under their activation scales, groups under the weights'. */
 INLINE void int_block(const int rows, const int bits, const int one, const Packed *w, const Rows *x, const Piece *at, float *out) {
     const int64_t k = padded(w), blocks = k / BLOCK;
     const int64_t block_bytes = BLOCK * TILE * bits / 8, scales = scale_bytes(w, k), tile_bytes = scales + blocks * block_bytes;
@@ -356,19 +355,22 @@ INLINE void int_block(const int rows, const int bits, const int one, const Packe
     const int8_t *q0 = (const int8_t *)x->x + at->first * k;
     const float *x_scale = x->scale + at->first * blocks;
     const int32_t *start = x->start + at->first * blocks;
-    float inner[INT_ROWS][PANEL] __attribute__((aligned(64)));
-    memset(out, 0, sizeof(float) * rows * PANEL);
+    vf sums[INT_ROWS][2], inner[INT_ROWS][2];
+    UNROLL for (int m = 0; m < rows; m++) sums[m][0] = sums[m][1] = vf_set1(0);
     for (int64_t g = 0; g < blocks; scale += TILE) {
         const int64_t end = one ? g + 1 : g + per_group < blocks ? g + per_group : blocks;
         const vf by[2] = {vf_half(scale), vf_half(scale + tile_bytes / 2)};
-        if (!one) memset(inner, 0, sizeof inner);
+        if (!one) UNROLL for (int m = 0; m < rows; m++) inner[m][0] = inner[m][1] = vf_set1(0);
         for (; g < end; g++, weights += block_bytes, q0 += rows * BLOCK, x_scale += rows, start += rows) {
             const uint8_t *column[2] = {weights, weights + tile_bytes};
             vi s[INT_ROWS][2];
             __asm__("" : "+r"(q0), "+r"(column[0]), "+r"(column[1])); /* otherwise gcc keeps a pointer for every address below */
-            if (at->parts) { /* past the end of a tile comes the next panel's */
+            if (at->parts == 1) { /* past the end of a tile comes the next panel's */
                 const int64_t later = g + soon < blocks ? 0 : 2 * tile_bytes - blocks * block_bytes;
                 UNROLL for (int v = 0; v < 2; v++) fetch(column[v] + later + soon * block_bytes, bits * TILE * BLOCK / 8);
+            } else if (at->parts) { /* row blocks share the asking for the next panel */
+                for (int64_t i = 64 * at->part; i < block_bytes; i += 64 * at->parts)
+                    UNROLL for (int v = 0; v < 2; v++) fetch(column[v] + 2 * tile_bytes + i, 64);
             }
             UNROLL for (int m = 0; m < rows; m++) s[m][0] = s[m][1] = vi_set1(start[m]) >> (bits == 8 ? 0 : 4); /* 128 to 8 */
             UNROLL for (int q = 0; q < 4; q++) {
@@ -384,16 +386,14 @@ INLINE void int_block(const int rows, const int bits, const int one, const Packe
             }
             UNROLL for (int m = 0; m < rows; m++) UNROLL for (int v = 0; v < 2; v++) {
                 const vf exact = vi_to_vf(s[m][v]), mine = vf_set1(x_scale[m]);
-                float *sum = out + m * PANEL + v * LANES, *part = inner[m] + v * LANES;
-                if (one) vf_store(sum, vf_fma(exact * mine, by[v], vf_load(sum)));
-                else vf_store(part, vf_fma(exact, mine, vf_load(part)));
+                if (one) sums[m][v] = vf_fma(exact * mine, by[v], sums[m][v]);
+                else inner[m][v] = vf_fma(exact, mine, inner[m][v]);
             }
         }
-        if (!one) UNROLL for (int m = 0; m < rows; m++) UNROLL for (int v = 0; v < 2; v++) {
-            float *sum = out + m * PANEL + v * LANES;
-            vf_store(sum, vf_fma(vf_load(inner[m] + v * LANES), by[v], vf_load(sum)));
-        }
+        if (!one)
+            UNROLL for (int m = 0; m < rows; m++) UNROLL for (int v = 0; v < 2; v++) sums[m][v] = vf_fma(inner[m][v], by[v], sums[m][v]);
     }
+    UNROLL for (int m = 0; m < rows; m++) UNROLL for (int v = 0; v < 2; v++) vf_store(out + m * PANEL + v * LANES, sums[m][v]);
 }
 
 #else
@@ -432,7 +432,7 @@ INLINE void int_block(const int rows, const int bits, const int one, const Packe
             for (; g < end; g++, weights += block_bytes, q0 += rows * BLOCK, x_scale += rows, start += rows) {
                 vi v[8];
                 if (one) __asm__("" : "+r"(q0), "+r"(weights)); /* otherwise gcc keeps a pointer for every address below */
-                if (at->parts) fetch(weights + AHEAD, bits * LANES * BLOCK / 8);
+                if (at->parts && !at->part) fetch(weights + AHEAD, bits * LANES * BLOCK / 8);
                 block_weights(bits, weights, v);
                 UNROLL for (int m0 = 0; m0 < rows; m0 += together) {
                     const int m1 = m0 + together < rows ? m0 + together : rows;
@@ -478,9 +478,9 @@ FLOATS(5) FLOATS(6)
 #else
 #define FLOAT_TABLE(name) {UP_TO_4(name)}
 #endif
-#if INT_ROWS == 8
-INTS(5) INTS(6) INTS(7) INTS(8)
-#define INT_TABLE FLOAT_TABLE
+#if INT_ROWS == 6
+INTS(5) INTS(6)
+#define INT_TABLE(name) {UP_TO_4(name), name##_5, name##_6}
 #else
 #define INT_TABLE(name) {UP_TO_4(name)}
 #endif
@@ -502,7 +502,7 @@ static int64_t piece_of(const Packed *w, int64_t k, const Rows *x) {
 static void panel_product(const Packed *w, const Rows *x, int panel, int b, int b_end, float *out) {
     const Block *block = table[w->kind + 2 * (w->kind >= INT8 && w->group == BLOCK)];
     const int64_t k = padded(w), piece = piece_of(w, k, x);
-    const int base = block_start(b, x), most = piece < k ? SHARES : 1, parts = b_end - b < most ? b_end - b : most;
+    const int base = block_start(b, x), most = piece < k || w->kind >= INT8 ? SHARES : 1, parts = b_end - b < most ? b_end - b : most;
     const int ahead = piece < k ? (int)(piece * float_line(w)) : AHEAD;
     for (int64_t from = 0; from < k; from += piece)
         for (int i = b; i < b_end; i++) {

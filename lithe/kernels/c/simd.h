@@ -18,7 +18,7 @@
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 #define LANES 16
 #define ROWS_MAX 8 /* rows of a register block: 16 of 32 registers accumulate */
-#define INT_ROWS 8
+#define INT_ROWS 6 /* so many that sums of whole numbers and of floats both stay in registers */
 #elif defined(__AVX2__)
 #define LANES 8
 #define ROWS_MAX 6 /* 12 of 16 */
