@@ -29,7 +29,7 @@ Part = dict[str, Record]  # method -> its newest record
 INTRODUCTION = """# Decoding methods beside each other
 
 Written by `make decoding` from `docs/ledger-decoding.jsonl`: every prompt is run by all methods before the next one is, so each
-table is one comparison. {cpu}, {threads} threads, {precision}, `{model}`.
+table is one comparison. {machine}, {threads} threads, {precision}, `{model}`.
 
 Tasks: Spec-Bench's six (chat, translation, summarization, question answering, maths, retrieval), GSM8K, HumanEval and
 stories; of each the first prompts on which plain decoding does not loop, and some on which it does ({loops:.0%} of the {of}
@@ -49,11 +49,13 @@ def main() -> None:
     parts = {name: whole(name) for name in ("greedy", "sampled", "editing")}
     first = next(iter(parts["greedy"].values()))
     plain = first.measured
-    text = [INTRODUCTION.format(cpu=first.machine["cpu"], threads=first.threads, precision=first.precision, model=MODEL,
+    text = [INTRODUCTION.format(machine=machine(first), threads=first.threads, precision=first.precision, model=MODEL,
                                 loops=plain["looping"], of=plain["of"], most=first.settings["max_tokens"])]
     text += ["## Greedy\n", table(parts["greedy"])]
     if newer := since("greedy"):
         text += ["### Measured since, on prompts of their own choice\n", count(newer), table(newer)]
+    if before := elsewhere("greedy"):
+        text += [f"### On another machine\n\n{machine(next(iter(before.values())))}, older versions.", count(before), table(before)]
     text += ["## Two trees\n", BOTH, families(parts["greedy"]), "## By task\n", TASKS, tasks(parts["greedy"])]
     if parts["sampled"]:
         text += ["## Temperature 1\n", count(parts["sampled"]) + SAMPLED, table(parts["sampled"])]
@@ -93,24 +95,40 @@ def count(part: Part) -> str:
     return f"{first.measured['of']} prompts, {first.settings['max_tokens']} tokens each. "
 
 
+def machine(record: Record) -> str:
+    return f"{record.machine['cpu']} ({', '.join(record.machine['features'])})"
+
+
 def sets(part: str) -> list[Part]:
-    """The newest record of each method, by the prompts they ran on, oldest first."""
-    found: dict[str, Part] = {}
+    """The newest record of each method, by the machine and the prompts they ran on, oldest first."""
+    found: dict[tuple[str, str], Part] = {}
     for r in Ledger(LEDGER).read() if LEDGER.is_file() else ():
         if r.settings.get("part") == part:
-            found[r.prompts_hash] = found.pop(r.prompts_hash, {}) | {r.method: r}
+            run = machine(r), r.prompts_hash
+            found[run] = found.pop(run, {}) | {r.method: r}
     return list(found.values())
 
 
 def whole(part: str) -> Part:
-    """Of these the one with most methods, the newest of several."""
-    return max(reversed(sets(part)), key=len, default={})
+    """Of those on the newest machine the one with most methods, the newest of several."""
+    every = sets(part)
+    return max((one for one in reversed(every) if place(one) == place(every[-1])), key=len, default={})
 
 
 def since(part: str) -> Part:
     """What ran on newer prompts since, if it is not all."""
     last = (sets(part) or [{}])[-1]
     return {} if len(last) == len(whole(part)) else last
+
+
+def elsewhere(part: str) -> Part:
+    """On other machines the one with most methods, the newest of several."""
+    every = sets(part)
+    return max((one for one in reversed(every) if place(one) != place(every[-1])), key=len, default={})
+
+
+def place(part: Part) -> str:
+    return machine(next(iter(part.values())))
 
 
 def ranked(part: Part) -> list[dict]:
