@@ -51,6 +51,7 @@ CLAIMS = (  # row of papers.toml, what it claims, what it claims to beat
     (8, "sr-ste, 2:4", "straight-through, 2:4"),
     (8, "sr-ste, FFN 1:8", "straight-through, FFN 1:8"),
     (16, "comp", "llm-pruner"),
+    (26, "tyr, uniform", "width by wanda-sp"),
     (26, "tyr, uniform", "llm-pruner"),
     (26, "tyr, even", "llm-pruner"),
     (26, "tyr", "llm-pruner"),
