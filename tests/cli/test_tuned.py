@@ -9,12 +9,12 @@ from lithe.cli import run
 from lithe.model.checkpoint import load
 from tests.cli.folders import spoken
 
-TEXT = "7 xyz8 xyz9 xyz"
+TEXT = "7 xyz"  # every step of it is taught: what is not depends on the processor's last bits
 
 
 @pytest.fixture
 def go(tmp_path, capsys):
-    rows = [{"prompt": f"{n} ", "completion": "xyz"} for n in range(20)]
+    rows = [{"text": f"{n} xyz"} for n in range(20)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "text.txt").write_text(TEXT)
 
@@ -31,7 +31,7 @@ def go(tmp_path, capsys):
 def tune(go, tmp_path):
     def made(model, out, *words, code=0):
         told = go("tune", model, "--data", tmp_path / "data.jsonl", "-o", tmp_path / out, "--batch-tokens", "60",
-                  "--lr", "2e-2", "--steps", "12", "--json", *words, code=code)
+                  "--lr", "2e-3", "--steps", "24", "--json", *words, code=code)
         return tmp_path / out if code == 0 else told
 
     return made
@@ -61,7 +61,7 @@ def test_all_weights(go, tune, loss, tmp_path):
 
 @pytest.mark.parametrize("method", ["lora:rank=4", "spiel:density=0.05,every=4,look=1", "s2ft:share=0.2"])
 def test_an_adapter_and_what_it_is_merged_into(go, tune, loss, tmp_path, method):
-    out = tune(spoken(), "a", "--method", method)
+    out = tune(spoken(), "a", "--method", method, "--lr", "2e-2" if method.startswith("spiel") else "2e-3")  # few weights move more
     beside, tokens = loss(spoken(), "--adapter", out), said(go, spoken(), "--adapter", out)
     assert beside < loss(spoken()) - 0.1
     assert said(go, spoken(), "--adapter", out, "--method", "token_recycling") == tokens

@@ -55,7 +55,7 @@ def main() -> None:
     if newer := since("greedy"):
         text += ["### Measured since, on prompts of their own choice\n", count(newer), table(newer)]
     if before := elsewhere("greedy"):
-        text += [f"### On another machine\n\n{machine(next(iter(before.values())))}, older versions.", count(before), table(before)]
+        text += ["### On another machine\n", f"{place(before)}, older versions. " + count(before), table(before)]
     text += ["## Two trees\n", BOTH, families(parts["greedy"]), "## By task\n", TASKS, tasks(parts["greedy"])]
     if parts["sampled"]:
         text += ["## Temperature 1\n", count(parts["sampled"]) + SAMPLED, table(parts["sampled"])]
