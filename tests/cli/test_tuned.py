@@ -61,7 +61,8 @@ def test_all_weights(go, tune, loss, tmp_path):
 
 @pytest.mark.parametrize("method", ["lora:rank=4", "spiel:density=0.05,every=4,look=1", "s2ft:share=0.2"])
 def test_an_adapter_and_what_it_is_merged_into(go, tune, loss, tmp_path, method):
-    out = tune(spoken(), "a", "--method", method, "--lr", "2e-2" if method.startswith("spiel") else "2e-3")  # few weights move more
+    few = method.startswith("spiel")  # weights, which move more
+    out = tune(spoken(), "a", "--method", method, "--lr", "2e-2" if few else "2e-3")
     beside, tokens = loss(spoken(), "--adapter", out), said(go, spoken(), "--adapter", out)
     assert beside < loss(spoken()) - 0.1
     assert said(go, spoken(), "--adapter", out, "--method", "token_recycling") == tokens
