@@ -10,12 +10,10 @@ import ast
 import functools
 import io
 import os
-import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from lithe import __version__
@@ -26,7 +24,6 @@ GROUPS = ("run", "prove", "change", "look up")
 USAGE = "Usage: lithe VERB [ARGUMENTS]    (lithe VERB --help tells more; lithe --version)"
 INTERRUPTED = 130
 PIPE_CLOSED = 141  # what a shell reports of a program whose reader went away
-_came: list[int] = []  # signals of Ctrl-C
 
 
 def main() -> None:
@@ -34,15 +31,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # where the terminal's encoding lacks a letter, that is no failure
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
-        signal.signal(signal.SIGINT, _noted)
     sys.exit(run(sys.argv[1:]))
-
-
-def _noted(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C is raised as ever, and noted besides: what is being imported may swallow it."""
-    _came.append(number)
-    signal.default_int_handler(number, frame)
 
 
 def run(words: list[str]) -> int:
@@ -108,8 +97,6 @@ def _call(command: Callable[..., int | None], verb: str, words: list[str]) -> in
             raise KeyboardInterrupt from None  # by Ctrl-C while typer read
         if not read:
             return int(end.code or 0)
-    if _came:
-        raise KeyboardInterrupt
     try:
         return command(**read[0]) or 0
     except typer.Exit as end:

@@ -154,26 +154,3 @@ def test_while_it_is_still_importing():
     told = b"".join(line for line in child.stderr if not line.startswith(b"import time:"))
     assert child.wait(SOON) == 130, told
     assert told == TOLD and child.stdout.read() == b""
-
-
-SWALLOWS = """
-import os, signal, sys, time
-class Swallow:
-    def find_spec(self, name, path=None, target=None):
-        if name == "lithe.cli.methods":
-            try:
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(5)
-            except KeyboardInterrupt:
-                pass
-sys.meta_path.insert(0, Swallow())
-sys.argv = ["lithe", "methods"]
-from lithe.cli import main
-main()
-"""
-
-
-def test_one_that_an_import_swallows():
-    """As extensions do that try another module and go on without it."""
-    done = subprocess.run([sys.executable, "-c", SWALLOWS], capture_output=True, check=False, timeout=60)
-    assert (done.returncode, done.stderr, done.stdout) == (130, TOLD, b"")
