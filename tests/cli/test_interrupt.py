@@ -14,6 +14,8 @@ from tests.cli.test_generate import SLOW
 
 TOLD = b"lithe: interrupted\n"
 SOON = 10.0  # seconds in which it must be over
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under a shell's `&`; children would have inherited it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
