@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from functools import cache
 
 import matplotlib
 
@@ -54,7 +55,7 @@ def main() -> None:
     text += ["## Greedy\n", table(parts["greedy"])]
     if newer := since("greedy"):
         text += ["### Measured since, on prompts of their own choice\n", count(newer), table(newer)]
-    if before := elsewhere("greedy"):
+    if before := whole("greedy", here=False):
         text += ["### On another machine\n", f"{place(before)}, older versions. " + count(before), table(before)]
     text += ["## Two trees\n", BOTH, families(parts["greedy"]), "## By task\n", TASKS, tasks(parts["greedy"])]
     if parts["sampled"]:
@@ -99,6 +100,7 @@ def machine(record: Record) -> str:
     return f"{record.machine['cpu']} ({', '.join(record.machine['features'])})"
 
 
+@cache
 def sets(part: str) -> list[Part]:
     """The newest record of each method, by the machine and the prompts they ran on, oldest first."""
     found: dict[tuple[str, str], Part] = {}
@@ -109,22 +111,16 @@ def sets(part: str) -> list[Part]:
     return list(found.values())
 
 
-def whole(part: str) -> Part:
-    """Of those on the newest machine the one with most methods, the newest of several."""
+def whole(part: str, *, here: bool = True) -> Part:
+    """Of those on the newest machine, or on all others, the one with most methods, the newest of several."""
     every = sets(part)
-    return max((one for one in reversed(every) if place(one) == place(every[-1])), key=len, default={})
+    return max((one for one in reversed(every) if (place(one) == place(every[-1])) == here), key=len, default={})
 
 
 def since(part: str) -> Part:
     """What ran on newer prompts since, if it is not all."""
     last = (sets(part) or [{}])[-1]
     return {} if len(last) == len(whole(part)) else last
-
-
-def elsewhere(part: str) -> Part:
-    """On other machines the one with most methods, the newest of several."""
-    every = sets(part)
-    return max((one for one in reversed(every) if place(one) != place(every[-1])), key=len, default={})
 
 
 def place(part: Part) -> str:
