@@ -23,7 +23,7 @@ import lithe
 from lithe.bench import stats
 from lithe.bench.ledger import Ledger, Record
 from lithe.bench.provenance import code_hash, record
-from lithe.cli._common import read_prompts
+from lithe.cli._common import read_kinds
 from lithe.decode.generate import request
 from lithe.decode.loop import run
 from lithe.decode.plan import plan
@@ -66,14 +66,15 @@ def main() -> None:
 def count(given: argparse.Namespace) -> None:
     """Count both sides of every order and append what came out."""
     models: dict[str, Any] = {}
-    ledger, shipped = Ledger(LEDGER), read_prompts(ZOO / "prompts" / "mixed.jsonl")
+    ledger, shipped = Ledger(LEDGER), read_kinds(ZOO / "prompts" / "mixed.jsonl")
     known = {which(r) for r in ledger.read()} if given.missing else set()
     for order in tomllib.loads((HERE / "orders.toml").read_text(encoding="utf-8"))["order"]:
         name = order.get("model", MODEL)
         if (given.only and order["row"] not in given.only) or (order["claim"], order["temperature"], name) in known:
             continue
         model = models[name] = models.get(name) or lithe.load(name)
-        prompts = (long(model, shipped) if order.get("long") else shipped)[: given.limit]
+        texts = [text for text, kind in shipped if kind in order.get("kinds", [kind])]
+        prompts = (long(model, texts) if order.get("long") else texts)[: given.limit]
         sides = [order[side].replace("HEADS", str(given.heads)) for side in ("more", "less")]
         try:
             more, less = (counted(model, spec, prompts, given.max_tokens, order["temperature"]) for spec in sides)

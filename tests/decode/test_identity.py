@@ -16,7 +16,7 @@ from lithe.decode.generate import request
 from lithe.decode.loop import run
 from lithe.decode.plan import plan
 from lithe.model.load import ZOO, load
-from lithe.train.fitted import FRESH
+from lithe.train.fitted import FRESH, NOTES, SHIPPED, read_notes
 
 PROMPTS = read_prompts(ZOO / "prompts" / "mixed.jsonl")
 TEXT = Path(__file__).parents[2] / "docs" / "architecture.md"
@@ -24,6 +24,7 @@ DRAFTS = [f"{e.address}:corpus={TEXT}" if "corpus" in e.card.needs else
           f"{e.address}:{','.join([f'heads={FRESH}', *(f'{name}={n}' for name, n in modest(e).items())])}" if e.card.trains
           else e.address
           for e in registry.entries("decode", "draft") if "same_tokens" in e.card.promises]
+HEADS = {path.parent.name: read_notes(path.parent) for path in SHIPPED.glob(f"*/{NOTES}")}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,16 @@ def test_every_draft_gives_plain_text(model, plain, draft):
     made = plan(model, draft=draft)
     assert greedy(made, PROMPTS[:10], 24) == plain  # a ragged batch
     assert [greedy(made, [prompt], 24)[0] for prompt in PROMPTS[:3]] == plain[:3]  # one by one, drafts already warm
+
+
+@pytest.mark.parametrize("heads", sorted(name for name, notes in HEADS.items() if notes["fitted_to"] == "zoo:tiny"))
+def test_shipped_heads_give_plain_text_in_fewer_passes(model, plain, heads):
+    method = HEADS[heads]["method"]
+    batch = [request(model, prompt, max_tokens=24) for prompt in PROMPTS[:10]]
+    passes = sum(1 for _ in run(plan(model, draft=f"{method}:heads={SHIPPED / heads}"), batch))
+    assert [s.tokens for s in batch] == plain
+    assert passes < sum(len(s.tokens) for s in batch)
+    assert (SHIPPED / method / NOTES).is_file()  # so that the method finds one when none is named
 
 
 def test_plain_text_is_that_of_transformers(model, plain):

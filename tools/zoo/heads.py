@@ -27,14 +27,21 @@ TARGET, SMALL = "zoo:tiny", 2_000_000  # bytes: larger ones are made, not shippe
 MIXTURE = {"books_children": 220_000, "maths": 110_000, "python": 70_000, "books_general": 60_000, "plays": 15_000}  # tokens
 ROWS = 1024  # that the target writes
 PIECE = 2000  # tokens of one source that stay together
-HEADS = {  # spec, steps of 4 rows of 256 tokens
+HEADS = {  # spec, steps of 4 rows of 256 tokens; -small: without some part, so that it can be shipped in the other's place
     "eagle": ("eagle:rate=1e-3", 800),
     "hydra": ("hydra:depth=3,own=false,teacher=true,rate=1e-3", 800),
     "medusa": ("medusa:depth=3,own=false,rate=1e-3", 300),
     "kangaroo": ("kangaroo:layers=2,rate=1e-3", 800),
     "ppd": ("ppd:rate=0.02", 200),
+    "hydra-pp": ("hydra:depth=3,layers=4,prefix=true,own=false,teacher=true,rate=1e-3", 800),
+    "hidden_transfer": ("hidden_transfer:rate=1e-3", 400),
     "clover": ("clover:rate=1e-3", 200),
+    "clover-small": ("clover:augment=0,depth=4,rate=1e-3", 300),
     "chimera": ("chimera:own=false,roll=2,rate=1e-3", 120),
+    "chimera-small": ("chimera:own=false,trigram=false,roll=2,rate=1e-3", 300),
+    "fspad": ("fspad:rate=1e-3", 300),
+    "gad": ("gad:tokens=6,rate=2e-3", 300),
+    "gad-small": ("gad:tokens=6,layers=1,rate=2e-3", 400),
     "specdec_pp": ("specdec_pp:temperature=0,rate=1e-3", 300),  # whether the two agree on the likeliest token
     "specdec_pp-kangaroo": ("specdec_pp:draft=kangaroo,temperature=0,rate=1e-3", 100),
 }
@@ -56,7 +63,7 @@ def main(names: list[str]) -> None:
         if not (WORK / name / fitted.NOTES).is_file():
             learn(spec.entry, spec.knobs, target, ids, Lesson(steps=steps, rows=4, length=written.LENGTH, warmup=20),
                   folder=WORK / name, states=written.states(WORK / "written", ROWS))
-        ship(WORK / name, ZOO / "heads" / name)
+        ship(WORK / name, ZOO / "heads" / name.removesuffix("-small"))
 
 
 def free_text(tokenizer) -> np.ndarray:
