@@ -33,9 +33,17 @@ def test_the_draft_reads_the_best_chunks_in_order_and_then_the_question():
     places = lambda choose, least=-1.0: plan(small_model(), draft=f"{small},choose={choose},least={least}").draft.chosen(prompt)
     assert places("cosine") == [*range(4, 8), *range(12, 16), *range(20, 24)]  # the two that say the same
     assert places("first") == [*range(8), *range(20, 24)]
+    assert places("bm25") == places("cosine")
     assert places("random") == places("random") and places("random")[-4:] == [20, 21, 22, 23]
     assert places("cosine", 1.0)[-4:] == [20, 21, 22, 23] and len(places("cosine", 0.99)) == 12
     assert plan(small_model(), draft="rapid").draft.chosen(prompt) == list(range(24))
+
+
+def test_rare_tokens_weigh_more_than_common_ones_and_long_chunks_less():
+    bm25 = registry.find("rapid", "draft").module.bm25
+    assert (told := bm25([[1, 2], [1, 3], [1, 4]], {1, 4}))[2] > told[0] == told[1] > 0
+    assert bm25([[1, 2], [3, 4], [1, 2, 5, 6, 7, 8]], {1})[0] > bm25([[1, 2], [3, 4], [1, 2, 5, 6, 7, 8]], {1})[2]
+    assert bm25([[1], [2]], {9}) == [0, 0]
 
 
 @pytest.mark.parametrize("law_", [None, Law.of(temperature=0.9)], ids=["greedy", "sampled"])
@@ -56,7 +64,7 @@ def test_both_caches_hold_what_their_texts_say(law_):
 
 def test_output_stays_the_targets_whatever_the_draft_reads():
     model = small_model(layers=2)
-    for choose in ("cosine", "first", "random"):
+    for choose in ("cosine", "bm25", "first", "random"):
         for prompt in LONG:
             plain, short = (Sequence(prompt, limit=20, context=64) for _ in range(2))
             list(run(plan(model), [plain]))

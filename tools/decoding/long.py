@@ -1,6 +1,6 @@
 """Drafts that read only parts of a long prompt, beside those that read all of it, into the ledger.
 
-    tools/decoding/long.py [--shift] [--ledger FILE]
+    tools/decoding/long.py [--shift] [--prompts N] [--ledger FILE]
 
 Prompts of some 700 tokens: shipped ones one after another, then the first half of one that stands far before, so that
 what follows is there to be found. Needs a quiet machine; half a minute. --shift instead samples with the target's law moved
@@ -33,16 +33,17 @@ PROMPTS, LENGTH, TOKENS = 8, 700, 32
 PARTS = "rapid:budget=256,chunk=32"
 METHODS = (PARTS, f"{PARTS},choose=first", f"{PARTS},choose=random", f"{PARTS},model=zoo:tiny-draft", "draft_model:tokens=10",
            "prompt_lookup")
-SHIFTED = [(0, "")] + [(eta, read) for eta in (10, 50) for read in ("", ",choose=random", ",least=1")]
+SHIFTED = [(0, "")] + [(eta, read) for eta in (10, 50) for read in (",choose=bm25", "", ",choose=random", ",least=1")]
 
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--shift", action="store_true")
+    asked.add_argument("--prompts", type=int, default=PROMPTS)
     asked.add_argument("--ledger", type=Path, default=LEDGER)
     given = asked.parse_args()
     model = lithe.load("zoo:tiny")
-    texts = again(read_prompts(ZOO / "prompts" / "mixed.jsonl"), model.tokenizer)
+    texts = again(read_prompts(ZOO / "prompts" / "mixed.jsonl"), model.tokenizer, given.prompts)
     if given.shift:
         shift(model, texts, Ledger(given.ledger))
         return
@@ -87,13 +88,13 @@ def sampled(model, draft: str, eta: float, texts: list[str]) -> list[tuple[float
     return found
 
 
-def again(shipped: list[str], tokenizer) -> list[str]:
+def again(shipped: list[str], tokenizer, prompts: int = PROMPTS, length: int = LENGTH) -> list[str]:
     """Long prompts that end in the middle of what they have said before, a third from their beginning."""
-    made = []
-    for turn in range(PROMPTS):
+    made, apart = [], len(shipped) // prompts
+    for turn in range(prompts):
         parts: list[str] = []
-        for text in shipped[turn * 10 :] + shipped[: turn * 10]:
-            if len(tokenizer.encode("\n".join([*parts, text]))) > LENGTH:
+        for text in shipped[turn * apart :] + shipped[: turn * apart]:
+            if len(tokenizer.encode("\n".join([*parts, text]))) > length:
                 break
             parts.append(text)
         words = parts[len(parts) // 3].split()

@@ -1,15 +1,17 @@
 """Draft with only what matters of a long text in view.
 
-RAPID (Chen et al., 2025). The prompt is cut into chunks; those most like its end, the question, are kept in their order until
-a budget is full, and the same model, or a second one, drafts a chain on them with a cache of its own. The target reads
-everything and verifies, so by default the output is the target's own; only the rule of the same name shifts the target's law
-towards the draft's. Where the whole prompt fits into the budget the draft reads it all, which gains nothing with the same
-model. No training.
+RAPID (Chen et al., 2025). The prompt is cut into chunks; those most like its end, the question, by mean embeddings or by the
+rare tokens they share, are kept in their order until a budget is full, and the same model, or a second one, drafts a chain on
+them with a cache of its own. The target reads everything and verifies, so by default the output is the target's own; only the
+rule of the same name shifts the target's law towards the draft's. Where the whole prompt fits into the budget the draft reads
+it all, which gains nothing with the same model. No training.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from math import log1p
 from random import Random
 
 import torch
@@ -40,7 +42,22 @@ class Knobs:
     chunk: int = knob(512, "tokens of a chunk", low=1)
     query: int = knob(64, "last tokens of the prompt: always read, and what chunks are compared with", low=1)
     least: float = knob(0.3, "cosine below which a chunk is left out", low=-1.0, high=1.0)
-    choose: str = knob("cosine", "which chunks: by mean embedding, or the controls", choices=("cosine", "first", "random"))
+    choose: str = knob("cosine", "which chunks: by mean embedding, by shared tokens, or the controls",
+                       choices=("cosine", "bm25", "first", "random"))
+
+
+def bm25(chunks: list[list[int]], asked: set[int], often: float = 1.2, long: float = 0.75) -> list[float]:
+    """Of each chunk the weight of the asked tokens in it (Robertson and Zaragoza, 2009, section 3)."""
+    counts = [Counter(chunk) for chunk in chunks]
+    mean = sum(map(len, chunks)) / len(chunks)
+    holding = Counter(token for count in counts for token in count)
+    weight = {token: log1p((len(chunks) - holding[token] + 0.5) / (holding[token] + 0.5)) for token in asked}
+
+    def score(chunk, count):
+        slack = often * (1 - long + long * len(chunk) / mean)
+        return sum(weight[token] * count[token] * (often + 1) / (count[token] + slack) for token in asked if count[token])
+
+    return [score(chunk, count) for chunk, count in zip(chunks, counts, strict=True)]
 
 
 class Method:
@@ -104,6 +121,9 @@ class Method:
             return Random(repr(prompt)).sample(range(len(chunks)), len(chunks))
         if self.knobs.choose == "first":
             return list(range(len(chunks)))
+        if self.knobs.choose == "bm25":
+            told = bm25([[prompt[i] for i in chunk] for chunk in chunks], set(prompt[query:]))
+            return sorted((i for i in range(len(chunks)) if told[i] > 0), key=lambda i: -told[i])
         known = torch.tensor(prompt, device=self.model.device).clamp(max=self.model.config.vocab - 1)
         embed_TC = torch.nn.functional.normalize(self.model.embed(known[None])[0].detach().double(), dim=-1)
         mean_C = lambda places: embed_TC[places[0] : places[-1] + 1].mean(0)
