@@ -23,6 +23,7 @@ from lithe.decode.generate import request
 from lithe.decode.loop import run
 from lithe.decode.plan import plan
 from lithe.model.decoder import Decoder
+from lithe.model.fast import fuse
 from lithe.model.load import ZOO
 
 LEDGER = Path(__file__).resolve().parent.parent.parent / "docs" / "ledger-decoding.jsonl"
@@ -53,12 +54,14 @@ def main() -> None:
 
 def stretched(name: str) -> Decoder:
     """The model with more places than it was trained on."""
-    model = lithe.load(name)
+    model = lithe.load(name, fast=False)
     rope = dataclasses.replace(model.config.rope, kind="yarn", factor=FACTOR, original_context=model.config.context)
     made = Decoder(model.config.replace(context=CONTEXT, rope=rope))
     made.load_state_dict(model.state_dict())
     made.tokenizer, made.token_ids, made.settings = model.tokenizer, model.token_ids, model.settings
-    return made.eval()
+    made.source = f"{name}, stretched to {CONTEXT}"
+    fuse(made.eval(), "fp32", 0)
+    return made
 
 
 def counted(model: Decoder, spec: str, texts: list[str]) -> list[tuple[int, int, int, int]]:
@@ -78,10 +81,10 @@ def told(count: list, first: list, model: Decoder, draft: Decoder) -> dict:
     length = prompt / len(count)
     (W, r), (w, q) = (bytes_of(one) for one in (model, draft))
     drafting = drafted * (w + BUDGET * q)
-    return {"tokens_per_pass": round(said / passes, 3), "accepted": [int(said - passes), int(drafted)],
+    return {"tokens_per_pass": round(float(said / passes), 3), "accepted": [int(said - passes), int(drafted)],
             "over_first": [round(float(x), 3) for x in (apart(*columns), *(stats.interval(apart, *columns) or (0, 0)))],
             "rows": round((passes * length + drafted * BUDGET * (draft is model)) / said), "plain_rows": round(length),
-            "modelled": round(said * (W + length * r) / (passes * (W + length * r) + drafting), 3),
+            "modelled": round(float(said * (W + length * r) / (passes * (W + length * r) + drafting)), 3),
             "pays_from": max(0, round((drafting / (said - passes) - W) / r)) if said > passes else None}
 
 
