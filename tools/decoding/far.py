@@ -2,7 +2,7 @@
 
     tools/decoding/far.py [--lengths N ...] [--prompts N] [--ledger FILE]
 
-tiny's 1,024 places are stretched to 4,096 by YaRN, untrained: held-out books cost it 3.48 nats a token before and 3.51 over all
+tiny's 1,024 places are stretched to 4,096 by YaRN, untrained: held-out books cost it 3.48 nats a token before and 3.51 over
 4,096. Each prompt ends with the first half of a text that stands a third from its beginning. Greedy; no time is measured. By
 bytes: a pass reads the weights and the rows of its cache, so a token of plain decoding costs W + L r.
 """
@@ -34,8 +34,8 @@ READ = ("choose=bm25", "choose=cosine", "choose=first", "choose=random")
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--lengths", type=int, nargs="+", default=[700, 2000, 3900])
-    asked.add_argument("--prompts", type=int, default=24)
+    asked.add_argument("--lengths", type=int, nargs="+", default=[2000])
+    asked.add_argument("--prompts", type=int, default=16)
     asked.add_argument("--ledger", type=Path, default=LEDGER)
     given = asked.parse_args()
     model, shipped, ledger = stretched("zoo:tiny"), read_prompts(ZOO / "prompts" / "mixed.jsonl"), Ledger(given.ledger)
