@@ -1,11 +1,12 @@
 """The orders that papers report, in tokens a pass, each with its interval: docs/log/decode/orders.md.
 
-    tools/orders.py [--limit N] [--max-tokens N] [--only ROW ...] [--heads DIR] [--missing] [--page]
+    tools/orders.py [--limit N] [--max-tokens N] [--only ROW ...] [--heads DIR] [--tasks FILE] [--missing] [--page]
 
 Every method of tools/orders.toml runs on the same shipped prompts, several side by side; only tokens and passes are counted,
 no time. What was counted once with this code is kept in .lithe/orders and not counted again. Each order appends a record to
 docs/ledger-orders.jsonl; --missing leaves out those that are there, of whatever code; --page only writes the page from the
-ledger's latest. HEADS in a spec is the folder of --heads; an order whose weights are not there is left out and said.
+ledger's latest. HEADS in a spec is the folder of --heads; an order whose weights or prompts (--tasks, which
+tools/decoding/prompts.py makes) are not there is left out and said.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def main() -> None:
     asked.add_argument("--max-tokens", type=int, default=64)
     asked.add_argument("--only", type=int, nargs="+", help="rows of papers.toml")
     asked.add_argument("--heads", type=Path, default=Path(".lithe") / "heads")
+    asked.add_argument("--tasks", type=Path, default=Path(".lithe") / "decoding" / "tasks.jsonl")
     asked.add_argument("--missing", action="store_true")
     asked.add_argument("--page", action="store_true")
     given = asked.parse_args()
@@ -73,7 +75,11 @@ def count(given: argparse.Namespace) -> None:
         if (given.only and order["row"] not in given.only) or (order["claim"], order["temperature"], name) in known:
             continue
         model = models[name] = models.get(name) or lithe.load(name)
-        texts = [text for text, kind in shipped if kind in order.get("kinds", [kind])]
+        if order.get("tasks") and not given.tasks.is_file():
+            print(f"left out: {order['claim']}: tools/decoding/prompts.py makes {given.tasks}", flush=True)
+            continue
+        asked = read_kinds(given.tasks) if order.get("tasks") else shipped
+        texts = [text for text, kind in asked if kind in order.get("kinds", [kind])]
         prompts = (long(model, texts) if order.get("long") else texts)[: given.limit]
         sides = [order[side].replace("HEADS", str(given.heads)) for side in ("more", "less")]
         try:
