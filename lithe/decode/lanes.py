@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence as Seq
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from lithe.kernels.express import Goal
+from lithe.kernels.rounds import Round
 from lithe.model.cache import PlainCache
 from lithe.model.decoder import LAST, Decoder, Output
 from lithe.model.express import Ahead
@@ -111,6 +113,16 @@ class Lanes:
             return None
         self.last = [[*row, *more[:-1]] for row, more in zip(rows, found.tokens_BN, strict=True)]
         self.commit([len(row) for row in self.last])
+        return found
+
+    def drafted(self, draft: Any, asked: int, left: int, most: int, ends: Seq[int], seconds: float) -> list[Round]:
+        """Rounds of the only sequence by one call, committed; none where Python must take the next one. As `kernels.rounds`."""
+        fast, sequence = self.model.fast, self.held[0]
+        found = [] if fast is None else fast.drafted(self.cache, draft, asked, left, most, ends, seconds)
+        if found:
+            self.ids[0] = sequence.ids + [token for one in found for token in one.tokens]
+            self.cache.lengths[0] = len(self.ids[0]) - 1
+            del self.ids[0][-1]
         return found
 
     def _positions(self, width: int, depths: Seq[Seq[int]] | None) -> list[list[int]]:

@@ -3,7 +3,7 @@
     draft.propose -> one masked pass -> rule.walk -> commit -> draft.observe
 
 A chain is a tree of width one and plain decoding is a tree that is only its root, so there is nothing else. But several
-rounds of plain greedy decoding may be one call: after a pass all is cold, and Python costs 100 us each time.
+rounds of greedy decoding may be one call (`stride`): after a pass all is cold, and Python costs 100 us each time.
 """
 
 from __future__ import annotations
@@ -14,21 +14,18 @@ from typing import Any
 
 from torch import Tensor
 
-from lithe.decode import forced, late
+from lithe.decode import forced, late, stride
 from lithe.decode.check import check_trees, check_walk
 from lithe.decode.ghosts import haunted
 from lithe.decode.plan import DecodePlan
 from lithe.decode.told import Told
 from lithe.decode.whole import moves
 from lithe.errors import LitheError
-from lithe.kernels.express import Goal
 from lithe.model.decoder import ALL, Output
 from lithe.model.mask import Tree as TreeMask
 from lithe.ops.tree import Tree, Walk
 from lithe.sampling.sequence import Sequence
 from lithe.sampling.step import Step as Step
-
-STRIDE, SMOOTH = 8, 0.02  # most tokens of one call, and seconds after which it adds none: so text flows, and Ctrl-C is heard
 
 
 @dataclass
@@ -127,37 +124,31 @@ def run(plan: DecodePlan, sequences: list[Sequence]) -> Iterator[Step]:
 
 
 def rounds(plan: DecodePlan, sequences: list[Sequence]) -> Iterator[list[Step]]:
-    """The next round; or the next ones of plain greedy decoding, by one call. Tokens are committed as they are asked for."""
-    ahead = plan.is_plain and all([s.bare and not s.stops for s in sequences])
-    found, reading, each = _stride(plan, sequences) if ahead else ([], 0.0, 0.0)
-    if not found:
+    """The next round; or the next ones, made by one call. Tokens are committed as they are asked for."""
+    strokes, reading = stride.strokes(plan, sequences)
+    if not strokes:
         steps = step(plan, sequences)
         steps[0].seconds["prefill"] += reading
         yield steps
-    for tokens in zip(*found, strict=True):
-        lengths, begun = [len(s.ids) + 1 for s in sequences], plan.lanes.now()
-        steps = [_push(s, [(token, "")], 1) for s, token in zip(sequences, tokens, strict=True)]
-        seconds = dict(prefill=reading, draft=0.0, verify=each, walk=plan.lanes.now() - begun, observe=0.0)
-        reading = 0.0
-        for done in steps:
-            done.seconds = seconds
-        yield steps
-        if [len(s.ids) for s in sequences] != lengths or any([s.finished for s in sequences]):
-            return  # who was told of a token may have ended or changed its text
-
-
-def _stride(plan: DecodePlan, sequences: list[Sequence]) -> tuple[list[list[int]], float, float]:
-    """The next tokens of each sequence, equally many, none where rounds must find them; seconds of reading, and of a pass."""
-    lanes, ends = plan.lanes, frozenset[int]().union(*[s.eos for s in sequences])
-    begun = lanes.now()
-    if lanes.sync(sequences):
-        lanes.prefill()
-    read = lanes.now()
-    goal = Goal(min(STRIDE, *[s.left for s in sequences]), tuple(ends), seconds=SMOOTH)
-    found = lanes.ahead([s.ids[-1:] for s in sequences], goal)
-    if found is None:
-        return [], lanes.now() - begun, 0.0
-    return found.tokens_BN, read - begun, (lanes.now() - read) / len(found.tokens_BN[0])
+    left = len(strokes)
+    try:
+        for stroke in strokes:
+            begun = plan.lanes.now()
+            steps = [_push(s, found, stroke.nodes) for s, found in zip(sequences, stroke.found, strict=True)]
+            if plan.draft is not None:
+                plan.draft.after(*sequences)
+            lengths = [len(s.ids) for s in sequences]
+            stroke.seconds["walk"] += plan.lanes.now() - begun
+            seconds = dict(prefill=reading, **stroke.seconds)
+            left, reading = left - 1, 0.0
+            for done in steps:
+                done.seconds = seconds
+            yield steps
+            if [len(s.ids) for s in sequences] != lengths or any([s.finished for s in sequences]):
+                return  # who was told of a token may have ended or changed its text
+    finally:
+        if left:
+            stride.forget(plan, sequences)
 
 
 def propose(plan: DecodePlan, sequences: list[Sequence], slots: int | None = None) -> list[Tree]:

@@ -12,7 +12,7 @@ import weakref
 from array import array
 from collections.abc import Sequence
 from ctypes import addressof, c_double, c_int32, c_int64, c_void_p
-from functools import cache
+from functools import cache, cached_property
 from struct import Struct
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from lithe.kernels import draft, library
-from lithe.kernels.draft import INT, NODE, Floats
+from lithe.kernels.draft import INT, Floats
 from lithe.ops.tree import Tree
 
 ASKED, SEEN = Struct("=qqiiii"), Struct("=qqqqiiii")  # of draft.h
@@ -70,6 +70,11 @@ class Reader:
         self.read[number] = start + count
         ASKED.pack_into(self.packed, 0, number, self.new.buffer_info()[0], start, count, ids[-1], most)
 
+    def went_on(self) -> None:
+        """What was asked has been followed by more, and C has noted how far it read."""
+        number, _, start, *_ = ASKED.unpack(self.packed)
+        self.read[number] = start
+
 
 class Teller:
     """Hands over what a pass told of a tree."""
@@ -101,17 +106,38 @@ class Draft:
 
     def __init__(self, lib: ctypes.CDLL, struct: ctypes.Structure, propose: Any, most: int) -> None:
         self.lib, self.struct, self.state, self.function, self.most = lib, struct, addressof(struct), propose, most
-        self.told, self.reader = array("i", bytes(INT * (1 + 2 * most))), Reader()
+        self.told, self.reader = array("i", bytes(INT * 3 * most)), Reader()
         self.said = self.told.buffer_info()[0]
 
     def propose(self, number: int, ids: list[int], most: int) -> Tree:
         """The tree of a text, by its number, down to `most` tokens."""
-        self.reader.ask(number, ids, most)
-        size, told = self.function(self.state, self.reader.address, self.said), self.told
+        size, told = self.function(self.state, self.ask(number, ids, most), self.said), self.told
         assert size >= 0
-        name = self.names[told[0]]
-        return Tree([ids[-1], *told[1 : 1 + size]], [-1, *told[1 + self.most : 1 + self.most + size]],
+        name = self.says(told[2 * self.most])
+        return Tree([ids[-1], *told[:size]], [-1, *told[self.most : self.most + size]],
                     sources=dict.fromkeys(range(1, size + 1), name) if name else {})
+
+    def ask(self, number: int, ids: list[int], most: int) -> int:
+        """Where the question lies, ready to be asked."""
+        self.reader.ask(number, ids, most)
+        return self.reader.address
+
+    def says(self, voice: int) -> str:
+        """What a voice is called."""
+        return self.names[voice]
+
+    @cached_property
+    def alone(self) -> VoiceStruct:
+        """It as the only one to be asked, for rounds in C."""
+        return self.voice((0, 1))
+
+    def begin(self, text: Any, most: int) -> int:
+        """The first question of rounds in C about a text, which has a number and ids."""
+        return self.ask(text.number, text.ids, most)
+
+    def ended(self, text: Any, found: Sequence[int]) -> None:
+        """They ended, so many tokens further: C knows how far it read."""
+        self.reader.went_on()
 
     def forget(self, number: int = -1) -> None:
         """Drop a text, or every one."""
@@ -187,44 +213,6 @@ class Recycled(Draft):
         return noted
 
 
-class Blend:
-    """Drafts asked at once, by way of a compiled merger, which names what each of them is called."""
-
-    def __init__(self, merger: Any, drafts: Sequence[tuple[str, Draft]]) -> None:
-        self.merger, self.drafts, self.reader, self.teller = merger, drafts, Reader(), Teller()
-        bits = [[merger.bit(said or name) for said in each.names] for name, each in drafts]
-        self.voices = (VoiceStruct * len(drafts))(*[each.voice(b) for (_, each), b in zip(drafts, bits, strict=True)])
-        self.at, self.many, self.lib = addressof(self.voices), len(drafts), merger.lib
-        self.room = INT * NODE * (1 + sum(each.most for _, each in drafts))
-        self.unions: dict[int, array] = {}  # by text, written anew each time it is asked for
-
-    def propose(self, number: int, ids: list[int], most: int) -> tuple[Tree, Any]:
-        """As `Merger.merge` of what the drafts say."""
-        merger = self.merger
-        table, times, order, merged, told = merger.fixed
-        keep = len(merger.costs) - 1
-        if (nodes := self.unions.get(number)) is None:
-            nodes = self.unions[number] = array("i", bytes(self.room))
-        self.reader.ask(number, ids, most)
-        kept = self.lib.lithe_blend(self.at, self.many, self.reader.address, table, times, keep, nodes.buffer_info()[0], merged,
-                                    order, told)
-        assert kept >= 0
-        return merger.told_tree(ids[-1], kept), (nodes, merger.merged[0])
-
-    def learn(self, union: Any, tokens: list[int], path: Sequence[int], token: int, scores_NV: Tensor | Floats) -> bool:
-        """Of the chances, where there is a union, and each draft of its own; whether C could read the scores."""
-        nodes, count = union or (None, 0)
-        noted = self.teller.tell(tokens, path, token, scores_NV)
-        self.lib.lithe_blend_seen(self.at, self.many, self.teller.address, nodes and nodes.buffer_info()[0], count,
-                                  self.merger.fixed[0])
-        return noted
-
-    def forget(self, number: int = -1) -> None:
-        """Drop a text, or every one; the drafts drop it apart."""
-        for held in (self.reader.read, self.unions):
-            held.clear() if number < 0 else held.pop(number, None)  # type: ignore[attr-defined]
-
-
 def _end(function: Any, struct: ctypes.Structure) -> None:
     function(addressof(struct))
 
@@ -244,29 +232,21 @@ def recycled(table_VK: np.ndarray, right_LK: np.ndarray, tested_L: np.ndarray, m
     return None if lib is None else Recycled(lib, table_VK, right_LK, tested_L, most, accepted)
 
 
-def blend(merger: Any, drafts: Sequence[tuple[str, Any]]) -> Blend | None:
-    """None where a draft is not compiled, too."""
-    able = _functions() is not None and hasattr(merger, "lib") and all(isinstance(each, Draft) for _, each in drafts)
-    return Blend(merger, drafts) if able else None
-
-
 @cache
 def _functions() -> ctypes.CDLL | None:
     found = library.load()
     if found is None or INT != 4:
         return None
     lib = found.lib
-    propose = lib.lithe_suffix, lib.lithe_lookup, lib.lithe_recycle
+    propose = lib.lithe_suffix, lib.lithe_lookup, lib.lithe_recycle, lib.lithe_blend
     for function in propose:
         function.argtypes, function.restype = (c_void_p, c_void_p, c_void_p), c_int32
     lib.lithe_suffix_keep.argtypes = (c_void_p, c_void_p, c_int32)
     lib.lithe_suffix_states.argtypes, lib.lithe_suffix_states.restype = (c_void_p,), c_int32
-    lib.lithe_recycle_seen.argtypes = (c_void_p, c_void_p)
+    lib.lithe_recycle_seen.argtypes = lib.lithe_blend_seen.argtypes = (c_void_p, c_void_p)
     for forget in (lib.lithe_suffix_forget, lib.lithe_lookup_forget):
         forget.argtypes, forget.restype = (c_void_p, c_int64), None
     for function in (lib.lithe_suffix_begin, lib.lithe_suffix_end, lib.lithe_lookup_end):
         function.argtypes, function.restype = (c_void_p,), None
-    lib.lithe_blend.argtypes = (c_void_p, c_int32, *[c_void_p] * 3, c_int32, *[c_void_p] * 4)
-    lib.lithe_blend_seen.argtypes = (c_void_p, c_int32, c_void_p, c_void_p, c_int32, c_void_p)
     lib.lithe_recycle_seen.restype = lib.lithe_suffix_keep.restype = lib.lithe_blend_seen.restype = None
     return lib

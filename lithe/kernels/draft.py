@@ -87,14 +87,16 @@ class _Merger(slow.Merger):
         at, step, keep = given.buffer_info()[0] + INT * len(sizes), INT * len(tokens), len(self.costs) - 1
         kept = self.lib.lithe_merge(root, most, len(sizes), at - INT * len(sizes), at, at + step, at + 2 * step, table, times,
                                     keep, nodes.buffer_info()[0], merged, order, told)
-        return self.told_tree(root, kept), (nodes, self.merged[0])
+        return self.tree_of(root, kept, self.told), (nodes, self.merged[0])
 
-    def told_tree(self, root: int, kept: int) -> Tree:
-        """The tree that C has just told."""
-        told, keep = self.told, len(self.costs) - 1
-        sources = {node: self._said.get(voices) or self._say(voices)
-                   for node, voices in enumerate(told[2 * keep : 2 * keep + kept], 1)}
+    def tree_of(self, root: int, kept: int, told: array) -> Tree:
+        """The tree that C has told."""
+        keep = len(self.costs) - 1
+        sources = {node: self.named(voices) for node, voices in enumerate(told[2 * keep : 2 * keep + kept], 1)}
         return Tree([root, *told[:kept]], [-1, *told[keep : keep + kept]], "det", sources=sources)
+
+    def named(self, voices: int) -> str:
+        return self._said.get(voices) or self._say(voices)
 
     def learn(self, union: Any, truth: Sequence[int]) -> None:
         nodes, count = union

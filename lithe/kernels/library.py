@@ -108,6 +108,7 @@ def variant(name: str) -> Library:
     for function in (lib.lithe_linear, lib.lithe_layers, lib.lithe_move, lib.lithe_norm, lib.lithe_head):
         function.restype = None
     lib.lithe_express.argtypes, lib.lithe_run.argtypes, lib.lithe_best.argtypes = (c_void_p,), (c_void_p,), (c_void_p, c_int32)
+    lib.lithe_rounds.argtypes, lib.lithe_rounds.restype = (c_void_p,), c_int32
     lib.lithe_rows.restype = lib.lithe_alone.restype = lib.lithe_express.restype = lib.lithe_run.restype = c_int64
     return Library(name, lib)
 

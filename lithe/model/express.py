@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lithe.kernels import express as compiled, library
+from lithe.kernels import express as compiled, library, rounds
+from lithe.kernels.block import Stores
 from lithe.kernels.draft import Floats
 from lithe.model.decoder import ALL, LAST, NONE, Decoder, Output
 from lithe.model.mask import CAUSAL, Causal, Mask, Tree
@@ -74,6 +75,8 @@ class Way:
         self.since = since  # the model's last change
         self.before: Any = lambda: None  # what the last pass gave, while somebody holds it
         self.courses: dict[tuple, compiled.Course | None] = {}
+        self.rounds: rounds.Rounds | None = None  # of the draft that was last asked
+        self.chains: dict[tuple, rounds.Chain] = {}
         self.all = compiled.Course(made.stack, range(self.count), (), ())
 
     def fits(self, since: object, home: Any, last: int, kernels: library.Library | None) -> bool:
@@ -106,7 +109,6 @@ class Way:
         self.before = weakref.ref(out)
         return out
 
-
     def ahead(self, course: compiled.Course, ids: list[list[int]], pos: list[list[int]], lengths: list[int],
               goal: compiled.Goal) -> Ahead:
         """Passes over likeliest tokens, as `kernels.express` has them."""
@@ -115,6 +117,23 @@ class Way:
         found = made.ahead(course, joined(ids), joined(pos), lengths, T, goal, library.threads())
         states_RC = made.taps.view(1, T - 1 + len(found[0]))[0] if course.room and found[0] else None
         return Ahead(found, None if states_RC is None else states_RC[T - 1 :])
+
+
+    def drafted(self, draft: Any, *asked: Any) -> list[rounds.Round]:
+        """Rounds of the only sequence, as `kernels.rounds` has them."""
+        made, rows = self.made, min(draft.most + 1, MOST)
+        made.room(rows, rows, 0, held=self.before() is not None)
+        if self.rounds is None or self.rounds.draft is not draft:
+            self.rounds = rounds.Rounds(made, Stores([store[0] for store in self.stores if store is not None]), draft, rows)
+        return self.rounds.run(self.all, library.threads(), *asked)
+
+    def chain(self, most: int, known: int, floor: float, read: int) -> rounds.Chain:
+        """This as a model that drafts for another: the text up to `read` is cached."""
+        self.made.room(MOST, 1, 0, held=self.before() is not None)
+        if (made := self.chains.get((most, known, floor))) is None:
+            made = self.chains[most, known, floor] = rounds.Chain(self.made, most, MOST, known, floor)
+        made.say(self.all, library.threads(), read)
+        return made
 
 
 class Ways:
@@ -128,9 +147,9 @@ class Ways:
                 states: Seq[Tensor] | None = None) -> Quick | None:
         """What `Decoder.forward` gives of few rows [B][T]; None where it must go the long way."""
         B, T = len(ids), len(ids[0])
-        if not isinstance(mask, SIMPLE) or (logits == LAST and B > 1 and T > 1):  # rows here and there
+        if not T or not isinstance(mask, SIMPLE) or (logits == LAST and B > 1 and T > 1):  # rows here and there
             return None
-        way = self._kept(cache, pos)
+        way = self._kept(cache, B * T, max(map(max, pos)))
         if way is None or (course := way.course(layers, skip, taps)) is None:
             return None
         cache.reserve(T)
@@ -140,17 +159,28 @@ class Ways:
               layers: Iterable | None = None, skip: Iterable[tuple[int, str]] = ()) -> Ahead | None:
         """The likeliest tokens in turn behind rows [B][T] that follow each other; None where single passes must find them."""
         B, T = len(ids), len(ids[0])
-        way = None if (B > 1 and (T > 1 or taps)) or len(taps) > 1 else self._kept(cache, pos, goal.most - 1)
+        able = T > 0 and not (B > 1 and (T > 1 or taps)) and len(taps) <= 1
+        way = self._kept(cache, B * T, max(map(max, pos)) + goal.most - 1) if able else None
         if way is None or (course := way.course(layers, skip, taps)) is None:
             return None
         cache.reserve(T + goal.most - 1)
         return way.ahead(course, ids, pos, cache.lengths, goal)
 
-    def _kept(self, cache: Any, pos: list[list[int]], more: int = 0) -> Way | None:
-        """The way of passes over a cache, of rows that stand there and so many more behind them; None where there is none."""
-        if not 0 < len(pos) * len(pos[0]) <= MOST or self.model.adapters is not None:
+    def drafted(self, cache: Any, draft: Any, asked: int, left: int, *how: Any) -> list[rounds.Round]:
+        """Rounds of a cache's only sequence, of which so many tokens may still come; none where Python must take them."""
+        way = self._kept(cache, 1, cache.lengths[0] + left - 1)
+        return [] if way is None else way.drafted(draft, asked, cache.lengths[0], left, *how)
+
+    def chain(self, cache: Any, last: int, most: int, known: int, floor: float) -> rounds.Chain | None:
+        """The model as one that drafts for a cache's only sequence, down to a last position."""
+        way = self._kept(cache, 1, last)
+        return None if way is None else way.chain(most, known, floor, cache.lengths[0])
+
+    def _kept(self, cache: Any, rows: int, last: int) -> Way | None:
+        """The way of passes over a cache, of so many rows, none past position `last`; None where there is none."""
+        if not 0 < rows <= MOST or self.model.adapters is not None:
             return None
-        kernels, home, last = library.load(), cache.home, max(map(max, pos)) + more
+        kernels, home = library.load(), cache.home
         way = getattr(home, "way", None)
         if way is None or not way.fits(self._since, home, last, kernels):
             way = home.way = self._way(cache, last, kernels)

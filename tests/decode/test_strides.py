@@ -1,15 +1,17 @@
-"""Several rounds of plain decoding by one call: the text, its pieces and its count are those of single passes."""
+"""Several rounds by one call, plain or drafted: the text, its pieces and its counts are those of rounds taken one by one."""
 
 import pytest
 import torch
 
 import lithe
 from lithe import registry
-from lithe.decode import loop
+from lithe.decode import loop, stride
 from lithe.decode.generate import request
 from lithe.decode.lanes import Lanes
 from lithe.decode.loop import run, step
 from lithe.decode.plan import plan
+from lithe.kernels.express import Goal
+from lithe.kernels.rounds import MOST
 from lithe.model.config import Config
 from lithe.sampling.law import Law
 from lithe.sampling.sequence import Sequence
@@ -47,6 +49,7 @@ def same_singly(monkeypatch, model, ask, draft=None):
     found = told(plan(model, draft=draft), ask())
     with monkeypatch.context() as patch:
         patch.setattr(Lanes, "ahead", lambda *_, **__: None)
+        patch.setattr(Lanes, "drafted", lambda *_: [])
         assert found == told(plan(model, draft=draft), ask())
     return found[1]
 
@@ -92,8 +95,8 @@ def test_no_pass_is_made_that_is_not_counted_and_a_run_past_the_end_would_be(mod
     ask = lambda: [Sequence(PROMPTS[0], limit=limit, context=64, eos=[end]) for end in ends for limit in (40, 3)]
     assert passes_are_steps(plan(model), ask)
     with monkeypatch.context() as patch:
-        goal = loop.Goal
-        patch.setattr(loop, "Goal", lambda most, ends, **more: goal(most, (), **more))
+        goal = stride.Goal
+        patch.setattr(stride, "Goal", lambda most, ends, **more: goal(most, (), **more))
         assert not passes_are_steps(plan(model), ask)
         same_singly(monkeypatch, model, ask)  # the text is cut all the same
 
@@ -152,8 +155,8 @@ def test_who_stops_listening_ends_a_text_or_changes_it_is_heard_between_tokens(m
 
 @compiled
 def test_a_text_that_takes_long_comes_token_by_token(model, monkeypatch):
-    for smooth, most in ((0.0, 1), (3600.0, loop.STRIDE)):
-        monkeypatch.setattr(loop, "SMOOTH", smooth)
+    for smooth, most in ((0.0, 1), (3600.0, MOST)):
+        monkeypatch.setattr(stride, "SMOOTH", smooth)
         sizes = [len(found) for found in strides(plan(model), Sequence(PROMPTS[0], limit=17, context=64))]
         assert max(sizes) == most and sum(sizes) == 17
 
@@ -176,6 +179,7 @@ def test_what_a_model_drafts_by_one_call_is_what_it_drafts_token_by_token(model,
 @pytest.mark.parametrize("draft", ["draft_model:tokens=4", "draft_model:tokens=9,stop_below=0.5", "draft_model:adaptive=true",
                                    "easyspec", "cascade", "pearl:tokens=3", "specdec_pp:most=9"])
 def test_what_a_small_model_drafts_by_one_call_is_what_it_drafts_token_by_token(draft, monkeypatch, calls):
+    monkeypatch.setattr(Lanes, "drafted", lambda *_: [])
     for dtype in ("fp32", "int8"):
         tiny = lithe.load("zoo:tiny", dtype=dtype)
         for text in TEXTS[::3]:
@@ -184,13 +188,93 @@ def test_what_a_small_model_drafts_by_one_call_is_what_it_drafts_token_by_token(
             assert calls and max(nodes for *_, nodes in steps) > 2
 
 
+COPIES = ["prompt_lookup", "suffix", "suffix:nodes=0", "token_recycling:nodes=7", "token_recycling:update=accepted,k=3",
+          "blend", "blend:learn=false", "blend:drafts=suffix+prompt_lookup(last=true)"]
+SMALL = ["draft_model:tokens=4", "draft_model:tokens=9,stop_below=0.5"]
+
+
+@pytest.fixture
+def drafted(monkeypatch):
+    """Rounds of each call that took some, so far."""
+    counts, call = [], Lanes.drafted
+
+    def counted(*given):
+        found = call(*given)
+        counts.extend([len(found)] if found else [])
+        return found
+
+    monkeypatch.setattr(Lanes, "drafted", counted)
+    return counts
+
+
+@compiled
+@pytest.mark.parametrize("draft", COPIES + SMALL)
+def test_drafted_rounds_are_those_taken_one_by_one(draft, monkeypatch, drafted):
+    for dtype in ("fp32", "bf16", "int8", "int4")[:: 3 if draft in SMALL else 1]:
+        tiny = lithe.load("zoo:tiny", dtype=dtype)
+        for texts, most in ((TEXTS[:1], 40), (TEXTS[2:], 21)):  # a draft learns from the first for the second
+            ask = lambda tiny=tiny, texts=texts, most=most: [request(tiny, text, max_tokens=most) for text in texts]
+            made, alone = plan(tiny, draft=draft), plan(tiny, draft=draft)
+            drafted.clear()
+            found = [told(made, [sequence]) for sequence in ask()]
+            assert sum(drafted) > len(found) and max(drafted) > 2
+            with monkeypatch.context() as patch:
+                patch.setattr(Lanes, "drafted", lambda *_: [])
+                assert [told(alone, [sequence]) for sequence in ask()] == found
+
+
+@compiled
+@pytest.mark.parametrize("draft", ["suffix:alpha=4", "blend"])
+def test_drafted_rounds_end_where_others_do(model, draft, monkeypatch, drafted):
+    whole = Sequence(PROMPTS[3], limit=100, context=64)
+    list(run(plan(model), [whole]))
+    for end in [*sorted(set(whole.tokens)), 63]:
+        same_singly(monkeypatch, model, lambda end=end: [Sequence(PROMPTS[3], limit=100, context=64, eos=[end])], draft)
+    for limit in range(1, 14, 3):
+        same_singly(monkeypatch, model, lambda limit=limit: [Sequence(PROMPTS[3], limit=limit, context=64)], draft)
+    assert drafted
+
+
+@compiled
+def test_rounds_that_are_not_heard_are_forgotten(model):
+    whole = Sequence(PROMPTS[3], limit=40, context=64)
+    list(run(plan(model), [whole]))
+    made, left = plan(model, draft="suffix"), Sequence(PROMPTS[3], limit=40, context=64)
+    for _ in (steps := run(made, [left])):
+        if len(left.tokens) > 20:
+            break
+    steps.close()
+    assert len(made.lanes.ids[0]) > len(left.ids) - 1  # so far it had gone
+    assert left.number not in made.draft.compiled.reader.read
+    list(run(made, [left]))
+    assert left.tokens == whole.tokens
+
+
+@compiled
+def test_a_tree_too_large_for_a_call_is_left_to_the_loop(monkeypatch, drafted):
+    tiny = lithe.load("zoo:tiny-draft")
+    ask = lambda: [request(tiny, TEXTS[3], max_tokens=140)]
+    draft = "suffix:nodes=200,alpha=16,offset=60,floor=0"
+    assert max(nodes for *_, nodes in same_singly(monkeypatch, tiny, ask, draft)) > 64 and drafted
+
+
+@compiled
+@pytest.mark.parametrize("draft", ["draft_model:adaptive=true", "suffix + typical_acceptance", "specdec_pp:most=9", "rasd"])
+def test_what_looks_at_tokens_or_passes_goes_round_by_round(draft, drafted):
+    tiny = lithe.load("zoo:tiny")
+    law = Law.of(temperature=1.0) if "typical" in draft else GREEDY
+    for _ in run(plan(tiny, draft=draft), [Sequence([5, 6, 7, 5, 6, 7], limit=12, context=64, law=law)]):
+        pass
+    assert not drafted
+
+
 @compiled
 def test_layers_side_by_side_are_passes_of_their_own():
     sides = [registry.find("easyspec").module.Side(fused(layers=4), size=size, ffn="serial") for size in (2, 1)]
     for side, alone in zip(sides, (False, True), strict=True):
         side.sync([Sequence(PROMPTS[0], limit=9, context=64)])
         side.prefill()
-        assert bool(side.ahead([[7]], loop.Goal(3))) is alone
+        assert bool(side.ahead([[7]], Goal(3))) is alone
 
 
 @compiled

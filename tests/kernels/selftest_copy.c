@@ -17,9 +17,8 @@ void lithe_suffix_begin(void *state);
 void lithe_suffix_end(void *state);
 void lithe_lookup_forget(void *state, int64_t number);
 void lithe_lookup_end(void *state);
-int32_t lithe_blend(const Voice *all, int32_t many, const Asked *asked, Count *table, const double *costs, int32_t keep,
-                    Node *nodes, int32_t *merged, int32_t *order, int32_t *told);
-void lithe_blend_seen(const Voice *all, int32_t many, const Seen *seen, const Node *nodes, int32_t merged, Count *table);
+int32_t lithe_blend(void *state, const Asked *asked, int32_t *told);
+void lithe_blend_seen(void *state, const Seen *seen);
 
 /* As copying.py has them. */
 typedef struct {
@@ -38,6 +37,14 @@ typedef struct {
     double *right, *tested;
     int32_t vocab, k, most, slot_count, levels, accepted;
 } Recycled;
+typedef struct {
+    const Voice *all;
+    Count *table;
+    const double *costs;
+    Node *nodes;
+    int32_t *order;
+    int32_t many, keep, merged, learns;
+} Blend;
 
 int main(void) {
     static Count table[(1 << 6) * 4 * 6 * 5];
@@ -47,13 +54,14 @@ int main(void) {
     double costs[MOST + 1];
     float scores[(MOST + 1) * VOCAB];
     Node nodes[3 * MOST + 1];
-    int32_t merged, order[MOST], told[3 * MOST], path[MOST], tokens[MOST + 1];
+    int32_t order[MOST], told[3 * MOST], path[MOST], tokens[MOST + 1];
     Suffixes suffix = {2.0, 1.0, 0.0, NULL, 0, 20, MOST, 1, 1, 500, {0}};
     Lookup lookup = {3, MOST, 0, {0}};
     Recycled recycled = {candidates, slots, right, tested, VOCAB, K, MOST, 4, 2, 0};
     const Voice all[] = {{lithe_suffix, NULL, &suffix, MOST, {1, 2}},
                          {lithe_lookup, NULL, &lookup, MOST, {4, 4}},
                          {lithe_recycle, lithe_recycle_seen, &recycled, MOST, {8, 8}}};
+    Blend blend = {all, table, costs, nodes, order, 3, MOST, 0, 1};
     int drafted = 0;
     srand(1);
     for (int n = 0; n <= MOST; n++) costs[n] = 1.0 + 0.01 * n;
@@ -65,7 +73,7 @@ int main(void) {
             int32_t *given = malloc(sizeof *given * (end - from));
             memcpy(given, ids + from, sizeof *given * (end - from));
             const Asked asked = {text, given, from, end - from, ids[end - 1], 1 + rand() % MOST};
-            const int32_t kept = lithe_blend(all, 3, &asked, table, costs, MOST, nodes, &merged, order, told);
+            const int32_t kept = lithe_blend(&blend, &asked, told);
             free(given);
             if (kept < 0 || kept > MOST) return printf("%d guesses\n", kept), 1;
             tokens[0] = ids[end - 1];
@@ -76,7 +84,7 @@ int main(void) {
             for (int32_t i = 0; i < (kept + 1) * VOCAB; i++) scores[i] = (float)rand();
             path[0] = 1;
             const Seen seen = {tokens, path, scores, VOCAB, kept + 1, kept > 0, rand() % VOCAB, VOCAB};
-            lithe_blend_seen(all, 3, &seen, nodes, merged, table);
+            lithe_blend_seen(&blend, &seen);
             drafted += kept, from = end;
         }
         const Asked behind = {text, ids, from + 1, 1, 0, 4};

@@ -15,8 +15,9 @@ from lithe import registry
 from lithe.card import Card, knob
 from lithe.decode.budget import costs
 from lithe.errors import UsageError
-from lithe.kernels import copying
+from lithe.kernels import blending
 from lithe.kernels.draft import merger
+from lithe.kernels.rounds import MOST
 
 CARD = Card(paper="lithe's own", promises=("same_tokens", "same_law"), needs=("tree", "gather"), emits=("det",))
 DEAR = 2.5  # no source is asked for more tokens than a pass of so many plain ones can verify
@@ -49,7 +50,8 @@ class Method:
         """Blend these, of which nothing is known yet."""
         self.sources, self.merger = sources, merger(self.costs)
         self.tensors = any(getattr(source.draft, "tensors", True) for source in sources)
-        self.compiled = copying.blend(self.merger, [(s.name, getattr(s.draft, "compiled", None)) for s in sources])
+        self.compiled = blending.blend(self.merger, [(s.name, getattr(s.draft, "compiled", None)) for s in sources],
+                                      self.knobs.learn)
 
     def start(self, sequences):
         if self.compiled is not None:
@@ -60,12 +62,11 @@ class Method:
 
     def propose(self, sequences, room):
         if self.compiled is not None:
-            best = [self.compiled.propose(s.number, s.ids, most) for s, most in zip(sequences, room, strict=True)]
-        else:
-            names = [source.name for source in self.sources]
-            found = [source.draft.propose(sequences, room) for source in self.sources]
-            best = [self.merger.merge(s.ids[-1], zip(names, trees, strict=True), most)
-                    for s, trees, most in zip(sequences, zip(*found, strict=True), room, strict=True)]
+            return [self.compiled.propose(s.number, s.ids, most) for s, most in zip(sequences, room, strict=True)]
+        names = [source.name for source in self.sources]
+        found = [source.draft.propose(sequences, room) for source in self.sources]
+        best = [self.merger.merge(s.ids[-1], zip(names, trees, strict=True), most)
+                for s, trees, most in zip(sequences, zip(*found, strict=True), room, strict=True)]
         self.proposed = {s.number: union for s, (_, union) in zip(sequences, best, strict=True)}
         return [tree for tree, _ in best]
 
@@ -80,17 +81,25 @@ class Method:
         for source in self.sources:
             source.draft.observe(rounds)
 
-    def _compiled(self, compiled: copying.Blend, rounds) -> None:
+    def _compiled(self, compiled: blending.Blend, rounds) -> None:
         """The same, all that C can learn by one call a sequence."""
         for r in rounds:
-            union = self.proposed[r.sequence.number] if self.knobs.learn else None
-            noted = compiled.learn(union, r.tree.tokens, r.walk.path, r.walk.token, r.told.scores)
-            if r.sequence.finished:
-                compiled.forget(r.sequence.number)
+            noted = compiled.learn(r.sequence.number, r.tree.tokens, r.walk.path, r.walk.token, r.told.scores)
             for source in self.sources:
                 if not noted and hasattr(source.draft, "note"):
                     source.draft.note(r)  # wherever the scores lie
-                source.draft.after(r)
+            self.after(r.sequence)
+
+    def after(self, sequence) -> None:
+        """What is left to do where C has learnt of a round."""
+        if sequence.finished and self.compiled is not None:
+            self.compiled.forget(sequence.number)
+        for source in self.sources:
+            source.draft.after(sequence)
+
+    def calm(self) -> int:
+        """How many rounds C may take before `after` changes what is drafted."""
+        return min([source.draft.calm() for source in self.sources if hasattr(source.draft, "calm")], default=MOST)
 
 
 def _specs(knobs: Knobs, most: int) -> list[registry.Spec]:

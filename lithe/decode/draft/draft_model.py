@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from lithe.card import Card, knob
+from lithe.decode.chained import Chained
 from lithe.decode.second import Second
 from lithe.kernels.express import Goal
 from lithe.ops.tree import Tree
@@ -46,6 +47,12 @@ class Method:
         self.width = self.second.model.config.width
         self.lanes, self.reach, self.laws = self.second.lanes, self.second.reach, self.second.laws
         self.length: dict[int, int] = {}  # adaptive length by sequence
+        self.chained = Chained(self.lanes, knobs.tokens, self.second.vocab, knobs.stop_below)
+
+    @property
+    def compiled(self):
+        """What drafts inside rounds in C, where nothing but a chance ends a chain."""
+        return None if self.stop or self.knobs.adaptive else self.chained
 
     def start(self, sequences):
         self.length.clear()
@@ -84,6 +91,9 @@ class Method:
         for r in rounds:
             grown = len(r.tree) > 1 and len(r.walk.path) == len(r.tree) - 1
             self.length[r.sequence.number] = max(1, self._length(r.sequence) + (2 if grown else -1))
+
+    def after(self, sequence) -> None:
+        """What is left to do where C has learnt of a round: nothing, as lengths stay."""
 
     def stands(self, ids_BT):
         """States [B, T, C] and logits [B, T, V] of the draft at every token of texts: for what learns when it is right."""

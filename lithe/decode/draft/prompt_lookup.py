@@ -45,12 +45,12 @@ class Method:
 
     def observe(self, rounds):
         for r in rounds:
-            self.after(r)
+            self.after(r.sequence)
 
-    def after(self, r) -> None:
+    def after(self, sequence) -> None:
         """What is left to do where C has learnt of a round."""
-        if r.sequence.finished:
-            (self.compiled or self.grams).forget(r.sequence.number)
+        if sequence.finished:
+            (self.compiled or self.grams).forget(sequence.number)
 
     def _copy(self, sequence, most: int) -> list[int]:
         if not (found := self.grams.places(sequence)):

@@ -65,10 +65,10 @@ class Method:
 
     def observe(self, rounds):
         for r in rounds:
-            self.after(r)
+            self.after(r.sequence)
 
-    def after(self, r) -> None:
+    def after(self, sequence) -> None:
         """What is left to do where C has learnt of a round: a finished output is kept."""
-        if r.sequence.finished:
-            self.index.forget(r.sequence.number)
-            self.index.keep(r.sequence.tokens)
+        if sequence.finished:
+            self.index.forget(sequence.number)
+            self.index.keep(sequence.tokens)

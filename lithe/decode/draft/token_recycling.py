@@ -97,18 +97,22 @@ class Method:
                 self._learn(r.tree, r.walk)
             if not noted:
                 self.note(r)
-            self.after(r)
+            self.after(r.sequence)
 
     def note(self, r) -> None:
         """Write the candidates of rows to the table, wherever their scores lie."""
         rows = range(len(r.tree)) if self.knobs.update == "all" else (0, *r.walk.path)
         note_top(self.table, [r.tree.tokens[row] for row in rows], r.told.scores, rows)
 
-    def after(self, r) -> None:
+    def after(self, sequence) -> None:
         """What is left to do where C has learnt of a round."""
         self.rounds += 1
         if self.rounds % REBUILD == 0:
             self._reshape()
+
+    def calm(self) -> int:
+        """How many rounds C may take before `after` changes what it drafts."""
+        return REBUILD - self.rounds % REBUILD
 
     def _reshape(self) -> None:
         self.slots = slots(self._shape())

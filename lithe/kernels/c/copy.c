@@ -153,6 +153,11 @@ static Text *read_on(Texts *all, const Asked *asked) {
     return text;
 }
 
+/* Guess i of `most`. */
+static void say(int32_t *told, int32_t most, int32_t i, int32_t token, int32_t parent, int32_t who) {
+    told[i] = token, told[most + i] = parent, told[2 * most + i] = who;
+}
+
 /* ---- What most often followed the longest match. */
 
 typedef struct {
@@ -270,7 +275,7 @@ static void match(Suffixes *s, Text *text) {
     text->ended = s->ended;
 }
 
-/* told: 0 where the text itself was copied and 1 where outputs were, then tokens and parents, with the root as 0. */
+/* Voices: 0 where the text itself was copied, 1 where outputs were. */
 int32_t lithe_suffix(void *state, const Asked *asked, int32_t *told) {
     Suffixes *s = state;
     Text *text = read_on(&s->texts, asked);
@@ -299,8 +304,7 @@ int32_t lithe_suffix(void *state, const Asked *asked, int32_t *told) {
         }
         size = pays;
     }
-    told[0] = which;
-    for (int32_t i = 0; i < size; i++) told[1 + i] = guesses[i].token, told[1 + s->most + i] = guesses[i].parent + 1;
+    for (int32_t i = 0; i < size; i++) say(told, s->most, i, guesses[i].token, guesses[i].parent + 1, which);
     return size;
 }
 
@@ -364,8 +368,7 @@ int32_t lithe_lookup(void *state, const Asked *asked, int32_t *told) {
     int32_t size = at ? text->size - at : 0;
     if (size > asked->most) size = asked->most;
     if (size > s->most) size = s->most;
-    told[0] = 0;
-    for (int32_t i = 0; i < size; i++) told[1 + i] = text->ids[at + i], told[1 + s->most + i] = i;
+    for (int32_t i = 0; i < size; i++) say(told, s->most, i, text->ids[at + i], i, 0);
     return size;
 }
 
@@ -387,16 +390,15 @@ typedef struct {
 int32_t lithe_recycle(void *state, const Asked *asked, int32_t *told) {
     const Recycled *s = state;
     int32_t number[s->slot_count + 1], size = 0;
-    told[0] = 0;
     if (asked->root < 0 || asked->root >= s->vocab) return 0;
     number[0] = 0; /* by slot + 1, -1 where it stayed empty */
     for (int32_t i = 0; i < s->slot_count; i++) {
         const int32_t above = number[s->slots[3 * i] + 1];
         number[i + 1] = -1;
         if (above < 0 || s->slots[3 * i + 2] > asked->most) continue;
-        const int32_t token = s->table[(int64_t)(above ? told[above] : asked->root) * s->k + s->slots[3 * i + 1]];
+        const int32_t token = s->table[(int64_t)(above ? told[above - 1] : asked->root) * s->k + s->slots[3 * i + 1]];
         if (!token) continue;
-        told[1 + size] = token, told[1 + s->most + size] = above;
+        say(told, s->most, size, token, above, 0);
         number[i + 1] = ++size;
     }
     return size;
@@ -429,36 +431,47 @@ void lithe_recycle_seen(void *state, const Seen *seen) {
 
 /* ---- Several at once. */
 
-/* Ask each for a draft and merge them: as lithe_merge, but that each draft is made here. voices: each one's two. */
-int32_t lithe_blend(const Voice *all, int32_t many, const Asked *asked, Count *table, const double *costs, int32_t keep,
-                    Node *nodes, int32_t *merged, int32_t *order, int32_t *told) {
-    int32_t room = 0, widest = 0, at = 0, sizes[many];
-    for (int32_t v = 0; v < many; v++) {
-        room += all[v].most + 1;
-        if (all[v].most > widest) widest = all[v].most;
+typedef struct {
+    const Voice *all;
+    Count *table;
+    const double *costs; /* of 0 to `keep` guesses */
+    Node *nodes;         /* of the text: all that was proposed, from then until what came of it is seen */
+    int32_t *order;      /* [keep] */
+    int32_t many, keep, merged, learns; /* merged: how many nodes there are; learns: whether chances are */
+} Blend;
+
+/* Ask each for a draft and merge them, as lithe_merge has it; voices: a bit of each one's two. */
+int32_t lithe_blend(void *state, const Asked *asked, int32_t *told) {
+    Blend *s = state;
+    int32_t room = 0, widest = 0, at = 0, sizes[s->many];
+    for (int32_t v = 0; v < s->many; v++) {
+        room += s->all[v].most + 1;
+        if (s->all[v].most > widest) widest = s->all[v].most;
     }
-    int32_t tokens[room], parents[room], voices[room], said[1 + 2 * widest];
-    for (int32_t v = 0; v < many; v++) {
-        const int32_t size = all[v].propose(all[v].state, asked, said);
+    int32_t tokens[room], parents[room], voices[room], said[3 * widest];
+    for (int32_t v = 0; v < s->many; v++) {
+        const Voice *voice = s->all + v;
+        const int32_t size = voice->propose(voice->state, asked, said);
         if (size < 0) return size;
         sizes[v] = size + 1;
         tokens[at] = asked->root, parents[at] = -1, voices[at] = 0;
-        for (int32_t i = 1; i <= size; i++) {
-            tokens[at + i] = said[i], parents[at + i] = said[all[v].most + i];
-            voices[at + i] = all[v].voices[said[0]];
+        for (int32_t i = 0; i < size; i++) {
+            tokens[at + 1 + i] = said[i], parents[at + 1 + i] = said[voice->most + i];
+            voices[at + 1 + i] = voice->voices[said[2 * voice->most + i]];
         }
         at += size + 1;
     }
-    return lithe_merge(asked->root, asked->most, many, sizes, tokens, parents, voices, table, costs, keep, nodes, merged, order,
-                       told);
+    return lithe_merge(asked->root, asked->most, s->many, sizes, tokens, parents, voices, s->table, s->costs, s->keep, s->nodes,
+                       &s->merged, s->order, told);
 }
 
 /* Tell all what came of it: those that learn from passes, and the chances. */
-void lithe_blend_seen(const Voice *all, int32_t many, const Seen *seen, const Node *nodes, int32_t merged, Count *table) {
+void lithe_blend_seen(void *state, const Seen *seen) {
+    Blend *s = state;
     int32_t truth[seen->steps + 1];
     for (int32_t i = 0; i < seen->steps; i++) truth[i] = seen->tokens[seen->path[i]];
     truth[seen->steps] = seen->token;
-    if (merged) lithe_learn(nodes, merged, truth, seen->steps + 1, table);
-    for (int32_t v = 0; v < many; v++)
-        if (all[v].seen) all[v].seen(all[v].state, seen);
+    if (s->learns) lithe_learn(s->nodes, s->merged, truth, seen->steps + 1, s->table);
+    for (int32_t v = 0; v < s->many; v++)
+        if (s->all[v].seen) s->all[v].seen(s->all[v].state, seen);
 }

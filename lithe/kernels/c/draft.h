@@ -27,7 +27,8 @@ typedef struct {
     int32_t size, steps, token, width;
 } Seen;
 
-/* A draft: how many guesses it makes, and into `told` who of its two voices speaks, `most` tokens and as many parents. */
+/* A draft: how many guesses it makes, or a number below 0 where it cannot; into `told` `most` tokens, as many parents with the root as
+ * 0, and who speaks: of a single draft which of its two voices. */
 typedef struct {
     int32_t (*propose)(void *state, const Asked *asked, int32_t *told);
     void (*seen)(void *state, const Seen *seen); /* or NULL */

@@ -3,7 +3,7 @@
  * pass of few rows is little more than its kernels.
  */
 #define _GNU_SOURCE
-#include "lithe.h"
+#include "express.h"
 #include "simd.h"
 
 #include <math.h>
@@ -15,31 +15,6 @@ void lithe_head(const Packed *w, const float *x, const float *weight, float eps,
                 int32_t threads);
 int64_t lithe_rows(const Packed *w, const int64_t *rows, int64_t count, float *out);
 void lithe_norm(const float *x, const float *weight, float *out, int32_t width, int32_t rows, float eps);
-
-/* Layers that follow each other, with the same halves of each; behind them the stream is copied to a place among the taps. */
-typedef struct {
-    const void *layers, *places;
-    int32_t count, attn, mlp, tap; /* tap: -1 where nobody looks */
-} Leg;
-
-typedef struct {
-    const Packed *embed, *end;          /* embed: NULL where the embeddings are a plain `table` */
-    const void *table;                  /* [ids_most][width] */
-    const Leg *legs;                    /* [leg_count] */
-    const void *rows;                   /* the pass, which reads x and writes to x */
-    int32_t *halves;                    /* its attn and mlp */
-    const int64_t *ids;                 /* [row_count] */
-    const float *start;                 /* [row_count][width] to begin from instead of embeddings; or NULL */
-    const int32_t *parents;             /* of each row among those of its sequence, or -1 */
-    uint8_t *among;                     /* [row_count][span]: room for who sees whom */
-    const uint8_t **sees;               /* where the pass says who does: NULL where a row sees those up to itself */
-    const float *norm, *bias;
-    float *x, *y, *taps; /* [row_count][width], [many][end->n], [taps][row_count][width] */
-    float eps;
-    int32_t width, ids_most, leg_count, row_count, rounded; /* rounded: embeddings are bfloat16 */
-    int32_t first, many, threads, final;                    /* logits of `many` rows from `first`; the tap that is normed, or -1 */
-    int32_t span, tree;                                     /* rows of a sequence; whether they are a tree by `parents` */
-} Express;
 
 /* The embeddings of all ids into x; returns the first place whose id has none, or -1. */
 static int64_t embed(const Express *all) {
@@ -71,7 +46,6 @@ static int see(const Express *all) {
     return 1;
 }
 
-/* Returns the first place whose id has no embedding, -1 where all is well, -2 for what is no tree. */
 int64_t lithe_express(const Express *all) {
     const int64_t width = all->width, size = all->row_count * width, wrong = all->start ? -1 : embed(all);
     if (wrong >= 0) return wrong;
@@ -106,18 +80,7 @@ int32_t lithe_best(const float *scores, int32_t width) {
     return best == INFINITY ? -1 : found;
 }
 
-/* Passes one after the other: `first`, then `next` over the likeliest token behind the last row of each sequence. */
-typedef struct {
-    const Express *first, *next; /* next: one row of each sequence; the same as first where that has no more */
-    int64_t *ids, *pos;          /* [count], of next: as they would be if first had had its last rows alone */
-    int32_t *lengths;            /* [count], likewise */
-    int32_t *found;              /* [most][count]: the tokens */
-    const int32_t *ends;         /* [end_count]: tokens behind which nothing follows */
-    double floor, seconds;       /* no step follows a token less likely than floor, nor one found after so many seconds */
-    int32_t count, most, known, end_count; /* known: how many of the logits count */
-} Run;
-
-static double clock_s(void) {
+double lithe_clock(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return now.tv_sec + 1e-9 * now.tv_nsec;
@@ -147,9 +110,8 @@ static int note(const Run *run, int32_t step) {
     return more;
 }
 
-/* Returns how many steps were found; -1 - the first place whose id has no embedding. A tap of one sequence gets row after row. */
 int64_t lithe_run(const Run *run) {
-    const double until = clock_s() + run->seconds;
+    const double until = lithe_clock() + run->seconds;
     Express next = *run->next;
     for (int32_t step = 0; step < run->most; step++) {
         for (int32_t b = 0; step && b < run->count; b++) run->pos[b]++, run->lengths[b]++;
@@ -158,7 +120,7 @@ int64_t lithe_run(const Run *run) {
         if (wrong >= 0) return -1 - wrong;
         const int more = note(run, step);
         if (more < 0) return step;
-        if (!more || clock_s() >= until) return step + 1;
+        if (!more || lithe_clock() >= until) return step + 1;
     }
     return run->most;
 }
