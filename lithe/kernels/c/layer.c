@@ -73,8 +73,6 @@ typedef struct { /* the layer under way, as one thread sees it */
     Deal *deals[PRODUCTS]; /* one a thread that the pass asks for */
 } Job;
 
-static int hands(const Pass *pass) { return pass->threads < 1 ? 1 : pass->threads; } /* that work is dealt out to */
-
 /* 1 / rms(x) */
 static float rms_inverse(const float *x, int width, float eps) {
     vf sum = vf_set1(0);
@@ -628,7 +626,7 @@ static void add_up(const Job *job, const Packed *w, Deal *deals, Rows from_rows,
                    int thread, int threads) {
     const int width = job->layer->width;
     Product last = {w, from_rows, norm ? job->post : job->pass->out, bias, norm ? NULL : to, width};
-    products(&last, 1, deals, hands(job->pass), thread, threads);
+    products(&last, 1, deals, hands(job->pass->threads), thread, threads);
     if (!norm) return;
     pool_barrier(thread, threads);
     int from, end;
@@ -674,7 +672,7 @@ static void attention_half(const Job *job, int thread, int threads) {
     Product qkv[] = {{&layer->q, x, job->q, layer->q_bias, NULL, (int64_t)layer->heads * D},
                      {&layer->k, x, job->k, layer->k_bias, NULL, (int64_t)G * D},
                      {&layer->v, x, job->v, layer->v_bias, NULL, (int64_t)G * D}};
-    products(qkv, 3, job->deals[QKV], hands(job->pass), thread, threads);
+    products(qkv, 3, job->deals[QKV], hands(job->pass->threads), thread, threads);
     pool_barrier(thread, threads);
     share(job->rows * G, thread, threads, &from, &to);
     for (int i = from; i < to; i++) finish_heads(job, i / G, i % G);
@@ -713,18 +711,15 @@ static void ffn_half(const Job *job, const float *x, int thread, int threads) {
     Rows normed = normed_rows(job, x, layer->mlp_norm, &layer->gate, thread, threads);
     Product both[] = {{&layer->gate, normed, job->gate, NULL, NULL, layer->ffn},
                       {&layer->up, normed, job->up, NULL, NULL, layer->ffn}};
-    products(both, 2, job->deals[GATED], hands(job->pass), thread, threads);
+    products(both, 2, job->deals[GATED], hands(job->pass->threads), thread, threads);
     pool_barrier(thread, threads);
     Rows inner = rows_of(job, &layer->down, job->gate, job->room);
-    const int64_t k = padded(&layer->down);
-    int first = 0, last = job->rows;
-    int64_t from = 0, to = k;
-    if (job->rows <= COLUMNS) share_inputs(k, thread, threads, &from, &to);
-    else share(job->rows, thread, threads, &first, &last);
-    for (int64_t r = first; r < last && from < to; r++) {
+    int64_t from, to;
+    share_inputs(padded(&layer->down), thread, threads, &from, &to);
+    for (int64_t r = 0; r < job->rows && from < to; r++) {
         float *gate = job->gate + r * layer->ffn;
         gated(gate, job->up + r * layer->ffn, (int)from, (int)(to < layer->ffn ? to : layer->ffn), layer->gelu);
-        prepare(layer->down.kind, gate, k, layer->ffn, &inner, (int)r, from, to);
+        prepare(layer->down.kind, gate, padded(&layer->down), layer->ffn, &inner, (int)r, from, to);
     }
     pool_barrier(thread, threads);
     add_up(job, &layer->down, job->deals[DOWN], inner, NULL, x, layer->mlp_out_norm, thread, threads);
@@ -797,7 +792,7 @@ static size_t measure(Stack *stack) {
         }
     }
     size[NEXT] = stack->count;
-    size[DEALS] = sizeof(Deal) / 4 * PRODUCTS * hands(pass) * stack->count;
+    size[DEALS] = sizeof(Deal) / 4 * PRODUCTS * hands(pass->threads) * stack->count;
     size_t total = 0, copies = rows > PRIVATE ? 1 : (size_t)pass->threads;
     for (int i = 0; i < BUFFERS; i++) {
         size_t many = i == OWN ? (size_t)pass->threads : i <= NORMED_ROOM ? copies : 1;
@@ -821,7 +816,7 @@ static void stack_job(void *with, int thread, int threads) {
                    .wide = whole_pairs(layer->head_dim), .normed = at[NORMED], .q = at[Q], .k = at[K], .v = at[V],
                    .mixed = at[MIXED], .gate = at[GATE], .up = at[UP], .parts = at[PARTS], .post = at[POST], .own = at[OWN],
                    .room = (char *)at[ROOM], .normed_room = (char *)at[NORMED_ROOM], .next = (_Atomic int *)at[NEXT] + i};
-        for (int p = 0; p < PRODUCTS; p++) job.deals[p] = (Deal *)at[DEALS] + (i * PRODUCTS + p) * hands(pass);
+        for (int p = 0; p < PRODUCTS; p++) job.deals[p] = (Deal *)at[DEALS] + (i * PRODUCTS + p) * hands(pass->threads);
         if (x == pass->out && (attn || ffn)) pool_barrier(thread, threads); /* the layer before is whole */
         if (attn) {
             deal(pass, layer, &job);
@@ -849,8 +844,8 @@ void lithe_layers(const Layer *const *layers, const Place *places, int32_t count
         const Layer *l = layers[i];
         const int panels[] = {panels_of(&l->q) + panels_of(&l->k) + panels_of(&l->v), panels_of(&l->o),
                               panels_of(&l->gate) + panels_of(&l->up), panels_of(&l->down)};
-        Deal *deals = (Deal *)(stack.base + stack.at[DEALS]) + i * PRODUCTS * hands(pass);
-        for (int p = 0; p < PRODUCTS; p++) deal_out(deals + p * hands(pass), panels[p], hands(pass));
+        Deal *deals = (Deal *)(stack.base + stack.at[DEALS]) + i * PRODUCTS * hands(pass->threads);
+        for (int p = 0; p < PRODUCTS; p++) deal_out(deals + p * hands(pass->threads), panels[p], hands(pass->threads));
         atomic_init((_Atomic int *)(stack.base + stack.at[NEXT]) + i, 0);
     }
     pool_run(stack_job, &stack, pass->threads);
@@ -891,7 +886,7 @@ void lithe_head(const Packed *w, const float *x, const float *weight, float eps,
                 int32_t threads) {
     if (rows < 1) return;
     const size_t size = ((size_t)rows * w->k + 15) / 16 * 16;
-    const int dealt = threads < 1 ? 1 : threads;
+    const int dealt = hands(threads);
     pool_lock();
     Deal *deals = pool_scratch(sizeof *deals * dealt + sizeof(float) * size + rows_bytes(w->kind, rows, padded(w)));
     float *normed = (float *)(deals + dealt);

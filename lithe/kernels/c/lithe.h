@@ -58,6 +58,7 @@ typedef struct {
     _Alignas(64) _Atomic uint64_t left;
 } Deal;
 static inline int panels_of(const Packed *w) { return (int)(((unsigned)w->n + PANEL - 1) / PANEL); }
+static inline int hands(int threads) { return threads < 1 ? 1 : threads; } /* that work is dealt out to */
 void deal_out(Deal *deals, int panels, int threads);
 void products(const Product *list, int count, Deal *deals, int dealt, int thread, int threads); /* dealt out to so many threads */
 

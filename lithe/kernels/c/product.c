@@ -335,8 +335,8 @@ INLINE void int_block(const int rows, const int bits, const int one, const Packe
 }
 
 #elif defined(__AVX512VNNI__)
-/* sums[0] += neighbours' products of low[0] and the four entries at `x`, sums[1] of low[1]: one load for both. Written as assembly: gcc
- * keeps broadcasts in registers and spills for them. */
+/* sums[0] += neighbours' products of weights[0] and the four entries at `x`, sums[1] of weights[1]: one load for both. Written as
+ * assembly: gcc keeps broadcasts in registers and spills for them. */
 INLINE void add_quads(vi *sums, const vi *weights, const int8_t *x) {
     vi entries;
     __asm__("vpbroadcastd %5, %2\n\tvpdpbusd %2, %3, %0\n\tvpdpbusd %2, %4, %1"
@@ -349,7 +349,7 @@ INLINE void add_quads(vi *sums, const vi *weights, const int8_t *x) {
 INLINE void int_block(const int rows, const int bits, const int one, const Packed *w, const Rows *x, const Piece *at, float *out) {
     const int64_t k = padded(w), blocks = k / BLOCK;
     const int64_t block_bytes = BLOCK * TILE * bits / 8, scales = scale_bytes(w, k), tile_bytes = scales + blocks * block_bytes;
-    const int64_t per_group = one ? 1 : (uint32_t)w->group / BLOCK, soon = bits == 8 ? 8 : 32; /* blocks asked for ahead */
+    const int64_t per_group = one ? 1 : (uint32_t)w->group / BLOCK, ahead = bits == 8 ? 8 : 32; /* blocks asked for */
     const uint8_t *tile = w->data + 2 * at->panel * tile_bytes, *weights = tile + scales;
     const uint16_t *scale = (const uint16_t *)tile;
     const int8_t *q0 = (const int8_t *)x->x + at->first * k;
@@ -366,8 +366,8 @@ INLINE void int_block(const int rows, const int bits, const int one, const Packe
             vi s[INT_ROWS][2];
             __asm__("" : "+r"(q0), "+r"(column[0]), "+r"(column[1])); /* otherwise gcc keeps a pointer for every address below */
             if (at->parts == 1) { /* past the end of a tile comes the next panel's */
-                const int64_t later = g + soon < blocks ? 0 : 2 * tile_bytes - blocks * block_bytes;
-                UNROLL for (int v = 0; v < 2; v++) fetch(column[v] + later + soon * block_bytes, bits * TILE * BLOCK / 8);
+                const int64_t later = g + ahead < blocks ? 0 : 2 * tile_bytes - blocks * block_bytes;
+                UNROLL for (int v = 0; v < 2; v++) fetch(column[v] + later + ahead * block_bytes, bits * TILE * BLOCK / 8);
             } else if (at->parts) { /* row blocks share the asking for the next panel */
                 for (int64_t i = 64 * at->part; i < block_bytes; i += 64 * at->parts)
                     UNROLL for (int v = 0; v < 2; v++) fetch(column[v] + 2 * tile_bytes + i, 64);
@@ -609,7 +609,7 @@ void lithe_linear(const Packed *w, const float *x, int64_t x_stride, const float
                   int32_t rows, int32_t threads) {
     if (rows < 1 || w->n < 1) return;
     pool_lock();
-    const int dealt = threads < 1 ? 1 : threads;
+    const int dealt = hands(threads);
     Deal *deals = pool_scratch(sizeof *deals * dealt + rows_bytes(w->kind, rows, padded(w)));
     Rows prepared = rows_at(w->kind, x, rows, padded(w), deals + dealt);
     Linear job = {{w, prepared, y, bias, NULL, y_stride}, x, x_stride, deals, rows, dealt};

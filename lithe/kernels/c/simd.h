@@ -89,7 +89,7 @@ INLINE vf vf_from_bf16_part(const uint16_t *p, int count) {
 }
 
 /* dot(s, w, x): lane c of s plus w[4c..4c+3] . x[0..3], exact in int32. Weights are unsigned: the caller takes their offset
- * off. AVX2 has its own way in product.c. */
+ * off. AVX2 and VNNI have their own ways in product.c. */
 #if LANES == 16
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
@@ -115,13 +115,7 @@ INLINE void vf_sum4(const vf *x, float *out) {
     __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), (__m256)_mm512_extractf64x4_pd((__m512d)all, 1));
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }
-#if defined(__AVX512VNNI__)
-/* Written as assembly: given intrinsics, gcc keeps broadcasts in registers and spills the weights for them. */
-INLINE vi dot(vi s, vi w, const int8_t *x) {
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(s) : "v"(w), "m"(*(const int32_t(*)[1])x));
-    return s;
-}
-#else
+#if !defined(__AVX512VNNI__)
 INLINE vi dot(vi s, vi w, const int8_t *x) {
     __m512i b = _mm512_set1_epi32(read_i32(x)), even = _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8);
     __m512i low = _mm512_and_si512((__m512i)w, _mm512_set1_epi16(255)), high = _mm512_srli_epi16((__m512i)w, 8);
