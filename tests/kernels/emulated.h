@@ -1,5 +1,6 @@
 /* The AVX-512 intrinsics that the kernels use (VNNI and BF16 left aside), as plain loops: included before the sources, it has them
  * built for 16 lanes, to run on a processor without. It says nothing about speed. */
+#define _GNU_SOURCE
 #include <immintrin.h>
 #include <math.h>
 #include <string.h>
@@ -79,3 +80,30 @@ static inline __m512 e_set1(float x) { e_f r; EACH(16) r[i] = x; return (__m512)
 #define _mm512_srli_epi16(a, n) ((__m512i)((unsigned short __attribute__((vector_size(64))))(a) >> (n)))
 #define _mm512_and_si512(a, b) ((__m512i)((e_i)(a) & (e_i)(b)))
 #define _mm512_madd_epi16 e_madd
+static inline float e_top(__m512 a) { e_f x = (e_f)a; float r = x[0]; EACH(16) r = x[i] > r ? x[i] : r; return r; }
+static inline int e_total(__m512i a) { e_i x = (e_i)a; int r = 0; EACH(16) r += x[i]; return r; }
+static inline __m512 e_permute(__m512 a, __m512i at, __m512 b) {
+    e_f r, x = (e_f)a, y = (e_f)b;
+    e_i n = (e_i)at;
+    EACH(16) r[i] = n[i] & 16 ? y[n[i] & 15] : x[n[i] & 15];
+    return (__m512)r;
+}
+static inline __m512i e_setr(const int *n) { e_i r; EACH(16) r[i] = n[i]; return (__m512i)r; }
+static inline __m256i e_words(__m512i a) { unsigned short t[16]; e_i x = (e_i)a; __m256i r; EACH(16) t[i] = (unsigned short)x[i]; memcpy(&r, t, 32); return r; }
+static inline __m128i e_bytes(__m512i a) { unsigned char t[16]; e_i x = (e_i)a; __m128i r; EACH(16) t[i] = (unsigned char)x[i]; memcpy(&r, t, 16); return r; }
+static inline __m512i e_put(__m512i a, unsigned mask, int n) { e_i r = (e_i)a; EACH(16) r[i] = mask >> i & 1 ? n : r[i]; return (__m512i)r; }
+static inline unsigned e_unordered(__m512 a, __m512 b) { unsigned r = 0; e_f x = (e_f)a, y = (e_f)b; EACH(16) r |= (unsigned)(x[i] != x[i] || y[i] != y[i]) << i; return r; }
+#define _mm512_reduce_max_ps e_top
+#define _mm512_reduce_add_epi32 e_total
+#define _mm512_permutex2var_ps e_permute
+#undef _mm512_setr_epi32
+#define _mm512_setr_epi32(...) e_setr((const int[16]){__VA_ARGS__})
+#define _mm512_cvtepi32_epi16 e_words
+#define _mm512_cvtepi32_epi8 e_bytes
+#define _mm512_mask_set1_epi32 e_put
+#undef _mm512_cmp_ps_mask
+#define _mm512_cmp_ps_mask(a, b, unordered) e_unordered(a, b)
+#define _mm512_add_epi32(a, b) ((__m512i)((e_i)(a) + (e_i)(b)))
+#define _mm512_and_epi32(a, b) ((__m512i)((e_i)(a) & (e_i)(b)))
+#undef _mm512_srli_epi32
+#define _mm512_srli_epi32(a, n) ((__m512i)((unsigned __attribute__((vector_size(64))))(a) >> (n)))

@@ -46,6 +46,32 @@ def sanitized(extra: tuple[str, ...], tmp_path: Path, test: str = "selftest.c") 
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+ROUNDS = """
+import lithe
+from lithe.decode.generate import request
+from lithe.decode.loop import run
+from lithe.decode.plan import plan
+model = lithe.load("zoo:tiny-draft", dtype="int8")
+for draft in ("suffix:alpha=8", "blend", "draft_model:tokens=4"):
+    made = plan(model, draft=draft)
+    assert max(done.nodes for _ in range(2) for done in run(made, [request(model, "one two one two one", max_tokens=30)])) > 1
+"""
+
+
+@pytest.mark.slow
+@compiled
+def test_drafted_rounds_hold_under_sanitizers(tmp_path):
+    """Passes, drafts and rounds as decoding runs them, in a library whose every access is checked."""
+    cc, library = tmp_path / "cc", [build.compiler(), "-print-file-name=libasan.so"]
+    cc.write_text(f'#!/bin/sh\nexec {build.compiler()} -fsanitize=address,undefined -fno-sanitize-recover=all "$@"\n')
+    cc.chmod(0o755)
+    found = subprocess.run(library, capture_output=True, text=True).stdout.strip()
+    if not Path(found).is_absolute():
+        pytest.skip("this compiler has no sanitizer to load before Python")
+    done = python(ROUNDS, CC=str(cc), XDG_CACHE_HOME=str(tmp_path), LD_PRELOAD=found, ASAN_OPTIONS="detect_leaks=0")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @compiled
 def test_two_processes_build_once(tmp_path):
     code = "from lithe.kernels import library; print(library.load().name)"

@@ -3,7 +3,7 @@
     tools/decoding/rounds.py [--ledger FILE] [--dtype KIND] [METHOD ...]
 
 Rest is all that is neither pass, propose, walk nor observe: keeping lanes in step, checks, the pass's inputs, commit, text, and
-the clocks themselves. Needs a quiet machine; a quarter of a minute.
+the clocks themselves. Rounds that C takes say their parts themselves. Needs a quiet machine; a quarter of a minute.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from lithe.model.load import ZOO
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LEDGER, MODEL, PROMPTS, TOKENS = ROOT / "docs" / "ledger-decoding.jsonl", "zoo:tiny", 8, 64
-METHODS = ("plain", "prompt_lookup", "suffix", "token_recycling:nodes=7", "blend")
+METHODS = ("plain", "prompt_lookup", "suffix", "token_recycling:nodes=7", "blend", "draft_model:tokens=4")
 PARTS = ("pass", "propose", "walk", "observe")
 
 
@@ -39,6 +39,7 @@ def main() -> None:
     spent = dict.fromkeys(PARTS, 0.0)
     fast = model.fast
     model.forward, fast.express, fast.ahead = (clocked(spent, "pass", way) for way in (model.forward, fast.express, fast.ahead))
+    fast.drafted = told(spent, fast.drafted)
     for spec in given.method:
         made, before = plan(model, draft=None if spec == "plain" else spec), quiet.listen()
         rule = made.greedy
@@ -60,6 +61,17 @@ def clocked(spent: dict[str, float], part: str, act: Callable) -> Callable:
             return act(*args, **named)
         finally:
             spent[part] += perf_counter() - begun
+    return timed
+
+
+def told(spent: dict[str, float], act: Callable) -> Callable:
+    """Rounds by one call, each of which says its parts."""
+    def timed(*args):
+        found = act(*args)
+        for one in found:
+            for part, said in zip(PARTS, ("verify", "draft", "walk", "observe"), strict=True):
+                spent[part] += one.seconds[said]
+        return found
     return timed
 
 

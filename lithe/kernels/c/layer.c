@@ -94,18 +94,28 @@ static void rms_norm(const float *x, const float *weight, float *out, int width,
     for (int i = 0; i < width; i++) out[i] = x[i] * by * weight[i];
 }
 
+typedef struct { int first, last; int64_t from, to; } Part; /* of rows [first, last) the inputs [from, to) */
+
+/* A thread's of all: of many rows some, of few some inputs of each. */
+static Part part_of_rows(int rows, int64_t k, int thread, int threads) {
+    Part part = {0, rows, 0, k};
+    if (rows > COLUMNS) share(rows, thread, threads, &part.first, &part.last);
+    else share_inputs(k, thread, threads, &part.from, &part.to);
+    if (part.from >= part.to) part.last = part.first;
+    return part;
+}
+
 /* The same of some rows, and as a product by w reads them; `alone`: by each thread for itself. */
 static void norm_rows(const float *x, const float *weight, float eps, const Packed *w, float *normed, const Rows *into, int alone,
                       int thread, int threads) {
-    const int rows = (int)into->rows, width = w->k;
-    int first = 0, last = rows;
-    int64_t from = 0, to = padded(w);
-    if (!alone && rows <= COLUMNS) share_inputs(to, thread, threads, &from, &to);
-    else if (!alone) share(rows, thread, threads, &first, &last);
-    for (int64_t r = first; r < last && from < to; r++) {
+    const int width = w->k;
+    Part part = {0, (int)into->rows, 0, padded(w)};
+    if (!alone) part = part_of_rows(part.last, part.to, thread, threads);
+    for (int64_t r = part.first; r < part.last; r++) {
         const float *row = x + r * width, by = rms_inverse(row, width, eps);
-        for (int64_t i = from, end = to < width ? to : width; i < end; i++) normed[r * width + i] = row[i] * by * weight[i];
-        prepare(w->kind, normed + r * width, padded(w), width, into, (int)r, from, to);
+        const int64_t end = part.to < width ? part.to : width;
+        for (int64_t i = part.from; i < end; i++) normed[r * width + i] = row[i] * by * weight[i];
+        prepare(w->kind, normed + r * width, padded(w), width, into, (int)r, part.from, part.to);
     }
 }
 
@@ -714,12 +724,12 @@ static void ffn_half(const Job *job, const float *x, int thread, int threads) {
     products(both, 2, job->deals[GATED], hands(job->pass->threads), thread, threads);
     pool_barrier(thread, threads);
     Rows inner = rows_of(job, &layer->down, job->gate, job->room);
-    int64_t from, to;
-    share_inputs(padded(&layer->down), thread, threads, &from, &to);
-    for (int64_t r = 0; r < job->rows && from < to; r++) {
+    const Part part = part_of_rows(job->rows, padded(&layer->down), thread, threads);
+    for (int64_t r = part.first; r < part.last; r++) {
         float *gate = job->gate + r * layer->ffn;
-        gated(gate, job->up + r * layer->ffn, (int)from, (int)(to < layer->ffn ? to : layer->ffn), layer->gelu);
-        prepare(layer->down.kind, gate, padded(&layer->down), layer->ffn, &inner, (int)r, from, to);
+        const int end = (int)(part.to < layer->ffn ? part.to : layer->ffn);
+        gated(gate, job->up + r * layer->ffn, (int)part.from, end, layer->gelu);
+        prepare(layer->down.kind, gate, padded(&layer->down), layer->ffn, &inner, (int)r, part.from, part.to);
     }
     pool_barrier(thread, threads);
     add_up(job, &layer->down, job->deals[DOWN], inner, NULL, x, layer->mlp_out_norm, thread, threads);
