@@ -19,7 +19,10 @@ APART = (  # row, file beside the logs, what, its key, figures by name; nats a t
      ("dense", "fold", "hash", "random", "magnitude", "snip", "lottery")),
     (102, "transfer.jsonl", "tuned on another text, {} steps", "steps", ("dense", "dense_tuned_0.001", "healed_tuned_0.001")),
     (117, "ftwt.jsonl", "FFNs tuned beside predictors, tau {}", "tau",
-     ("dense", "loss_predicted", "loss_fixed_and_tuned", "loss_drawn", "on", "recall", "recall_fixed")))
+     ("dense", "loss_predicted", "loss_fixed_and_tuned", "loss_drawn", "on", "recall", "recall_fixed")),
+    (162, "overfit.jsonl", "{} bits fitted to 16 rows of 128 tokens; own: on these", "bits",
+     ("dense", "rtn", "adaquant", "adaquant_own", "end_to_end_0.0001", "end_to_end_0.0001_own", "end_to_end_0.001",
+      "end_to_end_0.001_own")))
 SCRATCH = (  # row, its way, what it is beside
     (8, "sr-ste, 1:4", "straight-through, 1:4"),
     (8, "sr-ste, 1:4, a tenth of the pull", "straight-through, 1:4"),
@@ -51,8 +54,9 @@ def apart() -> list[str]:
                                 for name, found in own.items() if found)
             if own[names[1]]:
                 lines.append(f"| {number} | {what.format(f'{value:g}')} | {figures} | {len(own[names[1]])} |")
-    said = ("By `tools/sharing.py`, `tools/lowrank.py` and `tools/ftwt.py`, whose lines lie in `docs/log/compress`; what each "
-            "figure is stands in the log of its row there, where row 168 (structured FFN) has its own.")
+    said = ("By `tools/sharing.py`, `tools/lowrank.py`, `tools/ftwt.py` and `tools/compression_overfit.py`, whose lines lie in "
+            "`docs/log/compress`; what each figure is stands in the log of its row there, where row 168 (structured FFN) has "
+            "its own.")
     return ["## Measured apart", said, "\n".join(lines)]
 
 

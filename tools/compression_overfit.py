@@ -1,0 +1,112 @@
+"""Little text: layers fitted one by one (AdaQuant) beside all weights tuned through their rounding. A JSON line a run.
+
+    python tools/compression_overfit.py MODEL TEXT HELD_OUT [--seeds 0 1 2] [--rows 16] [--bits 2] [--steps 200]
+
+Nats a token on held-out documents and, `_own`, on the rows that it learned from. End to end: Adam on the next token's loss,
+every layer of the blocks rounded in each pass, gradients straight through, at three rates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lithe.bench.compress._score import Documents
+from lithe.compress import calibrate
+from lithe.compress.calibrate import Calibration
+from lithe.compress.fitness import nll
+from lithe.compress.rounding import grid, nearest, spread
+from lithe.compress.run import compress
+from lithe.compress.surgery import copied
+from lithe.model.decoder import Decoder
+from lithe.model.load import load
+from lithe.model.narrow import widen
+from lithe.train.loss import next_token
+
+LENGTH, GROUP, RATES = 128, 32, (1e-4, 3e-4, 1e-3)
+
+
+class Rounded(nn.Module):
+    """A weight as it would be stored; its gradient is passed on as it is."""
+
+    def __init__(self, bits: int):
+        super().__init__()
+        self.bits = bits
+
+    def forward(self, weight_NK: Tensor) -> Tensor:
+        now_NK = weight_NK.detach()
+        scale_NG = grid(now_NK, self.bits, GROUP)
+        made_NK = nearest(now_NK, scale_NG, self.bits) * spread(scale_NG, now_NK.shape[1]).to(now_NK)
+        return weight_NK + (made_NK - now_NK)
+
+
+@contextmanager
+def rounded(model: Decoder, bits: int) -> Iterator[None]:
+    """All linear layers of the blocks rounded in each pass; for good behind it."""
+    found = [module for module in model.layers.modules() if isinstance(module, nn.Linear)]
+    for module in found:
+        parametrize.register_parametrization(module, "weight", Rounded(bits))
+    yield
+    for module in found:
+        parametrize.remove_parametrizations(module, "weight")
+
+
+def end_to_end(dense: Decoder, text: Calibration, bits: int, steps: int, rate: float) -> Decoder:
+    work = copied(dense).train()
+    with rounded(work, bits):
+        tuned = [weight for weight in work.layers.parameters()]
+        for weight in work.parameters():
+            weight.requires_grad_(False)
+        for weight in tuned:
+            weight.requires_grad_(True)
+        optimizer = torch.optim.Adam(tuned, lr=rate)
+        for step in range(steps):
+            optimizer.zero_grad()
+            ids_BT = text.batches[step % len(text.batches)]["ids_BT"]
+            loss, count = next_token(work, {"ids_BT": ids_BT, "targets_BT": calibrate.shifted(ids_BT)})
+            (loss / count).backward()
+            optimizer.step()
+    return work.eval()
+
+
+def run(dense: Decoder, text: Calibration, documents: Documents, given: argparse.Namespace, seed: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"seed": seed, "bits": given.bits, "rows": given.rows, "steps": given.steps}
+
+    def tell(name: str, model: Decoder) -> None:
+        found.update({name: round(documents.score(model)["loss"], 4), f"{name}_own": round(nll(model, text), 4)})
+
+    tell("dense", dense)
+    for name, step in (("rtn", f"rtn:bits={given.bits},group={GROUP}"),
+                       ("adaquant", f"adaquant:bits={given.bits},group={GROUP},steps={given.steps}")):
+        tell(name, widen(compress(dense, [step], text, seed=seed).model))
+    for rate in RATES:
+        tell(f"end_to_end_{rate:g}", end_to_end(dense, text, given.bits, given.steps, rate))
+    return found
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "text", "held_out"):
+        asked.add_argument(name)
+    asked.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    asked.add_argument("--rows", type=int, default=16)
+    asked.add_argument("--bits", type=int, default=2)
+    asked.add_argument("--steps", type=int, default=200)
+    given = asked.parse_args()
+    dense = load(given.model, dtype="float32", fast=False)
+    documents = Documents(dense, Path(given.held_out), 200, 64)
+    for seed in given.seeds:
+        text = calibrate.read(given.text, dense, length=LENGTH, tokens=given.rows * LENGTH, seed=seed)
+        print(json.dumps(run(dense, text, documents, given, seed)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
