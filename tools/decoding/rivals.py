@@ -3,9 +3,9 @@
     tools/decoding/rivals.py [--ledger FILE] [--precision NAME ...] [--repeats N] [--prepare]
 
 llama.cpp runs plain, with the prompt lookup of its bindings and with the zoo's small model as its draft, several settings of
-each; lithe its plans without training. Each engine has a process, they take turns way by way on every prompt, and of each the
-way that took least time in all stands for it. Prompts are those of the decoding table on which plain decoding does not loop,
-and editing. --prepare only finds these. A precision that is in the ledger for these sources is not run again. Needs a quiet
+each; lithe its plans without training and the same small model, which both have in int8. Each engine has a process, they take
+turns way by way on every prompt, and of each the way that took least time in all stands for it. Prompts are those of the
+decoding table on which plain decoding does not loop, and editing. --prepare only finds these. A precision that is in the ledger for these sources is not run again. Needs a quiet
 machine.
 """
 
@@ -39,7 +39,8 @@ MODEL, DRAFT, EDITOR = "zoo:tiny", "zoo:tiny-draft", ROOT / "lithe" / "zoo" / "t
 EACH, TOKENS = 12, {"tasks": 64, "editing": 128}
 WAYS: dict[str, dict] = {
     LITHE: {"plain": "", "prompt_lookup": "prompt_lookup", "suffix": "suffix:nodes=0",
-            "token_recycling": "token_recycling:nodes=0", "blend": "blend", "aggressive": "draft=aggressive"},
+            "token_recycling": "token_recycling:nodes=0", "blend": "blend", "aggressive": "draft=aggressive",
+            "draft 4": "draft_model:tokens=4,dtype=int8"},
     LLAMA: {"plain": {}, "lookup 2, 10": {"lookup": 2, "tokens": 10}, "lookup 2, 3": {"lookup": 2, "tokens": 3},
             "lookup 3, 7": {"lookup": 3, "tokens": 7},
             "draft 16 where sure": {"draft": True, "tokens": 16, "sure": 0.75},  # llama.cpp's defaults
@@ -123,7 +124,7 @@ def race(ledger: Ledger, precision: str, part: str, asks: list[list[int]], repea
     seconds = {way: np.zeros((len(asks), repeats)) for way in ways}
     passes, texts, before = dict.fromkeys(ways, 0), {}, quiet.listen()
     with (Worker(LITHE, **common) as ours,
-          Worker(LLAMA, **common, file=gguf(where, precision), draft=gguf(resolve(DRAFT), precision)) as theirs):
+          Worker(LLAMA, **common, file=gguf(where, precision), draft=gguf(resolve(DRAFT), "int8")) as theirs):
         workers = {LITHE: ours, LLAMA: theirs}
         facts = {engine: worker.open() for engine, worker in workers.items()}
         for way in ways:
