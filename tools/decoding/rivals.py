@@ -5,8 +5,8 @@
 llama.cpp runs plain, with the prompt lookup of its bindings and with the zoo's small model as its draft, several settings of
 each; lithe its plans without training and the same small model, which both have in int8. Each engine has a process, they take
 turns way by way on every prompt, and of each the way that took least time in all stands for it. Prompts are those of the
-decoding table on which plain decoding does not loop, and editing. --prepare only finds these. A precision that is in the ledger for these sources is not run again. Needs a quiet
-machine.
+decoding table on which plain decoding does not loop, and editing. --prepare only finds these. A precision that is in the ledger
+for these sources is not run again. Needs a quiet machine.
 """
 
 import argparse
