@@ -12,6 +12,7 @@ output differs. These are counts: the machine may be busy.
 
 import argparse
 import json
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def methods() -> Iterator[str]:
     listed = [each["spec"].replace("nodes=cost", "nodes=8")
               for each in tomllib.loads((HERE / "methods.toml").read_text(encoding="utf-8"))["method"]]
     named = {part.partition(":")[0].split("=")[-1].strip() for spec in listed for part in spec.split(" + ")}
-    yield from (spec for spec in listed if PROMISE in card(spec).promises)
+    yield from (made(spec) for spec in listed if PROMISE in card(spec).promises)
     for entry in registry.entries("decode"):
         if PROMISE in entry.card.promises and entry.shelf in ("draft", "tree") and entry.name not in named:
             shipped = (ZOO / "heads" / entry.name / NOTES).is_file()
@@ -75,6 +76,11 @@ def methods() -> Iterator[str]:
             knobs += [f"heads={FRESH}"] if entry.card.trains and not shipped else []
             spec = entry.name + (":" + ",".join(knobs) if knobs else "")
             yield f"{spec} + draft_model" if entry.shelf == "tree" else spec
+
+
+def made(spec: str) -> str:
+    """The same, with fresh weights where those it names were not made."""
+    return re.sub(r"heads=(\.lithe/[^,\s]+)", lambda m: m[0] if (ROOT / m[1]).is_dir() else f"heads={FRESH}", spec)
 
 
 def card(spec: str):
