@@ -26,11 +26,12 @@ class BlendStruct(ctypes.Structure):
 class Blend(Draft):
     """Drafts asked at once, by way of a compiled merger, which names what each of them is called."""
 
-    def __init__(self, merger: Any, drafts: Sequence[tuple[str, Draft]], learns: bool) -> None:
+    def __init__(self, merger: Any, drafts: Sequence[tuple[str, Any]], learns: bool) -> None:
         """learns: whether chances are."""
         self.merger, self.drafts, self.teller = merger, drafts, Teller()
-        bits = [[merger.bit(said or name) for said in each.names] for name, each in drafts]
-        self.voices = (VoiceStruct * len(drafts))(*[each.voice(b) for (_, each), b in zip(drafts, bits, strict=True)])
+        self.bits = [[merger.bit(said or name) for said in each.names] for name, each in drafts]
+        self.voices = (VoiceStruct * len(drafts))(*[each.voice(b) for (_, each), b in zip(drafts, self.bits, strict=True)])
+        self.chain = next((at for at, (_, each) in enumerate(drafts) if not isinstance(each, Draft)), None)
         table, times, order = merger.fixed[:3]
         struct = BlendStruct(all=addressof(self.voices), table=table, costs=times, order=order, many=len(drafts),
                              keep=len(merger.costs) - 1, learns=learns)
@@ -52,6 +53,34 @@ class Blend(Draft):
         self.unions[number] = self.unions[number][0], self.struct.merged
         return self.merger.tree_of(ids[-1], kept, self.told)
 
+    def begin(self, text: Any, most: int) -> int:
+        """As a draft's; 0 where the model among them cannot draft in C."""
+        if self.chain is None:
+            return super().begin(text, most)
+        model, read = self.drafts[self.chain][1], self.reader.read.get(text.number, 0)
+        cached = model.ready(text, most, read)
+        if cached < 0:
+            return 0
+        self.voices[self.chain] = model.voice(self.bits[self.chain])
+        if cached > read:  # all are asked about the same new tokens
+            super().ask(text.number, text.ids[:cached], 0)
+            for _, each in self.drafts:
+                if each is not model:
+                    each.function(each.state, self.reader.address, each.said)
+        return self.ask(text.number, text.ids, most)
+
+    def ended(self, text: Any, found: Sequence[int]) -> None:
+        super().ended(text, found)
+        if self.chain is not None:
+            self.drafts[self.chain][1].ended(text, found)
+
+    def leave(self, number: int) -> None:
+        """Python asks each draft by itself from now on: what was read of the text here is dropped."""
+        if number in self.reader.read:
+            self.forget(number)
+            for _, each in self.drafts:
+                each.forget(number)
+
     def says(self, voice: int) -> str:
         return self.merger.named(voice)
 
@@ -70,6 +99,7 @@ class Blend(Draft):
 
 
 def blend(merger: Any, drafts: Sequence[tuple[str, Any]], learns: bool) -> Blend | None:
-    """None where a draft is not compiled, too."""
-    able = copying._functions() is not None and hasattr(merger, "lib") and all(isinstance(each, Draft) for _, each in drafts)
-    return Blend(merger, drafts, learns) if able else None
+    """None where a draft is not compiled, too, or several are models: all are asked about the same new tokens."""
+    able = copying._functions() is not None and hasattr(merger, "lib") and all(each is not None for _, each in drafts)
+    models = sum(not isinstance(each, Draft) for _, each in drafts)
+    return Blend(merger, drafts, learns) if able and models < 2 else None

@@ -190,7 +190,8 @@ def test_what_a_small_model_drafts_by_one_call_is_what_it_drafts_token_by_token(
 
 COPIES = ["prompt_lookup", "suffix", "suffix:nodes=0", "token_recycling:nodes=7", "token_recycling:update=accepted,k=3",
           "blend", "blend:learn=false", "blend:drafts=suffix+prompt_lookup(last=true)"]
-SMALL = ["draft_model:tokens=4", "draft_model:tokens=9,stop_below=0.5"]
+SMALL = ["draft_model:tokens=4", "draft_model:tokens=9,stop_below=0.5", "blend:drafts=suffix+draft_model",
+         "blend:drafts=draft_model(tokens=6;stop_below=0.2)+prompt_lookup+token_recycling"]
 
 
 @pytest.fixture

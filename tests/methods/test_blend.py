@@ -2,7 +2,9 @@
 
 import pytest
 
-from lithe.contracts.small import small_model
+from lithe import registry
+from lithe.contracts import draft as contract
+from lithe.contracts.small import small_folder, small_model
 from lithe.decode.plan import plan
 from lithe.errors import UsageError
 from lithe.ops.tree import Tree
@@ -80,7 +82,21 @@ def test_blending_beats_each_of_its_sources_at_as_many_rows():
 def test_sources_take_knobs_and_what_cannot_be_blended_is_refused():
     draft = plan(small_model(), draft="blend:drafts=suffix(nodes=5;depth=9)+token_recycling").draft
     assert [source.draft.knobs.nodes for source in draft.sources] == [5, 24] and draft.sources[0].draft.knobs.depth == 9
-    for text, why in (("lookahead", "cannot be blended"), ("draft_model", "cannot be blended"), ("blend", "cannot be blended"),
+    for text, why in (("lookahead", "cannot be blended"), ("easyspec", "cannot be blended"), ("blend", "cannot be blended"),
                       ("suffix+nosuch", "no method 'nosuch'"), ("suffix(nosuch=1)", "no knob 'nosuch'")):
         with pytest.raises(UsageError, match=why):
             plan(small_model(), draft=f"blend:drafts={text}")
+
+
+@pytest.mark.parametrize("promise", ["same_tokens", "same_law"])
+def test_a_model_among_the_sources_keeps_the_promises_drawing_nothing(promise, monkeypatch):
+    small = lambda vocab: small_folder(vocab, 64 if vocab > 5 else 16, 7, 3.0 if vocab > 5 else 1.0)
+    monkeypatch.setattr(contract, "suited", lambda entry, target: (
+        f"blend:drafts=suffix+draft_model(model={small(target.config.vocab)};tokens=3),row=0.001"))
+    getattr(contract, f"check_{promise}")(registry.find("blend"))
+
+
+def test_a_model_among_the_sources_guesses_where_nothing_repeats():
+    model, prompts = setting(6)
+    with_twin = tokens_per_pass(model, "blend:drafts=suffix+draft_model(model=self;tokens=3),row=0.001", prompts)
+    assert with_twin > tokens_per_pass(model, "blend:drafts=suffix,row=0.001", prompts) + 0.5

@@ -3,7 +3,8 @@
 Ours. Every source proposes its tree; the trees are merged, and each node gets the chance, learnt online, that it is accepted
 once its parent is: by who proposes it, how deep, at which rank, and how far that source dared to go. After every round the
 text itself tells which nodes would have been right, verified or not, so nothing need be explored. Nodes go in by the chance
-of their whole path, as many as give the most tokens for the time a pass of so many rows takes.
+of their whole path, as many as give the most tokens for the time a pass of so many rows takes. A small model may be among
+them, for what was never said before: it guesses its likeliest tokens, whatever the law.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ class Method:
     def take(self, sources: list[Source]) -> None:
         """Blend these, of which nothing is known yet."""
         self.sources, self.merger = sources, merger(self.costs)
+        for source in sources:
+            if hasattr(source.draft, "likeliest"):
+                source.draft.likeliest = True
         self.tensors = any(getattr(source.draft, "tensors", True) for source in sources)
         self.compiled = blending.blend(self.merger, [(s.name, getattr(s.draft, "compiled", None)) for s in sources],
                                       self.knobs.learn)
@@ -61,8 +65,11 @@ class Method:
                 source.draft.start(sequences)
 
     def propose(self, sequences, room):
-        if self.compiled is not None:
+        if self.compiled is not None and self.compiled.chain is None:
             return [self.compiled.propose(s.number, s.ids, most) for s, most in zip(sequences, room, strict=True)]
+        if self.compiled is not None:
+            for s in sequences:
+                self.compiled.leave(s.number)
         names = [source.name for source in self.sources]
         found = [source.draft.propose(sequences, room) for source in self.sources]
         best = [self.merger.merge(s.ids[-1], zip(names, trees, strict=True), most)
@@ -71,7 +78,7 @@ class Method:
         return [tree for tree, _ in best]
 
     def observe(self, rounds):
-        if self.compiled is not None:
+        if self.compiled is not None and self.compiled.chain is None:
             self._compiled(self.compiled, rounds)
             return
         for r in rounds:
@@ -121,4 +128,5 @@ def _specs(knobs: Knobs, most: int) -> list[registry.Spec]:
 
 
 def _blends(entry: registry.Entry) -> bool:
-    return entry.card.emits == ("det",) and getattr(entry.module.Method, "learns_from_any_tree", False)
+    method = entry.module.Method
+    return getattr(method, "learns_from_any_tree", False) and (entry.card.emits == ("det",) or hasattr(method, "likeliest"))

@@ -40,6 +40,8 @@ class Knobs:
 
 
 class Method:
+    learns_from_any_tree = True
+    likeliest = False  # whether it guesses the likeliest tokens of a sampled text too, drawing none: as one of a blend
     stop = None  # what ends a chain after a token that was read: stop(sequence, tree, state [C]) -> bool
 
     def __init__(self, knobs: Knobs, model):
@@ -126,7 +128,7 @@ class Method:
         node = len(tree) - 1
         scores_V = self.second.scores(sequence, tree, [node], logits_V[None])[0]
         law_V = torch.softmax(scores_V.double(), dim=-1)
-        if sequence.law.greedy:
+        if sequence.law.greedy or self.likeliest:
             token = int(scores_V.argmax())
         else:
             token = sequence.dice.draw(law_V)
