@@ -3,13 +3,18 @@
 A round of a method costs its drafting, one pass over the rows it verifies, and the walk. The pass comes from the stored cost
 curve T(n), what a method drafts and what is accepted from a short trial. So a dozen methods and sizes are compared in the
 time of a few texts, and only those that promise most are run against plain decoding.
+
+A machine's speed changes from minute to minute. So where all ways are to be confirmed, prompts of the trial and held-out ones
+alternate; a prediction still knows the trial's rounds and T(n) alone: other plans run the held-out prompts, and what those took
+is put beside a prediction, never into it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence as Seq
+from collections.abc import Callable, Iterable, Iterator, Sequence as Seq
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -17,7 +22,7 @@ from lithe import registry
 from lithe.bench.ledger import Ledger
 from lithe.bench.provenance import record
 from lithe.bench.runner import Course, bench
-from lithe.decode.loop import run
+from lithe.decode.loop import Step, run
 from lithe.decode.plan import plan
 from lithe.errors import LitheError
 from lithe.model.curve import CostCurve
@@ -97,8 +102,8 @@ def advise(model: Decoder, prompts: Iterable[str | Seq[int]], methods: Iterable[
 
     methods: specs to consider; by default every draft on the shelf that can run here, in several sizes. second: a model
     for drafts that need one. trials: prompts of the trial; the others, where there are any, serve to confirm the best
-    `confirm` by running them. lossy: consider ways that may change the output too. ledger: where what came out is kept.
-    settings: as for `generate`.
+    `confirm` by running them, between those of the trial where that is all of them. lossy: consider ways that may change
+    the output too. ledger: where what came out is kept. settings: as for `generate`.
     """
     every = list(prompts)
     trial = Course(model=model, prompts=every[:trials], max_tokens=max_tokens, seed=seed, law=_law(settings))
@@ -108,18 +113,22 @@ def advise(model: Decoder, prompts: Iterable[str | Seq[int]], methods: Iterable[
     total = len(trial.prompts) + 2
     tell(0, total)
     tried = [_Trial.of(trial, text) for text in (None, *asked)]
-    for i in range(len(trial.prompts)):  # side by side and in turns, as in the confirmation: what disturbs one disturbs all
-        for one in tried[i % len(tried) :] + tried[: i % len(tried)]:
-            one.decode(trial, i, curve)
-        tell(i + 1, total)
+    turns = _turns(tried, trial, curve, lambda done: tell(done, total))
+    put_to_test = partial(_confirm, model, every[trials:] or every, max_tokens=max_tokens, seed=seed, settings=settings)
+    able = [one.way for one in tried[1:] if one.way.problem is None and (lossy or one.way.lossless)]
+    together, disturbed = len(able) <= confirm, False
+    if together:
+        disturbed = put_to_test(able, between=lambda: next(turns, None))
+    list(turns)  # those that are left
     plain, *ways = (one.told() for one in tried)
     _compare(plain, ways)
     ways = _one_size_each([way for way in ways if lossy or way.lossless], keep=bool(methods))
-    disturbed = _confirm(model, every[trials:] or every, ways[:confirm], max_tokens=max_tokens, seed=seed, settings=settings)
+    if not together:
+        disturbed = put_to_test([way for way in ways if way.problem is None][:confirm])
     ways.sort(key=lambda way: (way.problem is not None, -way.worth))
     tell(total, total)
     for way in ways:
-        way.reason = reason(way, curve)
+        way.reason = reason(way, plain.seconds)
     best = next((way for way in ways[:1] if way.problem is None and _pays(way)), None)
     found = Advised(curve=curve, plain=plain, ways=ways, best=best, disturbed=disturbed)
     if ledger is not None:
@@ -156,19 +165,18 @@ def _spec(entry: registry.Entry, second: str | None, *knobs: str) -> str:
     return ":".join(filter(None, [entry.reference, ",".join([*model, *knobs])]))
 
 
-def reason(way: Advice, curve: CostCurve) -> str:
-    """One line that says what decides."""
+def reason(way: Advice, plain_s: float) -> str:
+    """One line that says what decides. plain_s: seconds of a round of plain decoding, from the same minutes."""
     if way.problem is not None:
         return way.problem
-    passes = way.verify_s / curve.seconds(1)
     gains = f"{way.tokens_per_pass:.2f} tokens a pass"
     if way.worth > 1:
-        return f"{gains}, and a round costs {way.seconds / curve.seconds(1):.2f} plain passes"
+        return f"{gains}, and a round costs {way.seconds / plain_s:.2f} plain ones"
     if way.draft_s > COSTLY * way.seconds:
         return f"drafting costs {way.draft_s / way.seconds:.0%} of a round, for {gains}"
     if way.tokens_per_pass < 1.05:
         return f"hardly anything it drafts is accepted: {gains}"
-    return f"{gains}, but verifying {way.rows_per_pass:.0f} rows costs {passes:.2f} plain passes"
+    return f"{gains}, but verifying {way.rows_per_pass:.0f} rows costs {way.verify_s / plain_s:.2f} plain rounds"
 
 
 @dataclass
@@ -181,9 +189,9 @@ class _Trial:
     passes: int = 0
     rows: int = 0
     pass_s: float = 0.0  # by the cost curve
-    beyond: list[float] = field(default_factory=list)  # what each pass took, in what the curve says of it
-    draft: list[float] = field(default_factory=list)
-    walk: list[float] = field(default_factory=list)
+    draft_s: float = 0.0
+    beyond: list[float] = field(default_factory=list)  # of each prompt: what its passes took, in what the curve says of them
+    walk: list[float] = field(default_factory=list)  # of each prompt: seconds a round
 
     @classmethod
     def of(cls, course: Course, text: str | None) -> _Trial:
@@ -201,26 +209,36 @@ class _Trial:
         try:
             if not self.passes:
                 list(run(self.plan, [course.ask(i, most=WARM_UP)]))
-            for step in run(self.plan, [course.ask(i)]):
-                self._count(step, curve.seconds(step.nodes))
+            self._count(list(run(self.plan, [course.ask(i)])), curve)
         except LitheError as problem:
             self.way.problem = str(problem)
 
-    def _count(self, step: Any, told: float) -> None:
-        self.tokens, self.rows, self.passes = self.tokens + len(step.tokens), self.rows + step.nodes, self.passes + 1
-        self.pass_s += told
-        self.beyond.append(step.seconds["verify"] / told)
-        self.draft.append(step.seconds["draft"] + step.seconds["observe"])
-        self.walk.append(step.seconds["walk"])
+    def _count(self, steps: list[Step], curve: CostCurve) -> None:
+        spent = lambda part: sum(step.seconds[part] for step in steps)
+        told = sum(curve.seconds(step.nodes) for step in steps)
+        self.tokens, self.rows = self.tokens + sum(len(s.tokens) for s in steps), self.rows + sum(s.nodes for s in steps)
+        self.passes, self.pass_s = self.passes + len(steps), self.pass_s + told
+        self.draft_s += spent("draft") + spent("observe")
+        self.beyond.append(spent("verify") / told)  # by prompts: several rounds by one call share their seconds evenly
+        self.walk.append(spent("walk") / len(steps))
 
     def told(self) -> Advice:
         """The pass costs what the curve says, times what this way's passes usually take of it: a cold cache costs too."""
         if self.way.problem is None:
             self.way.passes = self.passes
             self.way.tokens_per_pass, self.way.rows_per_pass = self.tokens / self.passes, self.rows / self.passes
-            self.way.draft_s, self.way.walk_s = sum(self.draft) / self.passes, median(self.walk)
+            self.way.draft_s, self.way.walk_s = self.draft_s / self.passes, median(self.walk)
             self.way.verify_s = self.pass_s / self.passes * median(self.beyond)
         return self.way
+
+
+def _turns(tried: list[_Trial], course: Course, curve: CostCurve, tell: Callable[[int], None]) -> Iterator[None]:
+    """The trial, prompt by prompt: all ways side by side and in turns, so that what disturbs one disturbs all."""
+    for i in range(len(course.prompts)):
+        for one in tried[i % len(tried) :] + tried[: i % len(tried)]:
+            one.decode(course, i, curve)
+        tell(i + 1)
+        yield
 
 
 def _compare(plain: Advice, ways: list[Advice]) -> None:
@@ -245,14 +263,14 @@ def _one_size_each(ways: list[Advice], *, keep: bool) -> list[Advice]:
 
 
 def _confirm(model: Decoder, prompts: list[str | Seq[int]], ways: list[Advice], *, max_tokens: int, seed: int,
-             settings: dict[str, Any]) -> bool:
-    """Run the most promising ones beside plain decoding; returns whether the machine was disturbed."""
-    ways = [way for way in ways if way.problem is None]
+             settings: dict[str, Any], between: Callable[[], None] = lambda: None) -> bool:
+    """Run these beside plain decoding; returns whether the machine was disturbed. between: called before each prompt."""
     if not ways:
         return False
-    rows = bench(model, [way.spec for way in ways], prompts, max_tokens=max_tokens, seed=seed, **settings)
+    rows = bench(model, [way.spec for way in ways], prompts, max_tokens=max_tokens, seed=seed,
+                 progress=lambda done, of: between(), **settings)
     for way, row in zip(ways, rows[1:], strict=True):
-        way.measured, way.interval, way.problem = row.speedup, row.speedup_interval, row.error
+        way.measured, way.interval, way.problem = row.speedup, row.speedup_interval, way.problem or row.error
         if way.lossless and row.same is not None and row.same < row.of:
             way.problem = f"it changed {row.of - row.same} of {row.of} texts, against its promise: run lithe doctor"
     return rows[0].disturbed

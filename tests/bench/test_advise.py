@@ -5,11 +5,13 @@ import json
 import pytest
 
 from lithe import recipe
-from lithe.bench.advise import Advice, Advised, advise, candidates, reason
+from lithe.bench.advise import Advice, Advised, _Trial, advise, candidates, reason
 from lithe.bench.ledger import Ledger
+from lithe.bench.runner import Contestant
 from lithe.cli import run
 from lithe.cli.advise import recipe as written
 from lithe.contracts.small import small_model
+from lithe.decode.loop import run as run_plan
 from lithe.model.cache import PlainCache
 from lithe.model.curve import CostCurve
 from tests.bench.folder import small_text_folder
@@ -78,15 +80,48 @@ def test_what_cannot_run_here_or_breaks_its_promise_says_so_and_comes_last(mine,
 
 
 def test_reasons_name_what_decides():
-    curve = CostCurve(rows=(1, 8), medians=(1.0, 2.0), spreads=(0.0, 0.0), context=8, threads=1)
     def way(rows, verify, speedup, tokens=1.2, draft=0.0):
         return Advice(method="m", spec="m", lossless=True, rows_per_pass=rows, verify_s=verify, speedup=speedup,
                       tokens_per_pass=tokens, draft_s=draft)
 
-    assert "drafting costs 50%" in reason(way(2, 1.0, 0.6, draft=1.0), curve)
-    assert "8 rows costs 2.00" in reason(way(8, 2.0, 0.6), curve)
-    assert "hardly anything" in reason(way(8, 2.0, 0.5, tokens=1.01), curve)
-    assert "3.00 tokens a pass" in reason(way(8, 2.0, 1.5, tokens=3.0), curve)
+    assert "drafting costs 50%" in reason(way(2, 1.0, 0.6, draft=1.0), 1.0)
+    assert "8 rows costs 2.00" in reason(way(8, 2.0, 0.6), 1.0)
+    assert "hardly anything" in reason(way(8, 2.0, 0.5, tokens=1.01), 1.0)
+    assert "3.00 tokens a pass" in reason(way(8, 2.0, 1.5, tokens=3.0), 1.0)
+
+
+def test_a_prediction_knows_nothing_of_held_out_prompts(mine, monkeypatch):
+    def clocked(made, sequences):  # a trial whose seconds are always the same
+        for step in run_plan(made, sequences):
+            step.seconds = dict(prefill=1.0, draft=1e-4, verify=1e-3 * step.nodes, walk=1e-5 * len(step.tokens), observe=2e-5)
+            yield step
+
+    monkeypatch.setattr("lithe.bench.advise.run", clocked)
+    curve = CostCurve(rows=(1, 8), medians=(1.0, 2.0), spreads=(0.0, 0.0), context=8, threads=1)
+    monkeypatch.setattr("lithe.bench.advise.cost_curve", lambda model: curve)
+    told, order = [], []
+    for held, confirm in ((PROMPTS[2:], 2), ([[3, 3, 3], [4]], 2), (PROMPTS[2:3], 1), ([[8, 9]], 0)):
+        def ran(self, course, i, curve, decode=_Trial.decode):
+            order.append(f"trial {i}")
+            decode(self, course, i, curve)
+
+        with monkeypatch.context() as inside:
+            inside.setattr(_Trial, "decode", ran)
+            inside.setattr("lithe.bench.runner.Contestant.decode", noted(Contestant.decode, order))
+            found = advise(small_model(), PROMPTS[:2] + held, [mine["follows"], mine["slow"]], max_tokens=12, trials=2,
+                           confirm=confirm)
+        ways = [found.plain, *sorted(found.ways, key=lambda way: way.method)]
+        told.append([(way.tokens_per_pass, way.draft_s, way.verify_s, way.walk_s, way.speedup) for way in ways])
+    assert told[0] == told[1] == told[2] == told[3]
+    assert order[:12] == [*["trial 0"] * 3, *["held 0"] * 3, *["trial 1"] * 3, *["held 1"] * 3]  # in the same minutes
+
+
+def noted(decode, order):
+    def held(self, course, group):
+        order.append(f"held {group.start}")
+        decode(self, course=course, group=group)
+
+    return held
 
 
 def test_every_candidate_is_a_spec_in_one_of_several_sizes():
