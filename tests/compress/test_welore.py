@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lithe.compress.api import compress as saved
 from lithe.compress.pairs import factored
 from lithe.compress.recovery import recover
 from lithe.compress.run import Stage, compress
@@ -11,6 +12,7 @@ from lithe.compress.surgery import copied
 from lithe.contracts.compressing import text
 from lithe.contracts.small import small_model
 from lithe.errors import UnsupportedError
+from lithe.model.load import load
 
 
 def uneven():
@@ -50,6 +52,18 @@ def test_bytes_are_met_by_the_least_threshold_that_does():
     assert found.cost <= found.budget < below
     assert {name.split(".")[2] for name, level in found.levels.items() if level is not None} == {"self_attn"}
     assert stage("welore:ratio=0.2,min_ratio=0.9", uneven()).allocate().levels != found.levels
+
+
+def test_what_the_threshold_leaves_goes_to_pairs_until_files_take_what_was_asked(tmp_path):
+    model = load("zoo:tiny-draft", dtype="float32", fast=False)
+    found = saved(model, ["welore:ratio=0.4"], calibration=text(), out=tmp_path / "m")
+    (plan,) = found.allocations
+    sides = max(sum(pair.weight.shape) for pair in factored(found.model).values())
+    assert plan.notes["tau_of_pairs"] < plan.notes["tau"]
+    assert 0 <= plan.budget - plan.cost <= 4 * sides  # a rank of one pair
+    whole = sum(path.stat().st_size for path in model.folder.glob("*.safetensors"))
+    taken = sum(path.stat().st_size for path in (tmp_path / "m").glob("*.safetensors"))
+    assert taken == pytest.approx(whole - plan.full + plan.budget, rel=0.01)
 
 
 def test_what_a_pair_loses_is_the_singular_values_cut_off():

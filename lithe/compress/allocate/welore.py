@@ -26,7 +26,8 @@ class Knobs:
 
 
 class Method:
-    """Jaiswal et al. 2024, sections 3.1 and 3.2: tau by bisection, the least that meets the budget."""
+    """Jaiswal et al. 2024, sections 3.1 and 3.2: tau by bisection, the least that meets the budget. Ours: bytes that it leaves, a
+    matrix that becomes a pair being its step, go to the pairs by a second threshold, lower and theirs alone."""
 
     scored = True
     every_rank = True
@@ -47,21 +48,28 @@ class Method:
         else:
             tau = least(lambda tau: problem.cost(self._plan(problem, scores, tau)) <= problem.budget * (1 + 1e-9))
         plan = self._plan(problem, scores, tau)
+        pairs = {name for name, options in problem.options.items() if plan[name] != options[-1].level}
+        problem.notes |= {"tau": tau, "ranks_below": round(gone(tau), 6), "pairs": len(pairs)}
         if self.by == "ranks":
             problem.budget = problem.cost(plan)  # what it comes to in bytes
-        problem.notes |= {"tau": tau, "ranks_below": round(gone(tau), 6),
-                          "pairs": sum(plan[name] != options[-1].level for name, options in problem.options.items())}
-        return plan
+            return plan
+        richer = lambda tau: plan | {name: self._pair(problem.options[name], scores[name], tau) for name in pairs}
+        problem.notes["tau_of_pairs"] = least(lambda tau: problem.cost(richer(tau)) <= problem.budget * (1 + 1e-9))
+        return richer(problem.notes["tau_of_pairs"])
 
     def _plan(self, problem: Problem, scores: dict[str, Tensor], tau: float) -> Plan:
         return {name: self._level(options, scores[name], tau) for name, options in problem.options.items()}
 
     def _level(self, options: list[Option], score_U: Tensor, tau: float) -> Level:
         """The richest option of no more units than reach tau, or the group as it is."""
+        dense = 1 - int((score_U >= tau).sum()) / score_U.numel() <= self.min_ratio
+        return options[-1].level if dense else self._pair(options, score_U, tau)
+
+    @staticmethod
+    def _pair(options: list[Option], score_U: Tensor, tau: float) -> Level:
+        """The richest option but the group as it is of no more units than reach tau."""
         kept = int((score_U >= tau).sum())
-        if 1 - kept / score_U.numel() <= self.min_ratio:
-            return options[-1].level
-        fits = [option for option in options if isinstance(option.level, int | float) and option.level <= kept]
+        fits = [option for option in options[:-1] if isinstance(option.level, int | float) and option.level <= kept]
         return fits[-1].level if fits else options[0].level
 
 
