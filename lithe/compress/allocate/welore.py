@@ -26,8 +26,10 @@ class Knobs:
 
 
 class Method:
-    """Jaiswal et al. 2024, sections 3.1 and 3.2: tau by bisection, the least that meets the budget. Ours: bytes that it leaves, a
-    matrix that becomes a pair being its step, go to the pairs by a second threshold, lower and theirs alone."""
+    """Jaiswal et al. 2024, sections 3.1 and 3.2: tau by bisection, the least that meets the budget.
+
+    Ours: bytes that it leaves, a matrix that becomes a pair being its step, go to pairs by a lower threshold of their own.
+    """
 
     scored = True
     every_rank = True
