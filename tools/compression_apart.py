@@ -23,6 +23,7 @@ APART = (  # row, file beside the logs, what, its key, figures by name; nats a t
     (162, "overfit.jsonl", "{} bits fitted to 16 rows of 128 tokens; own: on these", "bits",
      ("dense", "rtn", "adaquant", "adaquant_own", "end_to_end_0.0001", "end_to_end_0.0001_own", "end_to_end_0.001",
       "end_to_end_0.001_own")))
+THIRD = "dense, FFN of a third"
 SCRATCH = (  # row, its way, what it is beside
     (8, "sr-ste, 1:4", "straight-through, 1:4"),
     (8, "sr-ste, 1:4, a tenth of the pull", "straight-through, 1:4"),
@@ -31,8 +32,14 @@ SCRATCH = (  # row, its way, what it is beside
     (8, "sr-ste, FFN 1:8", "straight-through, FFN 1:8"),
     (36, "progressive gradient flow, FFN 1:8", "straight-through, FFN 1:8"),
     (36, "progressive gradient flow, FFN 1:8", "sr-ste, FFN 1:8"),
+    (74, "folded, 4x", "hashed, 4x"),
+    (74, "folded, 4x", "dense, a quarter of the weights"),
+    (74, "folded, 10x", "hashed, 10x"),
+    (74, "folded, 10x", "dense, a tenth of the weights"),
     (111, "fast sparse, 80 %", "gone at once, 80 %"),
-    (111, "fast sparse, 80 %", "dense, a quarter of the weights"))
+    (111, "fast sparse, 80 %", "dense, a quarter of the weights"),
+    *((168, f"{form}{how}", other) for form in ("low rank", "block dense", "block shuffle") for how, other in (
+        (", guided", form), (", guided", THIRD), ("", THIRD), ("", f"{form}, random factors"))))
 BITS, OTHERS = "bits", ("all kinds", "one of zeros", "one of low rank", "one of halves gone")  # of compression_hull.py
 HULL = """By `tools/compression_hull.py`: GPTQ's 2, 3 and 4 bits in groups of 128 and 32 and vectors of 2 bits, against these
 with zeros, low rank and missing halves beside them. **sum**: what options lose alone, in KL on calibration text, added up: of
@@ -55,8 +62,7 @@ def apart() -> list[str]:
             if own[names[1]]:
                 lines.append(f"| {number} | {what.format(f'{value:g}')} | {figures} | {len(own[names[1]])} |")
     said = ("By `tools/sharing.py`, `tools/lowrank.py`, `tools/ftwt.py` and `tools/compression_overfit.py`, whose lines lie in "
-            "`docs/log/compress`; what each figure is stands in the log of its row there, where row 168 (structured FFN) has "
-            "its own.")
+            "`docs/log/compress`; what each figure is stands in the log of its row there.")
     return ["## Measured apart", said, "\n".join(lines)]
 
 
@@ -87,7 +93,7 @@ def scratch(records: list[Record]) -> list[str]:
     said = ("By `tools/compression_scratch.py` (suite `scratch` of the ledger): a byte model, 3 layers of width 96, 300 steps "
             "of 768 bytes of TinyStories, nats a byte on 24,576 held-out ones"
             + (f"; dense {_loss(by[DENSE])}" if by[DENSE] else "") + ". Changes: entries that came or went, over weights.")
-    return ["## Masks from the first step on", said, "\n".join(lines)] if len(lines) > 2 else []
+    return ["## From the first step on", said, "\n".join(lines)] if len(lines) > 2 else []
 
 
 def _loss(found: dict[int, dict[str, Any]]) -> str:
