@@ -1,0 +1,108 @@
+"""What holds a pass: its blocks as they are beside the same blocks with all weights in the cache, and beside the machine's bounds.
+
+    tools/at_hand.py [PRECISION ...] [--rounds 15] [--ledger docs/ledger-engines.jsonl]
+
+The shape of SmolLM-135M with random weights, 256 tokens behind, no output matrix. At hand: every layer is given the weights of the
+first. What a pass takes then, no overlap of reading and multiplying can save; what it takes above the larger of this and of reading
+could be saved by overlap alone. Ways take turns; bandwidth and peaks are measured in the same rounds.
+"""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from lithe.bench.engines._machine import Engine
+from lithe.bench.engines._rows import Ratio, ratio
+from lithe.bench.engines._target import SHAPES
+from lithe.bench.ledger import Ledger
+from lithe.bench.provenance import record
+from lithe.kernels import block
+from lithe.model import fast
+from lithe.model.decoder import NONE, Decoder
+from lithe.model.express import quickest
+from lithe.model.linear import PackedLinear
+from lithe.model.runtime import Bench
+
+ROWS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("precisions", nargs="*", default=["int8", "int4", "bf16", "fp32"])
+    asked.add_argument("--rounds", type=int, default=15)
+    asked.add_argument("--ledger", default="docs/ledger-engines.jsonl")
+    given = asked.parse_args()
+    for precision in given.precisions:
+        model = fast.fuse(Decoder(SHAPES["135m"]).init(0).eval(), precision)
+        found = profile(model, precision, given.rounds)
+        Ledger(given.ledger).append(record("at hand", model, measured=found, inputs="135m", parts=[model.fast],
+                                           settings={"rounds": given.rounds, "behind": 256}))
+        show(precision, found)
+
+
+def profile(model: Decoder, kind: str, rounds: int) -> dict:
+    """Medians in ms by rows, and by how much a pass lies above either bound: (median, low, high)."""
+    weights = sum(m.data.nbytes for name, m in model.named_modules() if isinstance(m, PackedLinear) and "layers" in name)
+    machine, took = Engine(threads=model.threads), {"blocks": {n: [] for n in ROWS}, "hand": {n: [] for n in ROWS}}
+    reading, peaks = [], []
+    with Bench(model) as bench:
+        seconds(bench, 1)
+        stack = bench.cache.home.way.made.stack
+        for n in ROWS:
+            seconds(bench, n)
+        for turn in range(rounds):
+            for n in ROWS[:: 1 if turn % 2 else -1]:
+                took["blocks"][n].append(median(seconds(bench, n) for _ in range(3)))
+                with at_hand(stack):
+                    seconds(bench, n)
+                    took["hand"][n].append(median(seconds(bench, n) for _ in range(3)))
+            reading.append(weights / machine.bandwidth(weights))
+            peaks.append(machine.peak(kind))
+    found = {name: {str(n): median(times) * 1e3 for n, times in by.items()} for name, by in took.items()}
+    first = took["blocks"][1]
+    over = lambda n, bounds: told(ratio(took["blocks"][n], bounds))
+    return found | {
+        "reading": median(reading) * 1e3, "GB/s": weights / median(reading) / 1e9, "Gop/s": median(peaks) / 1e9, "weights": weights,
+        "over one row": {str(n): over(n, first) for n in ROWS[1:]},
+        "at hand over one row": {str(n): told(ratio(took["hand"][n], first)) for n in ROWS[1:]},
+        "over the larger of hand and one row": {str(n): over(n, [max(a, b) for a, b in zip(took["hand"][n], first, strict=True)])
+                                                for n in ROWS},
+        "over the larger of hand and reading": {str(n): over(n, [max(a, b) for a, b in zip(took["hand"][n], reading, strict=True)])
+                                                for n in ROWS}}
+
+
+def told(found: Ratio) -> list[float]:
+    return [round(found.value, 3), round(found.low, 3), round(found.high, 3)]
+
+
+def seconds(bench: Bench, rows: int) -> float:
+    start = perf_counter()
+    quickest(bench.model, [bench.ids[:rows]], bench.cache, NONE)
+    return perf_counter() - start
+
+
+@contextmanager
+def at_hand(stack: block.Stack) -> Iterator[None]:
+    """Every layer of a stack reads the first one's weights."""
+    own = list(stack.layer_array)
+    stack.layer_array[:] = own[:1] * len(own)
+    yield
+    stack.layer_array[:] = own
+
+
+def show(precision: str, found: dict) -> None:
+    print(f"{precision}: reading {found['reading']:.2f} ms at {found['GB/s']:.0f} GB/s, peak {found['Gop/s']:.0f} Gop/s")
+    print("  rows  blocks  hand  over one row, and that at hand; over hand or one row; over hand or reading")
+    for n in map(str, ROWS):
+        pair = lambda name, n=n: "{} ({} to {})".format(*found[name][n]) if n in found[name] else "-"
+        print(f"  {n:>4} {found['blocks'][n]:7.2f} {found['hand'][n]:5.2f}  {pair('over one row')}; {pair('at hand over one row')}; "
+              f"{pair('over the larger of hand and one row')}; {pair('over the larger of hand and reading')}")
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()
