@@ -1,10 +1,10 @@
-"""What holds a pass: its blocks as they are beside the same blocks with all weights in the cache, and beside the machine's bounds.
+"""What holds a pass: its blocks as they are, the same blocks with all weights in the cache, and what reading alone takes.
 
     tools/at_hand.py [PRECISION ...] [--rounds 15] [--ledger docs/ledger-engines.jsonl]
 
-The shape of SmolLM-135M with random weights, 256 tokens behind, no output matrix. At hand: every layer is given the weights of the
-first. What a pass takes then, no overlap of reading and multiplying can save; what it takes above the larger of this and of reading
-could be saved by overlap alone. Ways take turns; bandwidth and peaks are measured in the same rounds.
+The shape of SmolLM-135M with random weights, 256 tokens behind, no output matrix. At hand: every layer is given the weights of
+the first. What a pass takes then, no overlap of reading and multiplying can save; what it takes above the larger of this and of
+reading could be saved by overlap alone. Ways take turns; bandwidth and peaks are measured in the same rounds.
 """
 
 import argparse
@@ -63,16 +63,14 @@ def profile(model: Decoder, kind: str, rounds: int) -> dict:
             reading.append(weights / machine.bandwidth(weights))
             peaks.append(machine.peak(kind))
     found = {name: {str(n): median(times) * 1e3 for n, times in by.items()} for name, by in took.items()}
-    first = took["blocks"][1]
-    over = lambda n, bounds: told(ratio(took["blocks"][n], bounds))
+    whole, hand = took["blocks"], took["hand"]
+    larger = lambda n, other: [max(pair) for pair in zip(hand[n], other, strict=True)]
+    over = lambda times, bounds: {str(n): told(ratio(times[n], bounds(n))) for n in ROWS}
     return found | {
-        "reading": median(reading) * 1e3, "GB/s": weights / median(reading) / 1e9, "Gop/s": median(peaks) / 1e9, "weights": weights,
-        "over one row": {str(n): over(n, first) for n in ROWS[1:]},
-        "at hand over one row": {str(n): told(ratio(took["hand"][n], first)) for n in ROWS[1:]},
-        "over the larger of hand and one row": {str(n): over(n, [max(a, b) for a, b in zip(took["hand"][n], first, strict=True)])
-                                                for n in ROWS},
-        "over the larger of hand and reading": {str(n): over(n, [max(a, b) for a, b in zip(took["hand"][n], reading, strict=True)])
-                                                for n in ROWS}}
+        "reading": median(reading) * 1e3, "GB/s": weights / median(reading) / 1e9, "Gop/s": median(peaks) / 1e9,
+        "weights": weights, "over one row": over(whole, lambda n: whole[1]), "at hand over one row": over(hand, lambda n: whole[1]),
+        "over the larger of hand and one row": over(whole, lambda n: larger(n, whole[1])),
+        "over the larger of hand and reading": over(whole, lambda n: larger(n, reading))}
 
 
 def told(found: Ratio) -> list[float]:
@@ -95,12 +93,12 @@ def at_hand(stack: block.Stack) -> Iterator[None]:
 
 
 def show(precision: str, found: dict) -> None:
+    heads = [name for name in found if "over" in name]
     print(f"{precision}: reading {found['reading']:.2f} ms at {found['GB/s']:.0f} GB/s, peak {found['Gop/s']:.0f} Gop/s")
-    print("  rows  blocks  hand  over one row, and that at hand; over hand or one row; over hand or reading")
+    print("  rows  blocks  hand;", "; ".join(heads))
     for n in map(str, ROWS):
-        pair = lambda name, n=n: "{} ({} to {})".format(*found[name][n]) if n in found[name] else "-"
-        print(f"  {n:>4} {found['blocks'][n]:7.2f} {found['hand'][n]:5.2f}  {pair('over one row')}; {pair('at hand over one row')}; "
-              f"{pair('over the larger of hand and one row')}; {pair('over the larger of hand and reading')}")
+        parts = ["{:.2f} ({:.2f} to {:.2f})".format(*found[name][n]) for name in heads]
+        print(f"  {n:>4} {found['blocks'][n]:7.2f} {found['hand'][n]:5.2f};", "; ".join(parts))
 
 
 if __name__ == "__main__":
