@@ -68,7 +68,8 @@ def profile(model: Decoder, kind: str, rounds: int) -> dict:
     over = lambda times, bounds: {str(n): told(ratio(times[n], bounds(n))) for n in ROWS}
     return found | {
         "reading": median(reading) * 1e3, "GB/s": weights / median(reading) / 1e9, "Gop/s": median(peaks) / 1e9,
-        "weights": weights, "over one row": over(whole, lambda n: whole[1]), "at hand over one row": over(hand, lambda n: whole[1]),
+        "weights": weights, "over one row": over(whole, lambda n: whole[1]),
+        "at hand over one row": over(hand, lambda n: whole[1]),
         "over the larger of hand and one row": over(whole, lambda n: larger(n, whole[1])),
         "over the larger of hand and reading": over(whole, lambda n: larger(n, reading))}
 
