@@ -27,7 +27,7 @@ from lithe.model.express import quickest
 from lithe.model.linear import PackedLinear
 from lithe.model.runtime import Bench
 
-ROWS = (1, 2, 4, 8, 16, 32, 64)
+ROWS, WARM, REPEATS = (1, 2, 4, 8, 16, 32, 64), 2, 3
 
 
 def main() -> None:
@@ -56,10 +56,9 @@ def profile(model: Decoder, kind: str, rounds: int) -> dict:
             seconds(bench, n)
         for turn in range(rounds):
             for n in ROWS[:: 1 if turn % 2 else -1]:
-                took["blocks"][n].append(median(seconds(bench, n) for _ in range(3)))
+                took["blocks"][n].append(seconds(bench, n))
                 with at_hand(stack):
-                    seconds(bench, n)
-                    took["hand"][n].append(median(seconds(bench, n) for _ in range(3)))
+                    took["hand"][n].append(seconds(bench, n))
             reading.append(weights / machine.bandwidth(weights))
             peaks.append(machine.peak(kind))
     found = {name: {str(n): median(times) * 1e3 for n, times in by.items()} for name, by in took.items()}
@@ -79,9 +78,13 @@ def told(found: Ratio) -> list[float]:
 
 
 def seconds(bench: Bench, rows: int) -> float:
-    start = perf_counter()
-    quickest(bench.model, [bench.ids[:rows]], bench.cache, NONE)
-    return perf_counter() - start
+    """Of one pass among its like: behind one of other rows it takes longer."""
+    times = []
+    for _ in range(WARM + REPEATS):
+        start = perf_counter()
+        quickest(bench.model, [bench.ids[:rows]], bench.cache, NONE)
+        times.append(perf_counter() - start)
+    return median(times[WARM:])
 
 
 @contextmanager

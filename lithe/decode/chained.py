@@ -34,7 +34,9 @@ class Chained:
     def ready(self, sequence: Sequence, most: int, least: int = 0) -> int:
         """How many tokens are cached, at least so many of those before the last; below 0 where passes cannot be taken in C."""
         lanes, last = self.lanes, len(sequence.ids) + most - 1
-        if last > lanes.furthest or lanes.model.fast is None:
+        rows = lanes.model.config.vocab
+        unknown = rows < self.known and max(sequence.ids) >= rows
+        if last > lanes.furthest or lanes.model.fast is None or unknown:
             return -1
         lanes.sync([sequence])
         if lanes.cache.lengths[0] < max(least, len(sequence.ids) - MOST):

@@ -82,8 +82,8 @@ BOTH = """Tokens per pass at the tree a paper takes, and speed at one that this 
 measured rates and T(n) make worth their time.
 """
 AGAINST = """The same weights and precision, greedy, turn by turn in one run, each engine in a process of its own; prompts that
-do not loop, and editing. llama.cpp runs plain, with its bindings' prompt lookup and with `zoo:tiny-draft` as its draft model,
-several settings of each; lithe's `draft 4` is that model, in int8 for both; of each kind the fastest counts. Times leave the
+do not loop, and editing. llama.cpp runs plain, with its bindings' prompt lookup and with `zoo:tiny-aligned` as its draft model,
+several settings of each; `draft` with a number is lithe with that model, in int8 for both; of each kind the fastest counts. Times leave the
 prompt's own pass out.
 """
 SAME = """64 shipped prompts, or as many as a cell says, 128 tokens, greedy: texts that are plain decoding's to the last token,
@@ -108,8 +108,14 @@ def sets(part: str) -> list[Part]:
     for r in Ledger(LEDGER).read() if LEDGER.is_file() else ():
         if r.settings.get("part") == part:
             run = machine(r), r.prompts_hash
-            found[run] = found.pop(run, {}) | {r.method: r}
+            found[run] = found.pop(run, {}) | {own(r.method): r}
     return list(found.values())
+
+
+def own(method: str) -> str:
+    """Its name without weights that it finds by itself, since the zoo ships them."""
+    name = method.partition(":")[0]
+    return re.sub(rf"[,:]heads=\.lithe/heads/{name}$", "", method) if (ZOO / "heads" / name / NOTES).is_file() else method
 
 
 def whole(part: str, *, here: bool = True) -> Part:
@@ -134,7 +140,7 @@ def ranked(part: Part) -> list[dict]:
 
 def table(part: Part) -> str:
     rows = [[f"`{m['method']}`", "yes" if m["lossless"] else "no", speed(m), rate(m), passes(m), f"{m['nodes_per_pass']:.1f}",
-             f"{m['draft_share']:.0%}", f"{m['held_mb']:.1f}" if "held_mb" in m else "", learned(part[m["method"]]),
+             f"{m['draft_share']:.0%}", f"{m['held_mb']:.1f}" if "held_mb" in m else "", learned(part[own(m["method"])]),
              "" if m["same"] is None else f"{m['same']} of {m['of']}"] for m in ranked(part)]
     said = grid(HEADS, rows)
     if disturbed := [f"`{m['method']}`" for m in ranked(part) if m["disturbed"]]:

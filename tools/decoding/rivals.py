@@ -35,7 +35,7 @@ from lithe.tune.rack import Rack
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 LEDGER, WORK = ROOT / "docs" / "ledger-decoding.jsonl", ROOT / ".lithe" / "rivals"
-MODEL, DRAFT, EDITOR = "zoo:tiny", "zoo:tiny-draft", ROOT / "lithe" / "zoo" / "tiny-editor"
+MODEL, DRAFT, EDITOR = "zoo:tiny", "zoo:tiny-aligned", ROOT / "lithe" / "zoo" / "tiny-editor"
 EACH, TOKENS = 12, {"tasks": 64, "editing": 128}
 WAYS: dict[str, dict] = {
     LITHE: {"plain": "", "prompt_lookup": "prompt_lookup", "suffix": "suffix:nodes=0",
