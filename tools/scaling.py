@@ -7,7 +7,8 @@ python tools/scaling.py --pick DIR|SPEC [--model zoo:tiny-draft] [--ledger FILE]
 Sizes are compared after the most tokens. --then: a second text for a stage after the first, beside that stage alone. --heads
 keeps the draft that has read most; with --out the same command goes on from the points that are there. --pick holds what T(n)
 of passes at batch 1 and tokens a pass on other prompts say of the guesses for each batch against tokens a second of a grid of
-them; it needs a quiet machine, a minute. DIR: fitted heads; SPEC: any draft, with {n} for its guesses, "draft_model:tokens={n}".
+them, while all texts of a batch run; it needs a quiet machine, a minute. DIR: fitted heads; SPEC: any draft, with {n} for its
+guesses, "draft_model:tokens={n}".
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from lithe.train.schedule import Cosine
 from lithe.train.teacher import Teacher, Windows
 
 NODES, BATCHES, SIZES = 8, (1, 2, 4, 8), range(1, 33)
-GRID, PROMPTS, TOKENS, TURNS = (0, 1, 2, 4, 8, 16), 16, 32, 3
+GRID, PROMPTS, TOKENS, TURNS = (0, 1, 2, 4, 8, 16), 16, 48, 3
 
 
 def lesson_of(steps: int, rows: int, length: int) -> Lesson:
@@ -161,7 +162,7 @@ def picked(options: argparse.Namespace) -> None:
         measured = {"batches": told, "tau": tau, "curve": dict(zip(rows, curve.medians, strict=True)),
                     "disturbed": worse(before, listen()).disturbed} | ({"rates": rates} if rates else {})
         Ledger(options.ledger).append(record("scaling", model, measured=measured, inputs=texts, seed=0, method=method,
-                                             settings={"max_tokens": TOKENS, "turns": TURNS, "grid": GRID}))
+                                             settings={"max_tokens": TOKENS, "turns": TURNS, "grid": GRID, "full": True}))
 
 
 def counted(model, spec: str, texts: list[str]) -> float:
@@ -177,13 +178,15 @@ def timed(model, spec: str | None, texts: list[str], batch: int) -> dict[str, fl
     made, tokens, clocks = plan(model, draft=spec), 0, []
     for at in range(0, len(texts), batch):
         asked = [request(model, text, max_tokens=TOKENS, ignore_eos=True) for text in texts[at : at + batch]]
-        for step in run(made, asked):
+        for count, step in enumerate(run(made, asked), 1):
             tokens += len(step.tokens)
             if not clocks or clocks[-1] is not step.seconds:
                 clocks.append(step.seconds)
+            if count % len(asked) == 0 and any(s.finished for s in asked):
+                break  # the law is of a full batch
     spent = sum(sum(clock.values()) - clock["prefill"] for clock in clocks)
-    rest = [sum(clock.values()) - clock["prefill"] - clock["verify"] for clock in clocks]
-    return {"speed": tokens / spent, "rest": median(rest), "pass": median(clock["verify"] for clock in clocks)}
+    passing = sum(clock["verify"] for clock in clocks)
+    return {"speed": tokens / spent, "rest": (spent - passing) / len(clocks), "pass": passing / len(clocks)}
 
 
 def between(rest: dict[tuple[int, int], float]) -> Callable[[int, int], float]:
