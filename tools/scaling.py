@@ -2,11 +2,13 @@
 
 python tools/scaling.py --data FILE [--model zoo:tiny-draft] [--steps 40 80 160 320 640] [--layers 1 2 4] [--then FILE]
                         [--heads DIR] [--out FILE] [--ledger FILE]
-python tools/scaling.py --pick DIR [--model zoo:tiny-draft] [--ledger FILE]
+python tools/scaling.py --pick DIR|SPEC [--model zoo:tiny-draft] [--ledger FILE]
 
 Sizes are compared after the most tokens. --then: a second text for a stage after the first, beside that stage alone. --heads
-keeps the draft that has read most; with --out the same command goes on from the points that are there. --pick holds what the
-stored T(n) says of trees for each batch against tokens a second of a grid of them; it needs a quiet machine, a minute.
+keeps the draft that has read most; with --out the same command goes on from the points that are there. --pick holds what T(n)
+of passes at batch 1 and tokens a pass on other prompts say of the guesses for each batch against tokens a second of a grid of
+them, while all texts of a batch run; it needs a quiet machine, a minute. DIR: fitted heads; SPEC: any draft, with {n} for its
+guesses, "draft_model:tokens={n}".
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ from lithe.decode.generate import request
 from lithe.decode.loop import run
 from lithe.decode.plan import plan
 from lithe.model import corpus
+from lithe.model.curve import CostCurve
 from lithe.model.load import ZOO
-from lithe.model.runtime import cost_curve, stored
 from lithe.train import fitted
 from lithe.train.learn import Lesson, learn, measure
 from lithe.train.loop import Plan, fit
@@ -38,7 +40,7 @@ from lithe.train.schedule import Cosine
 from lithe.train.teacher import Teacher, Windows
 
 NODES, BATCHES, SIZES = 8, (1, 2, 4, 8), range(1, 33)
-GRID, PROMPTS, TOKENS, TURNS = (0, 1, 2, 4, 8, 16), 8, 16, 1
+GRID, PROMPTS, TOKENS, TURNS = (0, 1, 2, 4, 8, 16), 16, 48, 3
 
 
 def lesson_of(steps: int, rows: int, length: int) -> Lesson:
@@ -130,50 +132,75 @@ def sweep(options: argparse.Namespace) -> None:
 
 
 def picked(options: argparse.Namespace) -> None:
-    """Trees that the laws pick for each batch beside tokens a second of the grid; one record."""
+    """Trees that the law picks for each batch beside tokens a second of the grid; one record."""
     model = open_model(options.model)
-    curve = (stored(model) and stored(model).curves.get(model.threads)) or cost_curve(model)
-    notes = fitted.read_notes(options.pick)
-    rates, before = notes["rates"], listen()
-    texts = read_prompts(ZOO / "prompts" / "mixed.jsonl")[:PROMPTS]
+    method, rates = options.pick, None
+    if Path(method).is_dir():
+        notes = fitted.read_notes(Path(method))
+        method, rates = f"{notes['method']}:heads={method},nodes={{n}}", notes["rates"]
+    shipped = read_prompts(ZOO / "prompts" / "mixed.jsonl")
+    texts, others, before = shipped[:PROMPTS], shipped[PROMPTS : 2 * PROMPTS], listen()
+    spec = {n: method.format(n=n) if n else None for n in GRID}
+    tau = dict.fromkeys(GRID, 1.0) | {n: counted(model, spec[n], others) for n in GRID[1:]}
     cells = {(batch, n): [] for batch in BATCHES for n in GRID}
-    for _ in range(TURNS):
-        for batch, n in cells:
-            spec = f"{notes['method']}:heads={options.pick},depth={len(rates)},nodes={n}" if n else None
-            cells[batch, n].append(timed(model, spec, texts, batch))
+    for turn in range(TURNS):
+        for batch, n in list(cells)[:: -1 if turn % 2 else 1]:
+            cells[batch, n].append(timed(model, spec[n], texts, batch))
     found = {key: {name: median(cell[name] for cell in turns) for name in turns[0]} for key, turns in cells.items()}
-    draft = drafting({key[0] * key[1]: one["draft"] for key, one in found.items() if key[1] in (GRID[1], GRID[-1])}, len(rates))
+    rows = tuple(n + 1 for n in GRID)
+    curve = CostCurve(rows=rows, medians=tuple(found[BATCHES[0], n]["pass"] for n in GRID), spreads=(0.0,) * len(rows),
+                      context=0, threads=model.threads)
     told = {}
     for batch in BATCHES:
-        best = pick(batch, lambda n: tokens_a_pass(rates, n), curve.seconds, draft, passes=len(rates), sizes=GRID[1:])
+        best = pick(batch, tau.__getitem__, curve.seconds, between({key: one["rest"] for key, one in found.items()}),
+                    sizes=GRID[1:])
         speeds = {n: found[batch, n]["speed"] for n in GRID}
         told[batch] = {"picked": best.nodes, "promised": best.speed, "speeds": speeds,
                        "of_the_best": speeds[best.nodes] / max(speeds.values())}
         print(f"batch {batch}: {told[batch]}", flush=True)
     if options.ledger:
-        measured = {"batches": told, "rates": rates, "disturbed": worse(before, listen()).disturbed}
-        Ledger(options.ledger).append(record("scaling", model, measured=measured, inputs=texts, seed=0, method=notes["method"],
-                                             settings={"max_tokens": TOKENS, "turns": TURNS, "grid": GRID}))
+        measured = {"batches": told, "tau": tau, "curve": dict(zip(rows, curve.medians, strict=True)),
+                    "disturbed": worse(before, listen()).disturbed} | ({"rates": rates} if rates else {})
+        Ledger(options.ledger).append(record("scaling", model, measured=measured, inputs=texts, seed=0, method=method,
+                                             settings={"max_tokens": TOKENS, "turns": TURNS, "grid": GRID, "full": True}))
+
+
+def counted(model, spec: str, texts: list[str]) -> float:
+    """Tokens a pass, on prompts whose speed is not measured."""
+    made, steps = plan(model, draft=spec), []
+    for text in texts:
+        steps += run(made, [request(model, text, max_tokens=TOKENS, ignore_eos=True)])
+    return sum(len(step.tokens) for step in steps) / len(steps)
 
 
 def timed(model, spec: str | None, texts: list[str], batch: int) -> dict[str, float]:
-    """Tokens a second after the prompts, and the seconds that a round drafts and learns."""
+    """Tokens a second after the prompts, and the seconds of a round's pass and of the rest of it."""
     made, tokens, clocks = plan(model, draft=spec), 0, []
     for at in range(0, len(texts), batch):
         asked = [request(model, text, max_tokens=TOKENS, ignore_eos=True) for text in texts[at : at + batch]]
-        for step in run(made, asked):
+        for count, step in enumerate(run(made, asked), 1):
             tokens += len(step.tokens)
             if not clocks or clocks[-1] is not step.seconds:
                 clocks.append(step.seconds)
+            if count % len(asked) == 0 and any(s.finished for s in asked):
+                break  # the law is of a full batch
     spent = sum(sum(clock.values()) - clock["prefill"] for clock in clocks)
-    return {"speed": tokens / spent, "draft": median(clock["draft"] + clock["observe"] for clock in clocks)}
+    passing = sum(clock["verify"] for clock in clocks)
+    return {"speed": tokens / spent, "rest": (spent - passing) / len(clocks), "pass": passing / len(clocks)}
 
 
-def drafting(rounds: dict[int, float], passes: int) -> Callable[[float], float]:
-    """Seconds of a draft's pass by its rows: a line between the least and the most rows that were measured."""
-    (least, less), (most, more) = min(rounds.items()), max(rounds.items())
-    slope = (more - less) / (most - least)
-    return lambda rows: max(0.0, less + slope * (rows * passes - least)) / passes
+def between(rest: dict[tuple[int, int], float]) -> Callable[[int, int], float]:
+    """Seconds beside the pass, from the corners of the grid alone: straight in the batch, and in the guesses from one on."""
+    (few, many), (one, most) = (BATCHES[0], BATCHES[-1]), (GRID[1], GRID[-1])
+
+    def line(x: float, x0: float, x1: float, y0: float, y1: float) -> float:
+        return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+
+    def seconds(batch: int, n: int) -> float:
+        at = lambda B: rest[B, 0] if n == 0 else line(n, one, most, rest[B, one], rest[B, most])
+        return line(batch, few, many, at(few), at(many))
+
+    return seconds
 
 
 def main() -> None:
@@ -188,7 +215,7 @@ def main() -> None:
     parser.add_argument("--then", help="a second text")
     parser.add_argument("--second", type=int, default=80, help="steps on it")
     parser.add_argument("--heads", type=Path)
-    parser.add_argument("--pick", type=Path)
+    parser.add_argument("--pick", metavar="DIR|SPEC")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--ledger", type=Path)
     options = parser.parse_args()

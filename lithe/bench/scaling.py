@@ -76,14 +76,11 @@ class Pick:
     speed: float
 
 
-def pick(batch: int, tau: Callable[[int], float], verify: Callable[[float], float], draft: Callable[[float], float], *,
-         passes: int, sizes: Iterable[int]) -> Pick:
-    """The best of these sizes by B tau(n) / (T(B (n + 1)) + passes T_draft(B n / passes)), plain decoding among them.
+def pick(batch: int, tau: Callable[[int], float], verify: Callable[[float], float], rest: Callable[[int, int], float], *,
+         sizes: Iterable[int]) -> Pick:
+    """The best of these sizes by B tau(n) / (T(B (n + 1)) + rest(B, n)), plain decoding, of no guess, among them.
 
-    verify, draft: seconds of a pass of so many rows; passes: those of the draft in a round.
+    verify: seconds of a pass of so many rows; rest: of all else in a round of so many texts and guesses: drafting, walking.
     """
-    found = [Pick(batch, 0, batch / verify(batch))]
-    for n in sizes:
-        seconds = verify(batch * (n + 1)) + passes * draft(batch * max(1.0, n / passes))
-        found.append(Pick(batch, n, batch * tau(n) / seconds))
+    found = [Pick(batch, n, batch * tau(n) / (verify(batch * (n + 1)) + rest(batch, n))) for n in (0, *sizes)]
     return max(found, key=lambda one: one.speed)

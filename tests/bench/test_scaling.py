@@ -39,7 +39,8 @@ def test_tokens_a_pass_of_a_tree_are_one_and_its_chances():
 def test_the_tree_that_pays_shrinks_with_the_batch_once_rows_cost():
     tau = lambda n: 1 + 2 * (1 - 0.8**n)
     bound = lambda rows: max(1.0, rows / 16)  # free up to sixteen rows, then by the row
-    sizes = [pick(batch, tau, bound, lambda rows: 0.1, passes=1, sizes=range(1, 33)).nodes for batch in (1, 2, 4, 8, 16)]
+    drafting = lambda batch, n: 0.1 * (n > 0)
+    sizes = [pick(batch, tau, bound, drafting, sizes=range(1, 33)).nodes for batch in (1, 2, 4, 8, 16)]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > 10 and sizes[-1] == 0
-    free = pick(16, tau, lambda rows: 1.0, lambda rows: 0.0, passes=1, sizes=range(1, 33))
+    free = pick(16, tau, lambda rows: 1.0, lambda batch, n: 0.0, sizes=range(1, 33))
     assert free.nodes == 32 and free.speed == pytest.approx(16 * tau(32))

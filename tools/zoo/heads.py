@@ -72,15 +72,21 @@ def free_text(tokenizer) -> np.ndarray:
         return np.load(kept)
     dice, pieces = np.random.default_rng(0), []
     for name, split in corpus.sources().items():
-        texts = [split.train[i] for i in dice.permutation(len(split.train))] if name in MIXTURE else []
-        wanted, ids = MIXTURE.get(name, 0), np.zeros(0, np.uint16)
-        while len(ids) < wanted and texts:
-            ids = np.concatenate([ids, encode(tokenizer.backend, [texts.pop()])])
-        pieces += [ids[at : at + PIECE] for at in range(0, min(wanted, len(ids)), PIECE)]
+        if wanted := MIXTURE.get(name):
+            ids = drawn(tokenizer, split.train, wanted, dice)
+            pieces += [ids[at : at + PIECE] for at in range(0, min(wanted, len(ids)), PIECE)]
     text = np.concatenate([pieces[i] for i in dice.permutation(len(pieces))]).astype(np.int32)
     WORK.mkdir(parents=True, exist_ok=True)
     np.save(kept, text)
     return text
+
+
+def drawn(tokenizer, documents: list[str], tokens: int, dice: np.random.Generator) -> np.ndarray:
+    """Ids of whole documents drawn by chance: at least so many, or all there are."""
+    texts, ids = [documents[i] for i in dice.permutation(len(documents))], np.zeros(0, np.uint16)
+    while len(ids) < tokens and texts:
+        ids = np.concatenate([ids, encode(tokenizer.backend, [texts.pop()])])
+    return ids
 
 
 def ship(made: Path, out: Path) -> None:

@@ -14,7 +14,6 @@ import corpus
 import heads
 import numpy as np
 import written
-from tokens import encode
 
 import lithe
 from lithe.decode import drafter
@@ -51,11 +50,7 @@ def texts(tokenizer, free: np.ndarray) -> dict[str, np.ndarray]:
     sources, dice = corpus.sources(), np.random.default_rng(1)
 
     def some(name: str, tokens: int) -> np.ndarray:
-        documents = [sources[name].train[i] for i in dice.permutation(len(sources[name].train))]
-        ids = np.zeros(0, np.uint16)
-        while len(ids) < tokens and documents:
-            ids = np.concatenate([ids, encode(tokenizer.backend, [documents.pop()])])
-        return ids[:tokens].astype(np.int32)
+        return heads.drawn(tokenizer, sources[name].train, tokens, dice)[:tokens].astype(np.int32)
 
     def mixed(parts: list[np.ndarray]) -> np.ndarray:
         pieces = [part[at : at + heads.PIECE] for part in parts for at in range(0, len(part), heads.PIECE)]
