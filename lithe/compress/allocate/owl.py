@@ -22,7 +22,6 @@ class Knobs:
 class Method:
     """Yin et al. 2024, section 3: shares between S - spread and S + spread, in the order of the blocks' shares of outliers."""
 
-    scored = True
     grain = 100  # levels that entries are dealt in
 
     def __init__(self, knobs: Knobs):
