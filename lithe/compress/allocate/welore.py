@@ -31,7 +31,6 @@ class Method:
     Ours: bytes that it leaves, a matrix that becomes a pair being its step, go to pairs by a lower threshold of their own.
     """
 
-    scored = True
     every_rank = True
 
     def __init__(self, knobs: Knobs):
