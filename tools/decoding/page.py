@@ -83,7 +83,7 @@ measured rates and T(n) make worth their time.
 """
 AGAINST = """The same weights and precision, greedy, turn by turn in one run, each engine in a process of its own; prompts that
 do not loop, and editing. llama.cpp runs plain, with its bindings' prompt lookup and with `zoo:tiny-aligned` as its draft
-model, several settings of each; lithe's `draft 6` is that model, in int8 for both, and `guess` the recipe that has copies
+model, several settings of each; lithe's `draft 5` is that model, in int8 for both, and `guess` the recipe that has copies
 beside it; of each kind the fastest counts. Times leave the prompt's own pass out.
 """
 SAME = """64 shipped prompts, or as many as a cell says, 128 tokens, greedy: texts that are plain decoding's to the last token,

@@ -40,12 +40,12 @@ EACH, TOKENS = 12, {"tasks": 64, "editing": 128}
 WAYS: dict[str, dict] = {
     LITHE: {"plain": "", "prompt_lookup": "prompt_lookup", "suffix": "suffix:nodes=0",
             "token_recycling": "token_recycling:nodes=0", "blend": "blend", "aggressive": "draft=aggressive",
-            "draft 6": f"draft_model:tokens=6,dtype=int8,model={DRAFT}",
-            "guess": f"blend:drafts=suffix+draft_model(tokens=6;dtype=int8;model={DRAFT})"},
+            "draft 5": f"draft_model:tokens=5,dtype=int8,model={DRAFT}",
+            "guess": f"blend:drafts=suffix+draft_model(tokens=8;stop_below=0.3;dtype=int8;model={DRAFT})"},
     LLAMA: {"plain": {}, "lookup 2, 10": {"lookup": 2, "tokens": 10}, "lookup 2, 3": {"lookup": 2, "tokens": 3},
             "lookup 3, 7": {"lookup": 3, "tokens": 7},
             "draft 16 where sure": {"draft": True, "tokens": 16, "sure": 0.75},  # llama.cpp's defaults
-            "draft 3": {"draft": True, "tokens": 3, "sure": 0.0}, "draft 6": {"draft": True, "tokens": 6, "sure": 0.0}},
+            "draft 3": {"draft": True, "tokens": 3, "sure": 0.0}, "draft 5": {"draft": True, "tokens": 5, "sure": 0.0}},
 }
 # Ways that are for one part alone.
 ONLY = {"aggressive": "editing", "prompt_lookup": "editing", "token_recycling": "tasks", "lookup 3, 7": "editing"}
