@@ -55,6 +55,7 @@ class Advice:
     tokens_per_s: float = 0.0  # predicted
     measured: float | None = None  # speedup, where it was confirmed
     interval: tuple[float, float] | None = None
+    measured_tokens_per_pass: float | None = None  # so that other texts can be told from another speed
     reason: str = ""
 
     @property
@@ -271,6 +272,7 @@ def _confirm(model: Decoder, prompts: list[str | Seq[int]], ways: list[Advice], 
                  progress=lambda done, of: between(), **settings)
     for way, row in zip(ways, rows[1:], strict=True):
         way.measured, way.interval, way.problem = row.speedup, row.speedup_interval, way.problem or row.error
+        way.measured_tokens_per_pass = row.tokens_per_pass
         if way.lossless and row.same is not None and row.same < row.of:
             way.problem = f"it changed {row.of - row.same} of {row.of} texts, against its promise: run lithe doctor"
     return rows[0].disturbed
