@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence as Seq
 from dataclasses import dataclass, field
 from functools import partial
-from statistics import median
+from statistics import fmean
 from typing import Any
 
 from lithe import registry
@@ -224,12 +224,13 @@ class _Trial:
         self.walk.append(spent("walk") / len(steps))
 
     def told(self) -> Advice:
-        """The pass costs what the curve says, times what this way's passes usually take of it: a cold cache costs too."""
+        """The pass costs what the curve says, times what this way's passes take of it: a cold cache costs too. Means, since a
+        passing slow moment counts in what is measured too, and plain passes vary the most."""
         if self.way.problem is None:
             self.way.passes = self.passes
             self.way.tokens_per_pass, self.way.rows_per_pass = self.tokens / self.passes, self.rows / self.passes
-            self.way.draft_s, self.way.walk_s = self.draft_s / self.passes, median(self.walk)
-            self.way.verify_s = self.pass_s / self.passes * median(self.beyond)
+            self.way.draft_s, self.way.walk_s = self.draft_s / self.passes, fmean(self.walk)
+            self.way.verify_s = self.pass_s / self.passes * fmean(self.beyond)
         return self.way
 
 
