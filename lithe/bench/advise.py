@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence as Seq
 from dataclasses import dataclass, field
 from functools import partial
-from statistics import median
+from statistics import fmean
 from typing import Any
 
 from lithe import registry
@@ -55,6 +55,7 @@ class Advice:
     tokens_per_s: float = 0.0  # predicted
     measured: float | None = None  # speedup, where it was confirmed
     interval: tuple[float, float] | None = None
+    measured_tokens_per_pass: float | None = None  # so that other texts can be told from another speed
     reason: str = ""
 
     @property
@@ -223,12 +224,13 @@ class _Trial:
         self.walk.append(spent("walk") / len(steps))
 
     def told(self) -> Advice:
-        """The pass costs what the curve says, times what this way's passes usually take of it: a cold cache costs too."""
+        """The pass costs what the curve says, times what this way's passes take of it: a cold cache costs too. Means, since a
+        passing slow moment counts in what is measured too, and plain passes vary the most."""
         if self.way.problem is None:
             self.way.passes = self.passes
             self.way.tokens_per_pass, self.way.rows_per_pass = self.tokens / self.passes, self.rows / self.passes
-            self.way.draft_s, self.way.walk_s = self.draft_s / self.passes, median(self.walk)
-            self.way.verify_s = self.pass_s / self.passes * median(self.beyond)
+            self.way.draft_s, self.way.walk_s = self.draft_s / self.passes, fmean(self.walk)
+            self.way.verify_s = self.pass_s / self.passes * fmean(self.beyond)
         return self.way
 
 
@@ -271,6 +273,7 @@ def _confirm(model: Decoder, prompts: list[str | Seq[int]], ways: list[Advice], 
                  progress=lambda done, of: between(), **settings)
     for way, row in zip(ways, rows[1:], strict=True):
         way.measured, way.interval, way.problem = row.speedup, row.speedup_interval, way.problem or row.error
+        way.measured_tokens_per_pass = row.tokens_per_pass
         if way.lossless and row.same is not None and row.same < row.of:
             way.problem = f"it changed {row.of - row.same} of {row.of} texts, against its promise: run lithe doctor"
     return rows[0].disturbed

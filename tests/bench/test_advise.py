@@ -63,6 +63,7 @@ def test_what_came_out_is_kept(mine, tmp_path):
 def test_what_never_pays_is_not_recommended_and_what_is_confirmed_was_run(mine):
     found = advise(small_model(), PROMPTS, [mine["slow"]], max_tokens=16, trials=2, confirm=1)
     assert found.best is None and found.ways[0].measured < 1 and found.ways[0].interval[0] < 1
+    assert found.ways[0].measured_tokens_per_pass >= 1
 
 
 def test_lossy_ways_are_considered_only_when_asked(mine):
