@@ -21,7 +21,7 @@ from typing import Any
 from lithe import registry
 from lithe.bench.ledger import Ledger
 from lithe.bench.provenance import record
-from lithe.bench.runner import Course, bench
+from lithe.bench.runner import OFTEN, Course, bench
 from lithe.decode.loop import Step, run
 from lithe.decode.plan import plan
 from lithe.errors import LitheError
@@ -237,8 +237,10 @@ class _Trial:
 def _turns(tried: list[_Trial], course: Course, curve: CostCurve, tell: Callable[[int], None]) -> Iterator[None]:
     """The trial, prompt by prompt: all ways side by side and in turns, so that what disturbs one disturbs all."""
     for i in range(len(course.prompts)):
-        for one in tried[i % len(tried) :] + tried[: i % len(tried)]:
+        for at, one in enumerate(tried[i % len(tried) :] + tried[: i % len(tried)], 1):
             one.decode(course, i, curve)
+            if at % OFTEN == 0:  # by plain decoding all is divided
+                tried[0].decode(course, i, curve)
         tell(i + 1)
         yield
 
@@ -269,7 +271,7 @@ def _confirm(model: Decoder, prompts: list[str | Seq[int]], ways: list[Advice], 
     """Run these beside plain decoding; returns whether the machine was disturbed. between: called before each prompt."""
     if not ways:
         return False
-    rows = bench(model, [way.spec for way in ways], prompts, max_tokens=max_tokens, seed=seed,
+    rows = bench(model, [way.spec for way in ways], prompts, max_tokens=max_tokens, seed=seed, often=True,
                  progress=lambda done, of: between(), **settings)
     for way, row in zip(ways, rows[1:], strict=True):
         way.measured, way.interval, way.problem = row.speedup, row.speedup_interval, way.problem or row.error

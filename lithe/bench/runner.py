@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence as Seq
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 from lithe.bench import by_kind, quiet
@@ -21,6 +22,7 @@ from lithe.sampling.law import Law
 from lithe.sampling.sequence import Sequence
 
 WARM_UP = 8  # tokens of each method before the clock counts
+OFTEN = 4  # methods after which plain decoding runs again, where that is asked for
 
 Prompt = str | Seq[int]
 Progress = Callable[[int, int], None]
@@ -37,13 +39,14 @@ class Stopped(KeyboardInterrupt):
 def bench(model: Decoder, methods: Iterable[str] = (), prompts: Iterable[Prompt] = (), *, max_tokens: int = 128,
           kinds: Seq[str] = (), repeats: int = 1, accept: str | None = None, batch: int = 1, seed: int = 0,
           ignore_eos: bool = False, warps: Seq[str] = (), ledger: Ledger | None = None, part: str | None = None,
-          progress: Progress | None = None, **settings: Any) -> list[Row]:
+          progress: Progress | None = None, often: bool = False, **settings: Any) -> list[Row]:
     """Measure methods beside plain decoding, which is always the first row.
 
     methods: specs of drafts or tree policies. prompts: texts or token ids. kinds: of each prompt, where figures of each kind
     are wanted too. batch: prompts decoded together. accept, warps, settings: as for `generate`. ledger: where each row is
-    kept; part: under which name. progress: called with groups of prompts done and in all. What is not legal raises before
-    anything runs; a method that fails later has its error in its row. Raises Stopped on Ctrl-C.
+    kept; part: under which name. progress: called with groups of prompts done and in all. often: plain decoding, by which all
+    is divided, runs again after every few methods, and its seconds are the mean. What is not legal raises before anything
+    runs; a method that fails later has its error in its row. Raises Stopped on Ctrl-C.
 
     Every group of prompts is run by all methods before the next one is, in an order that rotates. Each repeat starts from new
     plans, so that no method meets a prompt that it has already answered.
@@ -54,7 +57,7 @@ def bench(model: Decoder, methods: Iterable[str] = (), prompts: Iterable[Prompt]
     before, stopped = quiet.listen(), False
     _each(contestants, lambda c: measure(c.make(), [course.ask(0, most=min(WARM_UP, max_tokens))]))
     try:
-        _race(contestants, course, progress or (lambda done, total: None))
+        _race(contestants, course, progress or (lambda done, total: None), OFTEN if often else len(contestants))
     except KeyboardInterrupt:
         stopped = True
     _even(contestants)
@@ -149,14 +152,21 @@ def _enter(course: Course, methods: Iterable[str]) -> list[Contestant]:
     return contestants
 
 
-def _race(contestants: list[Contestant], course: Course, progress: Progress) -> None:
-    groups = course.groups
+def _race(contestants: list[Contestant], course: Course, progress: Progress, together: int) -> None:
+    """together: so many run one after the other; where there are more, plain decoding runs again behind each lot."""
+    groups, plain = course.groups, contestants[0]
     progress(0, course.repeats * len(groups))
     for repeat in range(course.repeats):
         _each(contestants, Contestant.renew)
         for turn, group in enumerate(groups):
             shift = (turn + repeat) % len(contestants)
-            _each(contestants[shift:] + contestants[:shift], partial(Contestant.decode, course=course, group=group))
+            line, again = contestants[shift:] + contestants[:shift], list[Run]()
+            for first in range(0, len(line), together):
+                _each(line[first : first + together], partial(Contestant.decode, course=course, group=group))
+                if together < len(line):
+                    again.append(measure(plain.plan, [course.ask(i) for i in group]))
+            own = plain.runs[-1][-1]
+            own.seconds = fmean([own.seconds, *[run.seconds for run in again]])
             progress(repeat * len(groups) + turn + 1, course.repeats * len(groups))
 
 
