@@ -143,3 +143,23 @@ def test_prompts_that_loop_are_left_out_of_the_second_speed(mine, monkeypatch):
     monkeypatch.setattr("lithe.bench.stats.loops", lambda tokens: False)
     rows = run([mine["follows"]])
     assert rows["follows"].speedup_nonlooping == rows["follows"].speedup
+
+
+def test_plain_decoding_may_run_often_and_its_seconds_are_the_mean(mine, monkeypatch):
+    ran, whole = [], runner.measure
+
+    def counted(plan, asked):
+        found = whole(plan, asked)
+        found.seconds = 1.0 + len(ran)
+        ran.append(plan.name)
+        return found
+
+    monkeypatch.setattr(runner, "measure", counted)
+    names = [mine["follows"], "prompt_lookup", "suffix", "token_recycling", "blend"]
+    row = run(names, PROMPTS[:1], often=True)["plain"]
+    took = [1.0 + at for at, name in enumerate(ran) if at > len(names) and name == "plain"]
+    assert len(took) == 3  # six in two lots, and again behind each
+    assert (row.passes, row.tokens) == (TOKENS, TOKENS) and row.tokens_per_s == pytest.approx(TOKENS / (sum(took) / 3))
+    ran.clear()
+    run(names, PROMPTS[:1])
+    assert ran.count("plain") == 2  # once to warm up
