@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)  # these hold nothing
 LEAVES = (str, bytes, bytearray, int, float, complex, bool, type(None), type)
 
 
 def held_mb(parts: Iterable[Any], beside: Iterable[Any]) -> float:
     """Megabytes reachable from `parts` that are not reachable from `beside`: of tensors and arrays whole, of Python's lists,
     dictionaries and sets their own size and their numbers'. Storage that several share counts once."""
-    met: set[int] = set()
+    mine = list(parts)
+    own = {id(each) for part in mine if (each := getattr(part, "compiled", None)) is not None}  # a cache's rounds in C name it
+    met = set(own)
     _walk(list(beside), met)
-    return _walk(list(parts), met) / 1e6
+    return _walk(mine, met - own) / 1e6
 
 
 def _walk(waiting: list[Any], met: set[int]) -> int:
@@ -50,6 +54,8 @@ def _once(place: int, size: int, met: set[int]) -> int:
 
 def _inside(each: Any) -> tuple[list[Any], int]:
     """What an object refers to, and its own bytes where it is a container of the language."""
+    if isinstance(each, WEAK):
+        return [], 0
     if isinstance(each, Mapping):
         return [*each.keys(), *each.values()], sys.getsizeof(each, 0)
     if isinstance(each, (list, tuple, set, frozenset)):

@@ -5,6 +5,11 @@ import torch
 from torch import nn
 
 from lithe.bench.held import held_mb
+from lithe.decode.loop import run
+from lithe.decode.plan import plan
+from lithe.sampling.sequence import Sequence
+from tests.kernels.test_express import fused
+from tests.kernels.variants import compiled
 
 
 class Holder:
@@ -25,3 +30,13 @@ def test_what_is_shared_counts_once_and_what_is_the_targets_not_at_all():
 
 def test_a_list_of_many_numbers_is_not_free():
     assert 8e-3 < held_mb(([*range(1000)],), ()) < 1e-1
+
+
+@compiled
+def test_tables_count_after_rounds_in_c_though_a_cache_knows_the_draft():
+    model = fused(layers=2)
+    made = plan(model, draft="token_recycling:nodes=7")
+    size = lambda: held_mb((made.draft, made.search, *made.parts), (model, made.lanes))
+    fresh = size()
+    list(run(made, [Sequence([3, 4, 5, 3, 4, 5, 3], limit=20, context=64)]))
+    assert size() > fresh / 2 > 0.001

@@ -155,13 +155,14 @@ def rate(m: dict) -> str:
 
 def learned(record: Record) -> str:
     """Tokens that a method's weights were fitted on, by the notes of their folder; "" for a record older than this column."""
-    small = "20.6 M (the small model)"  # lithe/zoo/tiny-draft/README.md
+    aligned = "tiny-aligned" in record.method  # as lithe/zoo/tiny-draft/README.md has it, and lithe/zoo/tiny-aligned/README.md
+    small = f"{32.9 if aligned else 20.6} M (the small model)"
     entry = next((e for e in registry.entries("decode") if e.shelf in ("draft", "tree", "search")
                   and e.name == record.method.partition(":")[0]), None)
     if "held_mb" not in record.measured:
         return ""
     if entry is None or not entry.card.trains:
-        return small if entry and (entry.shelf == "tree" or "second_model" in entry.card.needs) else "-"
+        return small if aligned or (entry and (entry.shelf == "tree" or "second_model" in entry.card.needs)) else "-"
     named = record.knobs.get("heads")
     notes = (ROOT / named if named else ZOO / "heads" / entry.name) / NOTES
     if not notes.is_file():
