@@ -109,7 +109,8 @@ def test_every_shipped_recipe_that_drafts_says_the_same(told, name):
 
 def untrained(text: str) -> str:
     """A draft's spec with fresh weights wherever a method has weights, inside it too."""
-    spec = registry.parse(text.replace("(", ":").replace(";", ",").removesuffix(")"), "draft")
+    inside = ":" not in text.partition("(")[0]
+    spec = registry.parse(text.replace("(", ":").replace(";", ",").removesuffix(")") if inside else text, "draft")
     if spec.entry.card.trains:
         spec.values["heads"] = FRESH
     if inner := spec.values.get("draft"):
