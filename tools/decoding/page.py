@@ -38,9 +38,9 @@ here), {most} tokens. **Speed** is against our own plain decoding on the same ke
 does not loop (a looping text flatters every draft), every task weighing the same, with a 95 % bootstrap interval.
 **Tokens/s** and **tokens per pass** are over the same prompts; **rows a pass** is what was verified at once; **drafting**
 is the share of the time that drafting and learning take; **memory** is what the method holds beside the model: weights,
-caches, tables (blank: not counted); **learned from** counts the tokens its weights were fitted on. A model of 11 million parameters passes in a
-few milliseconds, so Python's and the draft's own time weigh far more here than on a large model: read both columns. Methods
-run a few at a time, always beside plain decoding.
+caches, tables (blank: not counted); **learned from** counts the tokens its weights were fitted on. A model of 11 million
+parameters passes in a few milliseconds, so Python's and the draft's own time weigh far more here than on a large model: read
+both columns. Methods run a few at a time, always beside plain decoding.
 
 ![speed by method](decoding.svg)
 """
@@ -140,8 +140,8 @@ def ranked(part: Part) -> list[dict]:
 
 def table(part: Part) -> str:
     rows = [[f"`{m['method']}`", "yes" if m["lossless"] else "no", speed(m), rate(m), passes(m), f"{m['nodes_per_pass']:.1f}",
-             f"{m['draft_share']:.0%}", f"{m['held_mb']:.1f}" if m.get("held_mb", 0) > 0.001 else "", learned(part[own(m["method"])]),
-             "" if m["same"] is None else f"{m['same']} of {m['of']}"] for m in ranked(part)]
+             f"{m['draft_share']:.0%}", f"{m['held_mb']:.1f}" if m.get("held_mb", 0) > 0.001 else "",
+             learned(part[own(m["method"])]), "" if m["same"] is None else f"{m['same']} of {m['of']}"] for m in ranked(part)]
     said = grid(HEADS, rows)
     if disturbed := [f"`{m['method']}`" for m in ranked(part) if m["disturbed"]]:
         said += f"\nSomething else ran on the machine beside {', '.join(disturbed)}: believe counts, and times less.\n"
