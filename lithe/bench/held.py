@@ -19,16 +19,16 @@ def held_mb(parts: Iterable[Any], beside: Iterable[Any]) -> float:
     dictionaries and sets their own size and their numbers'. Storage that several share counts once."""
     mine = list(parts)
     own = {id(each) for part in mine if (each := getattr(part, "compiled", None)) is not None}  # a cache's rounds in C name it
-    met = set(own)
-    _walk(list(beside), met)
-    return _walk(mine, met - own) / 1e6
+    met, alive = set(own), list[Any]()
+    _walk(list(beside), met, alive)
+    return _walk(mine, met - own, alive) / 1e6
 
 
-def _walk(waiting: list[Any], met: set[int]) -> int:
-    """Bytes of all that was not met before; met grows."""
+def _walk(waiting: list[Any], met: set[int], alive: list[Any]) -> int:
+    """Bytes of all that was not met before; met grows. alive: what was met, since what is freed leaves its number to others."""
     total = 0
     while waiting:
-        each = waiting.pop()
+        alive.append(each := waiting.pop())
         if isinstance(each, Tensor):
             total += _once(each.untyped_storage().data_ptr(), each.untyped_storage().nbytes(), met)
         elif isinstance(each, np.ndarray):
