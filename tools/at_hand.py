@@ -64,17 +64,13 @@ def profile(model: Decoder, kind: str, rounds: int) -> dict:
     found = {name: {str(n): median(times) * 1e3 for n, times in by.items()} for name, by in took.items()}
     whole, hand = took["blocks"], took["hand"]
     larger = lambda n, other: [max(pair) for pair in zip(hand[n], other, strict=True)]
-    over = lambda times, bounds: {str(n): told(ratio(times[n], bounds(n))) for n in ROWS}
+    over = lambda times, bounds: {str(n): ratio(times[n], bounds(n)).json() for n in ROWS}
     return found | {
         "reading": median(reading) * 1e3, "GB/s": weights / median(reading) / 1e9, "Gop/s": median(peaks) / 1e9,
         "weights": weights, "over one row": over(whole, lambda n: whole[1]),
         "at hand over one row": over(hand, lambda n: whole[1]),
         "over the larger of hand and one row": over(whole, lambda n: larger(n, whole[1])),
         "over the larger of hand and reading": over(whole, lambda n: larger(n, reading))}
-
-
-def told(found: Ratio) -> list[float]:
-    return [round(found.value, 3), round(found.low, 3), round(found.high, 3)]
 
 
 def seconds(bench: Bench, rows: int) -> float:
@@ -101,7 +97,7 @@ def show(precision: str, found: dict) -> None:
     print(f"{precision}: reading {found['reading']:.2f} ms at {found['GB/s']:.0f} GB/s, peak {found['Gop/s']:.0f} Gop/s")
     print("  rows  blocks  hand;", "; ".join(heads))
     for n in map(str, ROWS):
-        parts = ["{:.2f} ({:.2f} to {:.2f})".format(*found[name][n]) for name in heads]
+        parts = [str(Ratio(*found[name][n])) for name in heads]
         print(f"  {n:>4} {found['blocks'][n]:7.2f} {found['hand'][n]:5.2f};", "; ".join(parts))
 
 

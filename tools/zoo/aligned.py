@@ -7,7 +7,7 @@ tiny goes on from openings of all sources of its corpus, train sides only: three
 """
 
 import random
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import corpus
@@ -18,7 +18,7 @@ import lithe
 from lithe import __version__
 from lithe.decode.drafter import Recipe, begin, following
 from lithe.decode.loop import run
-from lithe.decode.plan import plan
+from lithe.decode.plan import DecodePlan, plan
 from lithe.model import checkpoint
 from lithe.model.load import ZOO
 from lithe.sampling.law import Law
@@ -58,8 +58,8 @@ def said(part: int) -> np.ndarray:
     """What tiny writes behind 256 openings, with them; kept."""
     path = WORK / "said" / f"{part}.npy"
     if not path.is_file():
-        model, sources, dice = lithe.load(TARGET, dtype="bf16"), corpus.sources(), random.Random(part)
-        made, law = plan(model), Law.of(temperature=TEMPERATURES[part % len(TEMPERATURES)])
+        (made, sources), dice = writer(), random.Random(part)
+        model, law = made.model, Law.of(temperature=TEMPERATURES[part % len(TEMPERATURES)])
         begun = partial(Sequence, limit=LONG, context=model.config.context, law=law)
         found: list[int] = []
         for _ in range(BATCHES):
@@ -72,6 +72,12 @@ def said(part: int) -> np.ndarray:
         aside.rename(path)
         print(f"written part {part + 1} of {PARTS}, {len(found):,} tokens", flush=True)
     return np.load(path)
+
+
+@cache
+def writer() -> tuple[DecodePlan, dict[str, corpus.Split]]:
+    """What all parts are written with, and of."""
+    return plan(lithe.load(TARGET, dtype="bf16")), corpus.sources()
 
 
 def opening(sources: dict[str, corpus.Split], tokenizer, dice: random.Random) -> list[int]:
