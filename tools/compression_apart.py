@@ -16,9 +16,11 @@ from lithe.bench.ledger import Record
 LOGS = Path(__file__).resolve().parent.parent / "docs" / "log" / "compress"
 APART = (  # row, file beside the logs, what, its key, figures by name; nats a token, or a byte where models read bytes
     (74, "sharing.jsonl", "bytes from scratch; 1 / {} of the layers' weights", "times",
-     ("dense", "fold", "hash", "random", "magnitude", "snip", "lottery")),
+     ("dense", "fold", "hash", "random", "magnitude", "snip", "grasp", "lottery")),
     (102, "transfer.jsonl", "tuned on another text, {} steps", "steps", ("dense", "dense_tuned_0.001", "healed_tuned_0.001")),
     (117, "ftwt.jsonl", "FFNs tuned beside predictors, tau {}", "tau",
+     ("dense", "loss_predicted", "loss_fixed_and_tuned", "loss_drawn", "on", "recall", "recall_fixed")),
+    (117, "ftwt-relu.jsonl", "FFNs tuned beside predictors, bytes, ReLU, tau {}", "tau",
      ("dense", "loss_predicted", "loss_fixed_and_tuned", "loss_drawn", "on", "recall", "recall_fixed")),
     (162, "overfit.jsonl", "{} bits fitted to 16 rows of 128 tokens; own: on these", "bits",
      ("dense", "rtn", "adaquant", "adaquant_own", "end_to_end_0.0001", "end_to_end_0.0001_own", "end_to_end_0.001",
@@ -37,9 +39,10 @@ SCRATCH = (  # row, its way, what it is beside
     (74, "folded, 10x", "hashed, 10x"),
     (74, "folded, 10x", "dense, a tenth of the weights"),
     (111, "fast sparse, 80 %", "gone at once, 80 %"),
-    (111, "fast sparse, 80 %", "dense, a quarter of the weights"),
+    *((111, f"fast sparse, 80 %{long}", f"dense, a fifth of the weights{long}") for long in ("", ", 1500 steps")),
     *((168, f"{form}{how}", other) for form in ("low rank", "block dense", "block shuffle") for how, other in (
-        (", guided", form), (", guided", THIRD), ("", THIRD), ("", f"{form}, random factors"))))
+        (", guided", form), (", guided", THIRD), (", guided, saving", form), ("", THIRD), ("", f"{form}, random factors"))),
+    *((168, f"wide, {form}{how}", DENSE) for form in ("low rank", "block dense") for how in ("", ", guided")))
 BITS, OTHERS = "bits", ("all kinds", "one of zeros", "one of low rank", "one of halves gone")  # of compression_hull.py
 HULL = """By `tools/compression_hull.py`: GPTQ's 2, 3 and 4 bits in groups of 128 and 32 and vectors of 2 bits, against these
 with zeros, low rank and missing halves beside them. **sum**: what options lose alone, in KL on calibration text, added up: of
@@ -91,7 +94,7 @@ def scratch(records: list[Record]) -> list[str]:
             lines.append(f"| {number} | {way} | {_loss(by[way])} | {_changes(by[way])} | {other} | {_loss(by[other])} | "
                          f"{_changes(by[other])} | {gains(by[way], by[other])} | {both} |")
     said = ("By `tools/compression_scratch.py` (suite `scratch` of the ledger): a byte model, 3 layers of width 96, 300 steps "
-            "of 768 bytes of TinyStories, nats a byte on 24,576 held-out ones"
+            "(or what a name says) of 768 bytes of TinyStories, nats a byte on 24,576 held-out ones"
             + (f"; dense {_loss(by[DENSE])}" if by[DENSE] else "") + ". Changes: entries that came or went, over weights.")
     return ["## From the first step on", said, "\n".join(lines)] if len(lines) > 2 else []
 

@@ -3,7 +3,7 @@
     python tools/compression_scratch.py TEXT HELD_OUT --ledger docs/ledger-compress.jsonl [--ways 1:4] [--seeds 0 1 2]
 
 A byte model (3 layers of width 96, `tools/sharing.py`) from drawn weights. TEXT, HELD_OUT: .jsonl or .txt, either .gz. What the
-ledger holds is not run again. --ways: those whose names hold this.
+ledger holds is not run again. --ways: those whose names hold this. --steps: other than 300 are told in the record's name.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from lithe.compress.mixture import parse
 from lithe.compress.run import compress
 from lithe.model.decoder import ALL, Decoder
 
-SUITE = "scratch"
+SUITE, USUAL = "scratch", 300
 TRAIN = "steps={steps},rate={rate}"
 THIRD = "sites=mlp.*,ratio="  # of the FFNs' weights gone: what products leave is 32 %, 36 % of BlockShuffle's
 
 
 def products(name: str, form: str, ratio: float) -> dict[str, str]:
-    """FFNs of products: drawn as the paper does, so and guided, and of random factors."""
-    drawn = {"": "start=fresh", ", guided": "start=fresh", ", random factors": "start=random"}
-    return {f"{name}{how}": f"factorize=structured_ffn:{form},{start},{THIRD}{ratio} ; "
-            f"recover=structured_ffn:guided={0.5 if how == ', guided' else 0},{TRAIN}" for how, start in drawn.items()}
+    """FFNs of products: drawn as the paper does, so and guided, guided in some passes, and of random factors."""
+    kinds = {"": ("fresh", "guided=0"), ", guided": ("fresh", "guided=0.5"), ", random factors": ("random", "guided=0"),
+             ", guided, saving": ("fresh", "guided=0.5,saving=true")}
+    return {f"{name}{how}": f"factorize=structured_ffn:{form},start={start},{THIRD}{ratio} ; "
+            f"recover=structured_ffn:{guide},{TRAIN}" for how, (start, guide) in kinds.items()}
 
 
 WAYS = {  # how a model is trained, and what is done to it then
@@ -48,6 +49,7 @@ WAYS = {  # how a model is trained, and what is done to it then
     "progressive gradient flow, FFN 1:8": f"progressive_gradient_flow:pattern=1:8,{TRAIN}",
     "gone at once, 80 %": f"recover=fast_sparse:ratio=0.8,start=0,end=0,{TRAIN}",
     "fast sparse, 80 %": f"recover=fast_sparse:ratio=0.8,every=20,{TRAIN}",
+    "dense, a fifth of the weights": "",
     "dense, a tenth of the weights": "",
     "folded, 4x": f"recover=stable_rps:times=4,start=drawn,{TRAIN}",
     "hashed, 4x": f"recover=stable_rps:times=4,map=hash,start=drawn,{TRAIN}",
@@ -57,11 +59,16 @@ WAYS = {  # how a model is trained, and what is done to it then
     **products("low rank", "form=low_rank", 0.68),
     **products("block dense", "form=block_dense,blocks=4", 0.68),
     **products("block shuffle", "form=block_shuffle", 0.64),
+    **{f"wide, {way}": step for way, step in (
+        products("low rank", "form=low_rank", 0.68) | products("block dense", "form=block_dense,blocks=4", 0.68)).items()
+       if way.endswith(("rank", "dense", ", guided"))},
 }
+WIDE = SHAPE.replace(width=144, ffn=368)  # attention as narrow as before: with FFNs of a third the dense model's products
 SHAPES = {  # as many values as what they are beside, embeddings among them
     "dense, a quarter of the weights": SHAPE.replace(width=48, ffn=128),
+    "dense, a fifth of the weights": SHAPE.replace(width=40, ffn=136),
     "dense, a tenth of the weights": SHAPE.replace(width=32, ffn=104),
-    "dense, FFN of a third": SHAPE.replace(ffn=82)}
+    "dense, FFN of a third": SHAPE.replace(ffn=82), **{way: WIDE for way in WAYS if way.startswith("wide")}}
 
 
 def start(way: str, seed: int) -> Decoder:
@@ -102,21 +109,22 @@ def main() -> None:
     ask.add_argument("--ledger", type=Path, required=True)
     ask.add_argument("--ways", default="")
     ask.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    ask.add_argument("--steps", type=int, default=300)
+    ask.add_argument("--steps", type=int, default=USUAL)
     ask.add_argument("--rate", type=float, default=3e-3)
     asked = ask.parse_args()
-    text, judge, ledger = read(asked.text, 240_000), read(asked.held_out, 24_576), Ledger(asked.ledger)
+    text, judge, ledger = read(asked.text, 800 * asked.steps), read(asked.held_out, 24_576), Ledger(asked.ledger)
     shared = {"steps": asked.steps, "rate": asked.rate}
+    long = "" if asked.steps == USUAL else f", {asked.steps} steps"
     done = {(r.method, r.seed, *shared.values()) for r in ledger.read()
             if r.suite == SUITE and all(r.settings[name] == value for name, value in shared.items())}
     for seed in asked.seeds:
-        for way in (way for way in WAYS if asked.ways in way and (way, seed, *shared.values()) not in done):
+        for way in (way for way in WAYS if asked.ways in way and (way + long, seed, *shared.values()) not in done):
             found, parts = run(way, text, judge, seed, asked.steps, asked.rate)
             model = start(way, seed)
             model.source = f"bytes of width {model.config.width}"
             ledger.append(provenance.record(SUITE, model, measured=found, inputs=[text.digest, judge.digest], seed=seed,
-                                            method=way, settings={**shared, "step": WAYS[way]}, parts=parts))
-            print(f"{way}, seed {seed}: {found['loss']:.4f}, {found['cpu_seconds']} s", flush=True)
+                                            method=way + long, settings={**shared, "step": WAYS[way]}, parts=parts))
+            print(f"{way}{long}, seed {seed}: {found['loss']:.4f}, {found['cpu_seconds']} s", flush=True)
 
 
 if __name__ == "__main__":
