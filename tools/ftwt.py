@@ -1,6 +1,8 @@
 """Whether predicted channels beat one fixed mask of as many: a JSON line a share of mass (docs/log/compress/ftwt.md).
 
     python tools/ftwt.py MODEL TEXT HELD_OUT [--taus 0.6 0.8 0.95] [--steps 300] [--tokens 131072] [--seed 0] [--tune]
+    python tools/ftwt.py relu TEXT HELD_OUT [--trained 1500]     a byte model with ReLU FFNs, trained here on TEXT
+    python tools/ftwt.py 576x1536 | 135m     time of an FFN, or of a token of a model at 135M's shape, whole and gathered
 
 Predictors learn on TEXT, weights stay as they are. On HELD_OUT: the share of the wanted channels that is found by predictors,
 and by a fixed mask of as many (those wanted most often in TEXT, or in HELD_OUT itself: in sight); the loss under either, under
@@ -14,11 +16,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from learned import learn as learn_on
+from pruned_speed import model as random_model, seconds
+from sharing import SHAPE, fresh, read as read_bytes, trained
 from torch import Tensor
 
 from lithe.compress import calibrate
@@ -26,11 +32,16 @@ from lithe.compress.calibrate import Calibration
 from lithe.compress.fitness import nll
 from lithe.compress.recover.ftwt import wanted
 from lithe.compress.run import compress
+from lithe.compress.surgery import copied
+from lithe.decode.plan import plan
 from lithe.model.chosen import Chosen
 from lithe.model.decoder import NONE, Decoder
+from lithe.model.fast import fuse
 from lithe.model.load import load
+from lithe.model.modules import FFN
 
 LENGTH = 128
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 def watched(model: Decoder, text: Calibration, each: Callable[[int, Chosen, Tensor], None]) -> None:
@@ -132,22 +143,74 @@ def measured(dense: Decoder, learn: Calibration, judge: Calibration, tau: float,
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
 
 
+@torch.no_grad()
+def choosing(ffn: Chosen, share: float, dice: torch.Generator) -> Chosen:
+    """With a drawn share of its channels on, whatever it reads."""
+    width = ffn.up_proj.out_features
+    ffn.choose_b.weight.zero_()
+    ffn.choose_b.bias.fill_(-1.0).index_fill_(0, torch.randperm(width, generator=dice)[: round(share * width)], 1.0)
+    return ffn
+
+
+@torch.no_grad()
+def timed(width: int, inner: int, turns: int = 300) -> dict[str, Any]:
+    """Medians over turns of milliseconds at one row, the ways one after another in each turn: the whole FFN, and gathered with
+    its predictor by the share of channels that are on."""
+    dice, ffn = torch.Generator().manual_seed(0), lambda: FFN(width, inner, activation="silu", gated=True)
+    ways: dict[str, FFN] = {"whole": ffn()}
+    ways |= {f"{share:g}": choosing(Chosen(ffn(), width // 8), share, dice) for share in SHARES}
+    x, marks = torch.randn(1, width, generator=dice), {name: [] for name in ways}  # type: ignore[var-annotated]
+    for _ in range(turns + 5):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way(x)
+            marks[name].append(time.perf_counter() - began)
+    told = {name: round(1000 * statistics.median(seconds[5:]), 4) for name, seconds in marks.items()}
+    return {"shape": [width, inner], "threads": torch.get_num_threads(), "ms": told}
+
+
+def decoded(rounds: int = 7) -> dict[str, Any]:
+    """Medians of milliseconds a token of plain decoding: compiled, layer by layer as choosing models run, and choosing."""
+    dense, dice = random_model(0), torch.Generator().manual_seed(0)
+    ways = {"compiled": plan(fuse(copied(dense), "fp32")), "whole": plan(copied(dense))}
+    chosen = compress(dense, ["recover=ftwt:steps=0"], calibrate.of_ids(range(64), length=32)).model
+    for share in SHARES:
+        made = copied(chosen)
+        for block in made.layers:
+            choosing(block.mlp, share, dice)  # type: ignore[union-attr,arg-type]
+        ways[f"{share:g}"] = plan(made)
+    marks = [[seconds(way, 24) for way in ways.values()] for _ in range(rounds + 1)][1:]
+    middle = [round(1000 * statistics.median(column), 2) for column in zip(*marks, strict=True)]
+    return {"shape": "135m", "threads": torch.get_num_threads(), "ms": dict(zip(ways, middle, strict=True))}
+
+
 def main() -> None:
     ask = argparse.ArgumentParser()
     ask.add_argument("model")
-    ask.add_argument("text")
-    ask.add_argument("held_out")
+    ask.add_argument("text", nargs="?")
+    ask.add_argument("held_out", nargs="?")
     ask.add_argument("--taus", type=float, nargs="+", default=[0.6, 0.8, 0.95])
     ask.add_argument("--steps", type=int, default=300)
     ask.add_argument("--tune", action="store_true")
     ask.add_argument("--tokens", type=int, default=131072)
     ask.add_argument("--seed", type=int, default=0)
+    ask.add_argument("--trained", type=int, default=1500)
     asked = ask.parse_args()
-    model = load(asked.model, dtype="float32", fast=False)
-    learn = calibrate.read(asked.text, model, length=LENGTH, tokens=asked.tokens, seed=asked.seed)
-    judge = calibrate.read(asked.held_out, model, length=LENGTH, tokens=8192, seed=0)
+    if asked.text is None:
+        told = decoded() if asked.model == "135m" else timed(*map(int, asked.model.split("x")))
+        print(json.dumps(told), flush=True)
+        return
+    if asked.model == "relu":
+        model = fresh(asked.seed, SHAPE.replace(activation="relu"))
+        learn, judge = read_bytes(asked.text, 800 * asked.trained), read_bytes(asked.held_out, 24_576)
+        model = trained(model, learn, asked.trained, 3e-3).requires_grad_(False)
+    else:
+        model = load(asked.model, dtype="float32", fast=False)
+        learn = calibrate.read(asked.text, model, length=LENGTH, tokens=asked.tokens, seed=asked.seed)
+        judge = calibrate.read(asked.held_out, model, length=LENGTH, tokens=8192, seed=0)
     for tau in asked.taus:
-        print(json.dumps(measured(model, learn, judge, tau, asked.steps, asked.seed, asked.tune)), flush=True)
+        found = measured(model, learn, judge, tau, asked.steps, asked.seed, asked.tune)
+        print(json.dumps({"model": asked.model} | found), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Plain decoding of a model at the shape of SmolLM-135M, whole and cut, turn by turn: one JSON line a precision and ratio.
 
     python tools/pruned_speed.py [--ratios 0.3 0.5] [--kinds fp32 int8] [--tokens 24] [--rounds 5] [--threads 2]
+    python tools/pruned_speed.py --memory 2048 8192 32768    what compressing takes, by tokens of calibration
 
 Weights are random: what is timed does not depend on them. `share` is the speed-up over the ratio of the bytes of all weights.
 """
@@ -9,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import time
+from multiprocessing import get_context
 
 import torch
 
+from lithe.compress.calibrate import of_ids
 from lithe.compress.run import compress
 from lithe.compress.surgery import copied
 from lithe.decode.loop import run
@@ -46,6 +50,20 @@ def seconds(made: DecodePlan, tokens: int) -> float:
     return (time.perf_counter() - begun) / (len(sequence.tokens) - first)
 
 
+def memory(tokens: int) -> str:
+    """The most that a process held while it compressed the model by Wanda, over the bytes of its float32 weights."""
+    held = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    empty = held()
+    dense = model(0)
+    weights, before = 4 * sum(w.numel() for w in dense.parameters()), held()
+    text = of_ids(torch.randint(SHAPE.vocab, (tokens,), generator=torch.Generator().manual_seed(0)), length=SHAPE.context)
+    began = time.perf_counter()
+    compress(dense, ["wanda:ratio=0.5"], text)
+    told = {"loaded": round((before - empty) / weights, 3), "peak": round((held() - empty) / weights, 3)}
+    seconds = round(time.perf_counter() - began)
+    return json.dumps({"tokens": text.tokens, "weights_mb": round(weights / 1e6)} | told | {"seconds": seconds})
+
+
 def main() -> None:
     read = argparse.ArgumentParser()
     read.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.5])
@@ -53,7 +71,13 @@ def main() -> None:
     read.add_argument("--tokens", type=int, default=24)
     read.add_argument("--rounds", type=int, default=5)
     read.add_argument("--threads", type=int, default=2)
+    read.add_argument("--memory", type=int, nargs="+")
     asked = read.parse_args()
+    for tokens in asked.memory or ():
+        with get_context("spawn").Pool(1) as alone:  # a process remembers its peak
+            print(alone.apply(memory, (tokens,)), flush=True)
+    if asked.memory:
+        return
     dense = model(0)
     weights = lambda m: sum(w.numel() for w in m.parameters())
     for ratio in asked.ratios:

@@ -1,10 +1,10 @@
 """One shared array beside networks pruned before they are trained: a JSON line a run (docs/log/compress/stable_rps.md).
 
-    python tools/sharing.py TEXT HELD_OUT [--times 4 10] [--seeds 0] [--steps 300] [--rate 3e-3]
+    python tools/sharing.py TEXT HELD_OUT [--times 4 10] [--seeds 0] [--ways grasp] [--steps 300] [--rate 3e-3]
 
 A byte model (3 layers of width 96) from scratch. Of its layers' weights 1 / times are left: as slots of an array that all read
-(folded or hashed), or as those entries that stay by chance, by size, by |w g| of one batch (SNIP), or by their size
-after a first training, begun anew from where they were (a lottery ticket). TEXT, HELD_OUT: .jsonl or .txt, either .gz.
+(folded or hashed), or as those entries that stay by chance, by size, by |w g| of one batch (SNIP), by w H g (GraSP), or by
+their size after a first training, begun anew from where they were (lottery ticket). TEXT, HELD_OUT: .jsonl or .txt, either .gz.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from learned import learn
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lithe.compress import calibrate
 from lithe.compress.calibrate import Calibration, shifted
@@ -30,7 +31,7 @@ from lithe.model.load import load
 from lithe.train.loss import next_token
 
 SHAPE = Config(vocab=256, width=96, layers=3, heads=4, kv_heads=4, ffn=256, context=128)
-WAYS = ("fold", "hash", "random", "magnitude", "snip", "lottery")
+WAYS = ("fold", "hash", "random", "magnitude", "snip", "grasp", "lottery")
 
 
 def read(path: str, count: int) -> Calibration:
@@ -67,9 +68,16 @@ def scores(way: str, layers: dict[str, Thinned], start: Decoder, text: Calibrati
     work, ids_BT = copied(start), text.batches[0]["ids_BT"]
     for weight in work.parameters():
         weight.requires_grad_(True)
-    next_token(work, {"ids_BT": ids_BT, "targets_BT": shifted(ids_BT)})[0].backward()
-    return {name: (weight.grad * weight).abs().detach() for name in layers
-            for weight in [work.get_parameter(f"{name}.weight")] if weight.grad is not None}
+    weights = [work.get_parameter(f"{name}.weight") for name in layers]
+    with sdpa_kernel(SDPBackend.MATH):  # the fused one has no second derivative
+        loss, tokens = next_token(work, {"ids_BT": ids_BT, "targets_BT": shifted(ids_BT)})
+        slopes = torch.autograd.grad(loss / tokens, weights, create_graph=way == "grasp")
+        if way == "snip":
+            told = [(slope * weight).abs() for slope, weight in zip(slopes, weights, strict=True)]
+        else:
+            turned = torch.autograd.grad(torch.stack([(slope * slope.detach()).sum() for slope in slopes]).sum(), weights)
+            told = [weight * turn for weight, turn in zip(weights, turned, strict=True)]
+    return {name: score.detach() for name, score in zip(layers, told, strict=True)}
 
 
 def run(way: str, times: float, text: Calibration, judge: Calibration, ask: Any, seed: int) -> dict[str, Any]:
@@ -101,10 +109,12 @@ def main() -> None:
     ask.add_argument("--seeds", type=int, nargs="+", default=[0])
     ask.add_argument("--steps", type=int, default=300)
     ask.add_argument("--rate", type=float, default=3e-3)
+    ask.add_argument("--ways", nargs="+", default=["dense", *WAYS])
     asked = ask.parse_args()
     text, judge = read(asked.text, 240_000), read(asked.held_out, 24_576)
     for seed in asked.seeds:
-        for times, way in [(1.0, "dense"), *((times, way) for times in asked.times for way in WAYS)]:
+        every = [(1.0, "dense"), *((times, way) for times in asked.times for way in WAYS)]
+        for times, way in ((times, way) for times, way in every if way in asked.ways):
             found = run(way, times, text, judge, asked, seed)
             told = {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
             said = {"way": way, "times": times, "seed": seed, "steps": asked.steps, "rate": asked.rate}
