@@ -1,4 +1,8 @@
-"""The kernels' arithmetic in plain PyTorch: slow, and the measure of them. Axes: M rows, N outputs, K inputs, G groups."""
+"""The kernels' arithmetic in plain PyTorch: slow, and the measure of them.
+
+Axes: M rows, N outputs, K inputs, G groups of them; of attention B sequences, H heads, G heads of keys and values, T rows, D a
+head's width.
+"""
 
 from __future__ import annotations
 
@@ -36,3 +40,16 @@ def _levels_product(packed: Packed, x_MK: Tensor) -> Tensor:
     exact_MNB = torch.einsum("mbi,nbi->mnb", q_MBI.double(), whole_NBI.double())
     by_NB = scale_NG.double().repeat_interleave(packed.group // BLOCK, dim=1)[:, : exact_MNB.shape[2]]
     return torch.einsum("mnb,mb,nb->mn", exact_MNB, scale_MB.double(), by_NB)
+
+
+def attention(q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, scale: float | None = None) -> Tensor:
+    """Causal attention over a cache in bfloat16 [B, H, T, D]: queries, once scaled, and weights, before they are divided by their
+    sum, are rounded as keys and values are; all else is float64. Of as many rows as one softmax takes, 256."""
+    near = lambda x: x.float().bfloat16().double()
+    heads, rows, width = q_BHTD.shape[1:]
+    k_BHTD, v_BHTD = (near(x).repeat_interleave(heads // x.shape[1], dim=1) for x in (k_BGTD, v_BGTD))
+    scores_BHTT = near(q_BHTD * (width**-0.5 if scale is None else scale)) @ k_BHTD.transpose(2, 3)
+    seen_TT = torch.ones(rows, rows, dtype=torch.bool, device=q_BHTD.device).tril()
+    scores_BHTT = scores_BHTT.masked_fill(~seen_TT, -torch.inf)
+    weights_BHTT = near((scores_BHTT - scores_BHTT.amax(-1, keepdim=True)).exp())
+    return (weights_BHTT @ v_BHTD / weights_BHTT.sum(-1, keepdim=True)).float()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lithe.errors import UnsupportedError, UsageError
-from lithe.kernels import library
+from lithe.kernels import library, twins
 from lithe.model.cache import PlainCache
 from lithe.model.config import Config, Rope
 from lithe.model.decoder import ALL, Decoder
@@ -78,6 +78,20 @@ def test_parity_with_the_same_arithmetic_in_pieces(kind, group, dtype):
     made.fast = None
     made.float()
     assert (passes(made, ids(), [30, ROWS]) - whole).abs().max() <= 3e-2 * whole.abs().max()
+
+
+@every_variant
+@torch.inference_mode()
+def test_attention_over_bfloat16_is_its_twin(kernels, monkeypatch):
+    """All else being float32. That queries and weights are rounded, the distance of a path that rounds none tells."""
+    monkeypatch.setenv("LITHE_KERNELS", kernels.name)
+    made = fuse(decoder(head_dim=40), "fp32")
+    logits = lambda dtype: made(ids(), cache=PlainCache(made.config, batch=2, capacity=ROWS, dtype=dtype), logits=ALL).scores
+    whole, exact = logits(torch.bfloat16), logits(torch.float32)
+    made.fast = None
+    monkeypatch.setattr(PlainCache, "attend", lambda self, layer, q, k, v, *, scale, **see: twins.attention(q, k, v, scale))
+    apart = lambda other: float((whole - other).abs().mean() / whole.abs().max())
+    assert apart(logits(torch.float32)) <= 2e-5 < 2e-4 <= apart(exact)
 
 
 @every_kind

@@ -21,6 +21,7 @@ enum {
     QUERIES_MOST = 96, /* and where they are many, */
     TOGETHER = 32,     /* of as many rows at most */
     TILED = 6 * HEADS_MAX, /* queries from which on keys and values are brought into tiles first */
+    FURTHER = 32,      /* slots that keys are asked for before they are read */
     DEALT = 8,         /* pieces of attention that each thread should find */
     PRIVATE = 2,       /* rows so few that each thread norms them for itself rather than wait for another, */
     COLUMNS = 16       /* and so few that threads share out inputs, each finding all rows' norms for itself */
@@ -160,6 +161,7 @@ static void finish_heads(const Job *job, int row, int g) {
         if (layer->q_norm) rms_norm(q, layer->q_norm, q, D, layer->eps);
         turn(q, cos, sin, layer->rotated);
         for (int i = 0; i < D; i++) q[i] *= layer->scale;
+        for (int i = 0; place->cache_kind == BF16 && i < D; i++) q[i] = bf16_f32(f32_bf16(q[i])); /* as keys are */
     }
     float *k = job->k + ((int64_t)row * G + g) * D;
     if (layer->k_norm) rms_norm(k, layer->k_norm, k, D, layer->eps);
@@ -178,12 +180,22 @@ INLINE vf cached_part(const int kind, const void *store, int64_t at, int count) 
                         : vf_from_bf16_part((const uint16_t *)store + at, count);
 }
 
+/* Ask for rows of `bytes` bytes of four slots. */
+INLINE void fetch_rows(const void *store, const int32_t *slots, int from, int count, int bytes) {
+    for (int j = from; j < from + 4 && j < count; j++)
+        for (int i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)store + (int64_t)slots[j] * bytes + i);
+}
+
 /* scores[r][j] = q[r] . key of slots[j], four slots at a time; q is padded to whole vectors with zeros. What stands in the
- * scores behind `count`, up to a multiple of four, is without meaning. */
-INLINE void scores_of(const int queries, const int kind, const void *keys, const int32_t *slots, int count, const float *q,
-                      const int wide, const int D, float *scores) {
+ * scores behind `count`, up to a multiple of four, is without meaning. Where values are given, they and keys are asked for. */
+INLINE void scores_of(const int queries, const int kind, const void *keys, const void *values, const int32_t *slots, int count,
+                      const float *q, const int wide, const int D, float *scores) {
     for (int j = 0; j < count; j += 4) {
         int64_t at[4];
+        if (values) {
+            fetch_rows(keys, slots, j + FURTHER, count, (kind == FP32 ? 4 : 2) * D);
+            fetch_rows(values, slots, j, count, (kind == FP32 ? 4 : 2) * D);
+        }
         vf sum[HEADS_MAX][4];
         UNROLL for (int n = 0; n < 4; n++) at[n] = (int64_t)slots[j + n < count ? j + n : count - 1] * D;
         UNROLL for (int r = 0; r < queries; r++) UNROLL for (int n = 0; n < 4; n++) sum[r][n] = vf_set1(0);
@@ -199,7 +211,65 @@ INLINE void scores_of(const int queries, const int kind, const void *keys, const
     }
 }
 
-#if LANES == 16
+#if NATIVE_BF16
+/* The same by pairs of bfloat16s, which queries are as well. */
+INLINE void pair_scores(const int queries, const uint16_t *keys, const void *values, const int32_t *slots, int count, const float *q,
+                        const int wide, const int D, float *scores) {
+    for (int j = 0; j < count; j += 4) {
+        const uint16_t *at[4];
+        if (values) fetch_rows(keys, slots, j + FURTHER, count, 2 * D), fetch_rows(values, slots, j, count, 2 * D);
+        vf sum[HEADS_MAX][4];
+        UNROLL for (int n = 0; n < 4; n++) at[n] = keys + (int64_t)slots[j + n < count ? j + n : count - 1] * D;
+        UNROLL for (int r = 0; r < queries; r++) UNROLL for (int n = 0; n < 4; n++) sum[r][n] = vf_set1(0);
+        UNROLL_2 for (int i = 0; i < D; i += TWO) {
+            vf query[HEADS_MAX];
+            UNROLL for (int r = 0; r < queries; r++) query[r] = vf_load(q + r * wide + i / 2);
+            UNROLL for (int n = 0; n < 4; n++) {
+                const __mmask32 real = D - i < TWO ? (1u << (D - i)) - 1 : ~0u;
+                const vf key = i + TWO <= D ? (vf)vi_load(at[n] + i) : (vf)_mm512_maskz_loadu_epi16(real, at[n] + i);
+                UNROLL for (int r = 0; r < queries; r++) vf_add_pairs(&sum[r][n], query[r], key);
+            }
+        }
+        UNROLL for (int r = 0; r < queries; r++) vf_sum4(sum[r], scores + r * SPAN + j);
+    }
+}
+
+INLINE vf vf_pair(vf first, vf second) { /* two bfloat16s as floats each, the first being the odd one, which is added first */
+    return (vf)_mm512_or_epi32((__m512i)first, _mm512_srli_epi32((__m512i)second, 16));
+}
+
+/* sums[r] of 64 entries + sum over j of p[r][j] * value of slots[j], two slots at a time. */
+INLINE void mix_64(const int queries, const uint16_t *values, const int32_t *slots, int count, const float *p, int wide, int D, int i,
+                   float *sums) {
+    const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27); /* as entries get unpacked */
+    const __m512i back = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i four = _mm512_set1_epi32(4), eight = _mm512_set1_epi32(8);
+    vf sum[HEADS_MAX][4];
+    UNROLL for (int r = 0; r < queries; r++) UNROLL for (int n = 0; n < 4; n += 2) {
+        const __m512 a = (__m512)vf_load(sums + r * wide + i + n * LANES), b = (__m512)vf_load(sums + r * wide + i + (n + 1) * LANES);
+        sum[r][n] = (vf)_mm512_permutex2var_ps(a, low, b);
+        sum[r][n + 1] = (vf)_mm512_permutex2var_ps(a, _mm512_add_epi32(low, four), b);
+    }
+    for (int j = 0; j < count; j += 2) {
+        const int two = j + 1 < count;
+        const uint16_t *first = values + (int64_t)slots[j] * D + i, *second = values + (int64_t)slots[j + two] * D + i;
+        vf by[HEADS_MAX];
+        UNROLL for (int r = 0; r < queries; r++) by[r] = vf_set1(p[r * SPAN + j]);
+        if (two) UNROLL for (int r = 0; r < queries; r++) by[r] = vf_pair(by[r], vf_set1(p[r * SPAN + j + 1]));
+        UNROLL for (int n = 0; n < 4; n += 2) {
+            const __m512i a = (__m512i)vi_load(first + n * LANES), b = two ? (__m512i)vi_load(second + n * LANES) : _mm512_setzero_si512();
+            const vf value[2] = {(vf)_mm512_unpacklo_epi16(b, a), (vf)_mm512_unpackhi_epi16(b, a)};
+            if (two) UNROLL for (int v = 0; v < 2; v++) UNROLL for (int r = 0; r < queries; r++) vf_add_pairs(&sum[r][n + v], by[r], value[v]);
+            else UNROLL for (int v = 0; v < 2; v++) UNROLL for (int r = 0; r < queries; r++) vf_add_product(&sum[r][n + v], by[r], value[v]);
+        }
+    }
+    UNROLL for (int r = 0; r < queries; r++) UNROLL for (int n = 0; n < 4; n += 2) {
+        const __m512 a = (__m512)sum[r][n], b = (__m512)sum[r][n + 1];
+        vf_store(sums + r * wide + i + n * LANES, (vf)_mm512_permutex2var_ps(a, back, b));
+        vf_store(sums + r * wide + i + (n + 1) * LANES, (vf)_mm512_permutex2var_ps(a, _mm512_add_epi32(back, eight), b));
+    }
+}
+#elif LANES == 16
 /* The same of 64 bfloat16s: as 32 are read they are neighbours, so even entries and odd ones have sums of their own meanwhile. */
 INLINE void mix_64(const int queries, const uint16_t *values, const int32_t *slots, int count, const float *p, int wide, int D, int i,
                    float *sums) {
@@ -260,12 +330,23 @@ INLINE void mixes(const int queries, const int kind, const void *values, const i
     for (; i < D; i += LANES) mix(queries, 1, kind, values, slots, count, p, wide, D, i, sums);
 }
 
-typedef void (*Scores)(const void *, const int32_t *, int, const float *, int, int, float *);
+INLINE void any_scores(const int queries, const int kind, const void *keys, const void *values, const int32_t *slots, int count,
+                       const float *q, const int wide, const int D, float *scores) {
+#if NATIVE_BF16
+    if (kind == BF16) {
+        pair_scores(queries, keys, values, slots, count, q, wide, D, scores);
+        return;
+    }
+#endif
+    scores_of(queries, kind, keys, values, slots, count, q, wide, D, scores);
+}
+
+typedef void (*Scores)(const void *, const void *, const int32_t *, int, const float *, int, int, float *);
 #define MAKE_FOR(kind, K, Q) \
-    static void scores_##kind##_##Q(const void *k, const int32_t *s, int n, const float *q, int w, int D, float *o) { \
-        if (w == 64 && D == 64) scores_of(Q, K, k, s, n, q, 64, 64, o); else scores_of(Q, K, k, s, n, q, w, D, o); } \
-    static void mix_##kind##_##Q(const void *v, const int32_t *s, int n, const float *p, int w, int D, float *o) { \
-        mixes(Q, K, v, s, n, p, w, D, o); }
+    static void scores_##kind##_##Q(const void *k, const void *v, const int32_t *s, int n, const float *q, int w, int D, float *o) { \
+        if (w == 64 && D == 64) any_scores(Q, K, k, v, s, n, q, 64, 64, o); else any_scores(Q, K, k, v, s, n, q, w, D, o); } \
+    static void mix_##kind##_##Q(const void *v, const void *next, const int32_t *s, int n, const float *p, int w, int D, float *o) { \
+        (void)next, mixes(Q, K, v, s, n, p, w, D, o); }
 #define MAKE(Q) MAKE_FOR(fp32, FP32, Q) MAKE_FOR(bf16, BF16, Q)
 MAKE(1) MAKE(2)
 #if LANES == 16
@@ -280,13 +361,13 @@ MAKE(3)
 static const Scores score_table[2][HEADS_MAX] = {TABLE(scores_fp32), TABLE(scores_bf16)};
 static const Scores mix_table[2][HEADS_MAX] = {TABLE(mix_fp32), TABLE(mix_bf16)};
 
-/* Either of them for any number of queries; `from` counts what each query has already done. */
-static void each(const Scores *table, int queries, const void *store, const int32_t *slots, int from, int count,
+/* Either of them for any number of queries; `from` counts what each query has already done, `next` is what is read after. */
+static void each(const Scores *table, int queries, const void *store, const void *next, const int32_t *slots, int from, int count,
                  const float *in, int in_stride, int in_from, int wide, int D, float *out, int out_stride, int out_from) {
     if (count > from)
         for (int r = 0; r < queries; r += HEADS_MAX) {
             int some = queries - r < HEADS_MAX ? queries - r : HEADS_MAX;
-            table[some - 1](store, slots + from, count - from, in + r * in_stride + in_from, wide, D,
+            table[some - 1](store, r ? NULL : next, slots + from, count - from, in + r * in_stride + in_from, wide, D,
                             out + r * out_stride + out_from);
         }
 }
@@ -298,44 +379,65 @@ INLINE vf entries(const int kind, const void *store, int64_t at, int i, int D) {
     return i + LANES <= D ? cached(kind, store, at + i) : i < D ? cached_part(kind, store, at + i, D - i) : vf_set1(0);
 }
 
-/* tile[i][n] = entry i of the key in slots[n]; `room` is for as many keys as floats. What stands behind `count` is without meaning. */
+/* tile[i][n] = entry i of the key in slots[n], or pair i of bfloat16s where they are multiplied so; `room` is for as many keys as
+ * floats. What stands behind `count` is without meaning. */
 INLINE void turn_keys(const int kind, const void *keys, const int32_t *slots, int count, int wide, int D, float *tile, float *room) {
+    const int pairs = NATIVE_BF16 && kind == BF16, units = pairs ? wide / 2 : wide;
     const float *row[TWO];
     for (int n = 0; n < TWO; n++) {
         const int64_t at = (int64_t)slots[n < count ? n : count - 1] * D;
-        row[n] = (const float *)keys + at;
-        if (kind == FP32 && D == wide) continue;
-        for (int i = 0; i < wide; i += LANES) vf_store(room + n * wide + i, entries(kind, keys, at, i, D));
-        row[n] = room + n * wide;
+        row[n] = pairs ? (const float *)((const uint16_t *)keys + at) : (const float *)keys + at;
+        if ((pairs || kind == FP32) && D == wide) continue;
+        row[n] = room + n * units;
+        if (pairs) memcpy(memset(room + n * units, 0, 4 * units), (const uint16_t *)keys + at, 2 * D);
+        else for (int i = 0; i < wide; i += LANES) vf_store(room + n * wide + i, entries(kind, keys, at, i, D));
     }
     for (int n = 0; n < TWO; n += TURNED)
-        for (int i = 0; i < wide; i += 4) turn_four(row + n, i, tile + i * TWO + n, TWO);
+        for (int i = 0; i < units; i += 4) turn_four(row + n, i, tile + i * TWO + n, TWO);
 }
 
-/* panel[j] = entries [i, i + TWO) of the value in slots[j] */
+/* panel[j] = entries [i, i + TWO) of the value in slots[j]; of pairs: of slots[2 * j], and of the one behind it */
 INLINE void panel_of(const int kind, const void *values, const int32_t *slots, int count, int D, int i, float *panel) {
+#if NATIVE_BF16
+    for (int j = 0; kind == BF16 && j < count; j += 2)
+        UNROLL for (int v = 0; v < 2; v++, panel += LANES) {
+            const vf first = entries(BF16, values, (int64_t)slots[j] * D, i + v * LANES, D);
+            vf_store(panel, j + 1 < count ? vf_pair(first, entries(BF16, values, (int64_t)slots[j + 1] * D, i + v * LANES, D)) : first);
+        }
+    if (kind == BF16) return;
+#endif
     for (int j = 0; j < count; j++, panel += TWO) {
         vf_store(panel, entries(kind, values, (int64_t)slots[j] * D, i, D));
         vf_store(panel + LANES, entries(kind, values, (int64_t)slots[j] * D, i + LANES, D));
     }
 }
 
+INLINE void vf_add(const int pairs, vf *sum, vf a, vf b) {
+    if (pairs) vf_add_pairs(sum, a, b);
+    else vf_add_product(sum, a, b);
+}
+
 /* scores[r][n] = q[r] . key n of a tile, added up as scores_of does it: what is a lane there has a sum of its own here, and sums are
  * added two by two as vf_sum4 does. */
-INLINE void tile_scores(const int queries, const int wide_known, const float *tile, const float *q, int wide, int D, float *scores) {
+INLINE void tile_scores(const int queries, const int pairs, const int wide_known, const float *tile, const float *q, int wide, int D,
+                        float *scores) {
     vf sum[ROWS_MAX][2], kept[4][ROWS_MAX][2];
-    const int end = (D + LANES - 1) / LANES;
+    const int once = pairs ? TWO : LANES, end = (D + once - 1) / once;
     for (int n = 0; n < LANES; n++) {
         const float *key = tile + sum_order(n) * TWO, *query = q + sum_order(n);
-        UNROLL for (int r = 0; r < queries; r++) UNROLL for (int v = 0; v < 2; v++) sum[r][v] = vf_load(key + v * LANES) * query[r * wide];
+        UNROLL for (int r = 0; r < queries; r++) UNROLL for (int v = 0; v < 2; v++) {
+            const vf by = vf_set1(query[r * wide]), first = vf_load(key + v * LANES);
+            sum[r][v] = pairs ? vf_set1(0) : first * by;
+            if (pairs) vf_add_pairs(&sum[r][v], by, first);
+        }
 #define TURN(i) { \
             vf a = vf_load(key + (i) * LANES * TWO), b = vf_load(key + (i) * LANES * TWO + LANES); \
             UNROLL for (int r = 0; r < queries; r++) { \
                 vf by = vf_set1(query[r * wide + (i) * LANES]); \
-                vf_add_product(&sum[r][0], by, a); \
-                vf_add_product(&sum[r][1], by, b); \
+                vf_add(pairs, &sum[r][0], by, a); \
+                vf_add(pairs, &sum[r][1], by, b); \
             } }
-        if (wide_known) UNROLL for (int i = 1; i < wide_known / LANES; i++) TURN(i)
+        if (wide_known) UNROLL for (int i = 1; i < wide_known / once; i++) TURN(i)
         else for (int i = 1; i < end; i++) TURN(i)
         int at = 0;
         for (; n >> at & 1; at++)
@@ -346,14 +448,14 @@ INLINE void tile_scores(const int queries, const int wide_known, const float *ti
     UNROLL for (int r = 0; r < queries; r++) UNROLL for (int v = 0; v < 2; v++) vf_store(scores + r * SPAN + v * LANES, sum[r][v]);
 }
 
-/* sums[r] + sum over j of p[r][j] * panel[j], in order as mix does it */
-INLINE void panel_mix(const int queries, const float *panel, int count, const float *p, int wide, float *sums) {
+/* sums[r] + sum over j from `from` to `to` of p[r][j] * panel[j], in order as mix does it */
+INLINE void panel_mix(const int queries, const float *panel, int from, int to, const float *p, int wide, float *sums) {
     vf sum[ROWS_MAX][2];
     UNROLL for (int r = 0; r < queries; r++) UNROLL for (int v = 0; v < 2; v++) sum[r][v] = vf_load(sums + r * wide + v * LANES);
-    for (int j = 0; j < count; j++, panel += TWO, p++) {
-        vf a = vf_load(panel), b = vf_load(panel + LANES);
+    for (int j = from; j < to; j++) {
+        vf a = vf_load(panel + j * TWO), b = vf_load(panel + j * TWO + LANES);
         UNROLL for (int r = 0; r < queries; r++) {
-            vf by = vf_set1(p[r * SPAN]);
+            vf by = vf_set1(p[r * SPAN + j]);
             vf_add_product(&sum[r][0], by, a);
             vf_add_product(&sum[r][1], by, b);
         }
@@ -361,12 +463,35 @@ INLINE void panel_mix(const int queries, const float *panel, int count, const fl
     UNROLL for (int r = 0; r < queries; r++) UNROLL for (int v = 0; v < 2; v++) vf_store(sums + r * wide + v * LANES, sum[r][v]);
 }
 
+#if NATIVE_BF16
+/* The same with a panel of pairs: one of which only the second or the first is asked for is taken apart. */
+INLINE void pair_mix(const int queries, const float *panel, int from, int to, const float *p, int wide, float *sums) {
+    vf sum[ROWS_MAX][2];
+    UNROLL for (int r = 0; r < queries; r++) UNROLL for (int v = 0; v < 2; v++) sum[r][v] = vf_load(sums + r * wide + v * LANES);
+    for (int j = from, next; j < to; j = next) {
+        const int second = j & 1, both = !second && j + 1 < to;
+        vi value[2] = {vi_load(panel + j / 2 * TWO), vi_load(panel + j / 2 * TWO + LANES)};
+        next = j + 1 + both;
+        if (!both) UNROLL for (int v = 0; v < 2; v++) value[v] = second ? value[v] << 16 : value[v] & (int32_t)0xffff0000;
+        UNROLL for (int r = 0; r < queries; r++) {
+            vf by = vf_set1(p[r * SPAN + j]);
+            if (both) by = vf_pair(by, vf_set1(p[r * SPAN + j + 1]));
+            UNROLL for (int v = 0; v < 2; v++) vf_add(both, &sum[r][v], by, (vf)value[v]);
+        }
+    }
+    UNROLL for (int r = 0; r < queries; r++) UNROLL for (int v = 0; v < 2; v++) vf_store(sums + r * wide + v * LANES, sum[r][v]);
+}
+#else
+#define pair_mix panel_mix
+#endif
+
 typedef void (*TileScores)(const float *, const float *, int, int, float *);
-typedef void (*PanelMix)(const float *, int, const float *, int, float *);
-#define MAKE_TILES(Q) \
-    static void tile_scores_##Q(const float *t, const float *q, int w, int D, float *o) { \
-        if (w == 64 && D == 64) tile_scores(Q, 64, t, q, 64, 64, o); else tile_scores(Q, 0, t, q, w, D, o); } \
-    static void panel_mix_##Q(const float *v, int n, const float *p, int w, float *o) { panel_mix(Q, v, n, p, w, o); }
+typedef void (*PanelMix)(const float *, int, int, const float *, int, float *);
+#define MAKE_TILES_FOR(kind, PAIRS, MIX, Q) \
+    static void tile_scores_##kind##_##Q(const float *t, const float *q, int w, int D, float *o) { \
+        if (w == 64 && D == 64) tile_scores(Q, PAIRS, 64, t, q, 64, 64, o); else tile_scores(Q, PAIRS, 0, t, q, w, D, o); } \
+    static void panel_mix_##kind##_##Q(const float *v, int from, int to, const float *p, int w, float *o) { MIX(Q, v, from, to, p, w, o); }
+#define MAKE_TILES(Q) MAKE_TILES_FOR(fp32, 0, panel_mix, Q) MAKE_TILES_FOR(bf16, NATIVE_BF16, pair_mix, Q)
 MAKE_TILES(1) MAKE_TILES(2) MAKE_TILES(3) MAKE_TILES(4)
 #if ROWS_MAX == 8
 MAKE_TILES(5) MAKE_TILES(6) MAKE_TILES(7) MAKE_TILES(8)
@@ -377,11 +502,11 @@ MAKE_TILES(5) MAKE_TILES(6)
 #else
 #define TILES(name) {name##_1, name##_2, name##_3, name##_4}
 #endif
-static const TileScores tile_table[ROWS_MAX] = TILES(tile_scores);
-static const PanelMix panel_table[ROWS_MAX] = TILES(panel_mix);
+static const TileScores tile_table[2][ROWS_MAX] = {TILES(tile_scores_fp32), TILES(tile_scores_bf16)};
+static const PanelMix panel_table[2][ROWS_MAX] = {TILES(panel_mix_fp32), TILES(panel_mix_bf16)};
 
-/* Scores to weights e^(score - top), in place; their sum, taken lane by lane. */
-static __attribute__((noinline)) float weights_of(float *scores, int count, float cap, float *top) {
+/* Scores to weights e^(score - top), in place, rounded where values are bfloat16s; their sum, taken lane by lane. */
+static __attribute__((noinline)) float weights_of(float *scores, int count, float cap, int kind, float *top) {
     for (int j = 0; cap > 0 && j < count; j += LANES) { /* tanh(x) = 1 - 2 / (e^2x + 1) */
         vf twice = vf_exp(vf_load(scores + j) * (2.0f / cap));
         vf_store(scores + j, cap - 2.0f * cap / (twice + 1.0f));
@@ -393,11 +518,13 @@ static __attribute__((noinline)) float weights_of(float *scores, int count, floa
     int j = 0;
     for (; j + LANES <= count; j += LANES) {
         vf weight = vf_exp_low(vf_load(scores + j) - most);
+        if (kind == BF16) weight = vf_rounded(weight);
         vf_store(scores + j, weight);
         sum = sum + weight;
     }
     if (j < count) {
-        vf_store(scores + j, vf_exp_low(vf_load(scores + j) - most));
+        vf weight = vf_exp_low(vf_load(scores + j) - most);
+        vf_store(scores + j, kind == BF16 ? vf_rounded(weight) : weight);
         for (int past = count; past < j + LANES; past++) scores[past] = 0;
         sum = sum + vf_load(scores + j);
     }
@@ -513,7 +640,7 @@ static void score_run(const Sight *on, const Shared *run, const int32_t (*slots)
     if (!in_tiles(on, run)) {
         for (int r = run->row, next; r < run->end; r = next) {
             next = alike(run, r);
-            each(score_table[on->kind], (next - r) * R, on->keys, slots[r], from, run->stop[r], on->q + r * R * wide, wide, 0, wide, D,
+            each(score_table[on->kind], (next - r) * R, on->keys, on->values, slots[r], from, run->stop[r], on->q + r * R * wide, wide, 0, wide, D,
                  on->scores + r * R * SPAN, SPAN, from);
         }
         return;
@@ -525,7 +652,7 @@ static void score_run(const Sight *on, const Shared *run, const int32_t (*slots)
             const int some = end - n < ROWS_MAX ? end - n : ROWS_MAX;
             int most = 0;
             for (int r = n / R; r <= (n + some - 1) / R; r++) most = run->stop[r] > most ? run->stop[r] : most;
-            if (most > j) tile_table[some - 1](on->tile, on->q + n * wide, wide, D, on->scores + n * SPAN + j);
+            if (most > j) tile_table[on->kind][some - 1](on->tile, on->q + n * wide, wide, D, on->scores + n * SPAN + j);
         }
     }
 }
@@ -535,7 +662,7 @@ static void mix_run(const Sight *on, const Shared *run, const int32_t (*slots)[C
     if (!in_tiles(on, run)) {
         for (int r = run->row, next; r < run->end; r = next) {
             next = alike(run, r);
-            each(mix_table[on->kind], (next - r) * R, on->values, slots[r], from, run->stop[r], on->scores + r * R * SPAN, SPAN, from,
+            each(mix_table[on->kind], (next - r) * R, on->values, NULL, slots[r], from, run->stop[r], on->scores + r * R * SPAN, SPAN, from,
                  wide, D, on->sums + r * R * wide, wide, 0);
         }
         return;
@@ -547,16 +674,27 @@ static void mix_run(const Sight *on, const Shared *run, const int32_t (*slots)[C
             const int some = end - n < ROWS_MAX ? end - n : ROWS_MAX;
             int least = to;
             for (int r = n / R; r <= (n + some - 1) / R; r++) least = run->stop[r] < least ? run->stop[r] : least;
-            panel_table[some - 1](on->tile, least - from, on->scores + n * SPAN + from, wide, on->sums + n * wide + i);
+            const PanelMix *mixes = panel_table[on->kind];
+            mixes[some - 1](on->tile, 0, least - from, on->scores + n * SPAN + from, wide, on->sums + n * wide + i);
             for (int m = n, next; m < n + some; m = next) { /* those that see more, by rows */
                 const int stop = run->stop[m / R];
                 next = (m / R + 1) * R < n + some ? (m / R + 1) * R : n + some;
                 if (stop > least)
-                    panel_table[next - m - 1](on->tile + (least - from) * TWO, stop - least, on->scores + m * SPAN + least, wide,
-                                              on->sums + m * wide + i);
+                    mixes[next - m - 1](on->tile, least - from, stop - from, on->scores + m * SPAN + from, wide, on->sums + m * wide + i);
             }
         }
     }
+}
+
+/* A query as scores are taken with it. */
+INLINE void put_query(int kind, float *to, const float *from, int D) {
+#if NATIVE_BF16
+    for (int i = 0; kind == BF16 && i < D; i += LANES)
+        vf_to_bf16((uint16_t *)to + i, i + LANES <= D ? vf_load(from + i) : vf_load_part(from + i, D - i));
+    if (kind == BF16) return;
+#endif
+    (void)kind;
+    memcpy(to, from, sizeof(float) * D);
 }
 
 /* Chunks [c, c_end) of some rows for the query heads of key-value head g. The rows share the loads of what they have in
@@ -576,7 +714,7 @@ static void attend(const Job *job, const int32_t *which, int rows, int g, int c,
     Shared runs[TOGETHER];
     memset(q, 0, sizeof(float) * 2 * all * wide);
     for (int n = 0; n < all; n++) {
-        memcpy(q + n * wide, job->q + ((int64_t)which[n / R] * layer->heads + g * R + n % R) * D, sizeof(float) * D);
+        put_query(on.kind, q + n * wide, job->q + ((int64_t)which[n / R] * layer->heads + g * R + n % R) * D, D);
         soft[n] = (Soft){-INFINITY, 0};
     }
     for (int some = 1; c < c_end && some; c++) {
@@ -589,7 +727,7 @@ static void attend(const Job *job, const int32_t *which, int rows, int g, int c,
         for (const Shared *run = runs; run < end; run++) score_run(&on, run, lists);
         for (int n = 0; n < all; n++) {
             one[n] = (Soft){-INFINITY, 0};
-            if (counts[n / R]) one[n].sum = weights_of(scores + n * SPAN, counts[n / R], layer->cap, &one[n].top);
+            if (counts[n / R]) one[n].sum = weights_of(scores + n * SPAN, counts[n / R], layer->cap, on.kind, &one[n].top);
         }
         for (const Shared *run = runs; run < end; run++) mix_run(&on, run, lists);
         for (int n = 0; n < all; n++) {

@@ -11,12 +11,6 @@
 #include "lithe.h"
 #include "simd.h"
 
-#if defined(__AVX512BF16__)
-#define NATIVE_BF16 1
-#else
-#define NATIVE_BF16 0 /* activations are rounded all the same, but kept as floats */
-#endif
-
 enum {
     AHEAD = 8192,   /* bytes that weights are asked for before they are needed: enough to cover memory's delay */
     PIECE = 20480,  /* bytes of floats that all row blocks of a turn go over, from the innermost cache: at most */

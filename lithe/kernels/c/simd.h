@@ -29,6 +29,12 @@
 #define INT_ROWS 4
 #endif
 
+#if defined(__AVX512BF16__)
+#define NATIVE_BF16 1
+#else
+#define NATIVE_BF16 0
+#endif
+
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef float vf_any __attribute__((vector_size(4 * LANES), aligned(1), may_alias));
@@ -171,6 +177,21 @@ INLINE void vf_add_product(vf *sum, vf a, vf b) {
     __asm__("vfmadd231ps %2, %1, %0" : "+x"(*sum) : "x"(a), "x"(b));
 #else
     *sum = vf_fma(a, b, *sum);
+#endif
+}
+
+/* Nearest bfloat16s as floats, of what is no NaN. */
+INLINE vf vf_rounded(vf x) {
+    vi u = (vi)x;
+    return (vf)((u + 0x7fff + (u >> 16 & 1)) & (int32_t)0xffff0000);
+}
+
+/* sum += a * b of pairs of bfloat16s: of the odd one, then of the even one, each as a fused multiply-add. */
+INLINE void vf_add_pairs(vf *sum, vf a, vf b) {
+#if NATIVE_BF16
+    *sum = (vf)_mm512_dpbf16_ps((__m512)*sum, (__m512bh)a, (__m512bh)b);
+#else
+    (void)sum, (void)a, (void)b;
 #endif
 }
 
