@@ -44,9 +44,10 @@ WAYS = {  # how a model is trained, and what is done to it then
     "sr-ste, 1:4": f"recover=sr_ste:pattern=1:4,{TRAIN}",
     "sr-ste, 1:4, a tenth of the pull": f"recover=sr_ste:pattern=1:4,strength=1,{TRAIN}",
     "sr-ste, 1:4, in the gradient": f"recover=sr_ste:pattern=1:4,form=gradient,strength=2e-4,{TRAIN}",
-    "straight-through, FFN 1:8": f"recover=sr_ste:pattern=1:8,sites=mlp.*,strength=0,{TRAIN}",
-    "sr-ste, FFN 1:8": f"recover=sr_ste:pattern=1:8,sites=mlp.*,{TRAIN}",
-    "progressive gradient flow, FFN 1:8": f"progressive_gradient_flow:pattern=1:8,{TRAIN}",
+    **{f"{name}, FFN {pattern}": step.format(pattern=pattern) + TRAIN for pattern in ("1:8", "1:32") for name, step in (
+        ("straight-through", "recover=sr_ste:pattern={pattern},sites=mlp.*,strength=0,"),
+        ("sr-ste", "recover=sr_ste:pattern={pattern},sites=mlp.*,"),
+        ("progressive gradient flow", "progressive_gradient_flow:pattern={pattern},"))},
     "gone at once, 80 %": f"recover=fast_sparse:ratio=0.8,start=0,end=0,{TRAIN}",
     "fast sparse, 80 %": f"recover=fast_sparse:ratio=0.8,every=20,{TRAIN}",
     "dense, a fifth of the weights": "",
