@@ -76,6 +76,7 @@ def cell(share: str, rows: int, asked: argparse.Namespace) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in passes}
     for turn in range(asked.repeats + 1):
         for name, run in passes.items():
+            run()  # threads of PyTorch that still wait for the product before would share the cores
             began = time.perf_counter()
             run()
             if turn:
