@@ -24,7 +24,11 @@ APART = (  # row, file beside the logs, what, its key, figures by name; nats a t
      ("dense", "loss_predicted", "loss_fixed_and_tuned", "loss_drawn", "on", "recall", "recall_fixed")),
     (162, "overfit.jsonl", "{} bits fitted to 16 rows of 128 tokens; own: on these", "bits",
      ("dense", "rtn", "adaquant", "adaquant_own", "end_to_end_0.0001", "end_to_end_0.0001_own", "end_to_end_0.001",
-      "end_to_end_0.001_own")))
+      "end_to_end_0.001_own")),
+    (162, "layers.jsonl", "layers fitted to {} rows: their error on held-out rows over that of rounded ones", "rows",
+     ("w2a16", "w2a16_worst", "w4a4", "w4a4_worst")),
+    (98, "drawn.jsonl", "3 bits on average, evolution beside the best of {} random plans", "plans",
+     ("dense", "evopress", "best of random", "kl least", "kl median")))
 THIRD = "dense, FFN of a third"
 SCRATCH = (  # row, its way, what it is beside
     (8, "sr-ste, 1:4", "straight-through, 1:4"),
@@ -34,6 +38,8 @@ SCRATCH = (  # row, its way, what it is beside
     (8, "sr-ste, FFN 1:8", "straight-through, FFN 1:8"),
     (36, "progressive gradient flow, FFN 1:8", "straight-through, FFN 1:8"),
     (36, "progressive gradient flow, FFN 1:8", "sr-ste, FFN 1:8"),
+    *((36, "progressive gradient flow, FFN 1:32", f"{other}, FFN 1:32") for other in ("straight-through", "sr-ste")),
+    (8, "sr-ste, 1:4, 1500 steps", "straight-through, 1:4, 1500 steps"),
     (74, "folded, 4x", "hashed, 4x"),
     (74, "folded, 4x", "dense, a quarter of the weights"),
     (74, "folded, 10x", "hashed, 10x"),
@@ -64,8 +70,8 @@ def apart() -> list[str]:
                                 for name, found in own.items() if found)
             if own[names[1]]:
                 lines.append(f"| {number} | {what.format(f'{value:g}')} | {figures} | {len(own[names[1]])} |")
-    said = ("By `tools/sharing.py`, `tools/lowrank.py`, `tools/ftwt.py` and `tools/compression_overfit.py`, whose lines lie in "
-            "`docs/log/compress`; what each figure is stands in the log of its row there.")
+    said = ("By `tools/sharing.py`, `lowrank.py`, `ftwt.py`, `compression_overfit.py` and `compression_drawn.py`, whose lines "
+            "lie in `docs/log/compress`; what each figure is stands in the log of its row there.")
     return ["## Measured apart", said, "\n".join(lines)]
 
 

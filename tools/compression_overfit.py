@@ -110,14 +110,14 @@ def errors(dense: Decoder, made: Decoder, held: Calibration) -> dict[str, float]
 
 
 def by_layer(dense: Decoder, text: Calibration, held: Calibration, given: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Fitted over rounded: the layers in which it is below 1, all of them, and the geometric mean."""
+    """Fitted over rounded: the geometric mean over layers, the worst of them, and the share that is below 1."""
     line: dict[str, Any] = {"seed": seed, "rows": given.rows, "steps": given.steps}
     for name, form in (("w2a16", f"bits=2,group={GROUP}"), ("w4a4", f"bits=4,group={GROUP},input_bits=4")):
         rounded, fitted = (errors(dense, compress(dense, [f"adaquant:{form},steps={steps}"], text, seed=seed).model, held)
                            for steps in (0, given.steps))
         over = torch.tensor([fitted[layer] / rounded[layer] for layer in rounded])
-        line[name] = {"better": int((over < 1).sum()), "layers": len(over), "worst": round(float(over.max()), 4),
-                      "over_rounded": round(float(over.log().mean().exp()), 4)}
+        line |= {name: round(float(over.log().mean().exp()), 4), f"{name}_worst": round(float(over.max()), 4),
+                 f"{name}_better": round(float((over < 1).double().mean()), 4)}
     return line
 
 
