@@ -63,6 +63,7 @@ def apart() -> list[str]:
     for number, file, what, key, names in APART:
         told = [json.loads(line) for line in (LOGS / file).read_text().splitlines()]
         told = [one | {one["way"]: one["loss"]} if "way" in one else one for one in told]
+        told = [one for one in told if key in one]  # a file may hold lines of another measurement
         for value in dict.fromkeys(one[key] for one in told):
             own = {name: [one[name] for one in told if name in one and (one[key] == value or one.get("way") == DENSE)]
                    for name in names}
