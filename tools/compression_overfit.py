@@ -1,10 +1,12 @@
 """Little text: layers fitted one by one (AdaQuant) beside all weights tuned through their rounding. A JSON line a run.
 
-    python tools/compression_overfit.py MODEL TEXT HELD_OUT [--seeds 0 1 2] [--rows 16] [--bits 2] [--steps 200] [--layers]
+    python tools/compression_overfit.py MODEL TEXT HELD_OUT [--seeds 0 1 2] [--rows 16] [--bits 2] [--input_bits 0]
+                                                        [--steps 200] [--layers]
 
 Nats a token on held-out documents and, `_own`, on the rows that it learned from. End to end: Adam on the next token's loss,
-every layer of the blocks rounded in each pass, gradients straight through, at three rates. With --layers instead: the error of
-each fitted layer's output on held-out rows over that of the rounded layer, with weights of 2 bits, and with both of 4.
+every layer of the blocks rounded in each pass, gradients straight through, at three rates; inputs, where they are rounded too,
+to the range that the dense model's have on those rows. With --layers instead: the error of each fitted layer's output on
+held-out rows over that of the rounded layer, with weights of 2 bits, and with both of 4.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from lithe.compress.rounding import grid, nearest, spread
 from lithe.compress.run import compress
 from lithe.compress.surgery import copied
 from lithe.model.decoder import Decoder
+from lithe.model.linear import rounded_inputs
 from lithe.model.load import load
 from lithe.model.narrow import widen
 from lithe.train.loss import next_token
@@ -60,9 +63,34 @@ def rounded(model: Decoder, bits: int) -> Iterator[None]:
         parametrize.remove_parametrizations(module, "weight")
 
 
-def end_to_end(dense: Decoder, text: Calibration, bits: int, steps: int, rate: float) -> Decoder:
-    work = copied(dense).train()
-    with rounded(work, bits):
+@torch.no_grad()
+def narrowed(model: Decoder, text: Calibration, bits: int) -> None:
+    """Inputs of all linear layers of the blocks rounded to their range on a text, from now on."""
+    ranges: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    found = [module for module in model.layers.modules() if isinstance(module, nn.Linear)]
+
+    def note(module: nn.Module, x: tuple[Tensor, ...]) -> None:
+        low, high = ranges.get(module, (x[0].min(), x[0].max()))
+        ranges[module] = torch.minimum(low, x[0].min()), torch.maximum(high, x[0].max())
+
+    def read(module: nn.Module, x: tuple[Tensor, ...]) -> tuple[Tensor]:
+        low, high = ranges[module]
+        return (rounded_inputs(x[0], low, (high - low) / (2**bits - 1), bits),)
+
+    hooks = [module.register_forward_pre_hook(note) for module in found]
+    for batch in text.batches:
+        model(batch["ids_BT"])
+    for hook in hooks:
+        hook.remove()
+    for module in found:
+        module.register_forward_pre_hook(read)
+
+
+def end_to_end(dense: Decoder, text: Calibration, given: argparse.Namespace, rate: float) -> Decoder:
+    work, steps = copied(dense).train(), given.steps
+    if given.input_bits:
+        narrowed(work, text, given.input_bits)
+    with rounded(work, given.bits):
         tuned = [weight for weight in work.layers.parameters()]
         for weight in work.parameters():
             weight.requires_grad_(False)
@@ -80,16 +108,17 @@ def end_to_end(dense: Decoder, text: Calibration, bits: int, steps: int, rate: f
 
 def run(dense: Decoder, text: Calibration, documents: Documents, given: argparse.Namespace, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {"seed": seed, "bits": given.bits, "rows": given.rows, "steps": given.steps}
+    found |= {"input_bits": given.input_bits} if given.input_bits else {}
+    layers = f"adaquant:bits={given.bits},group={GROUP},input_bits={given.input_bits},steps="
 
     def tell(name: str, model: Decoder) -> None:
         found.update({name: round(documents.score(model)["loss"], 4), f"{name}_own": round(nll(model, text), 4)})
 
     tell("dense", dense)
-    for name, step in (("rtn", f"rtn:bits={given.bits},group={GROUP}"),
-                       ("adaquant", f"adaquant:bits={given.bits},group={GROUP},steps={given.steps}")):
+    for name, step in (("rtn", f"{layers}0"), ("adaquant", f"{layers}{given.steps}")):
         tell(name, widen(compress(dense, [step], text, seed=seed).model))
     for rate in RATES:
-        tell(f"end_to_end_{rate:g}", end_to_end(dense, text, given.bits, given.steps, rate))
+        tell(f"end_to_end_{rate:g}", end_to_end(dense, text, given, rate))
     return found
 
 
@@ -128,6 +157,7 @@ def main() -> None:
     asked.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     asked.add_argument("--rows", type=int, default=16)
     asked.add_argument("--bits", type=int, default=2)
+    asked.add_argument("--input_bits", type=int, default=0)
     asked.add_argument("--steps", type=int, default=200)
     asked.add_argument("--layers", action="store_true")
     given = asked.parse_args()

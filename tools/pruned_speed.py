@@ -1,6 +1,7 @@
 """Plain decoding of a model at the shape of SmolLM-135M, whole and cut, turn by turn: one JSON line a precision and ratio.
 
     python tools/pruned_speed.py [--ratios 0.3 0.5] [--kinds fp32 int8] [--tokens 24] [--rounds 5] [--threads 2]
+    python tools/pruned_speed.py --narrow 0.25               the residual stream narrower, as PAT and SliceGPT leave it
     python tools/pruned_speed.py --memory 2048 8192 32768    what compressing takes, by tokens of calibration
 
 Weights are random: what is timed does not depend on them. `share` is the speed-up over the ratio of the bytes of all weights.
@@ -18,6 +19,7 @@ from multiprocessing import get_context
 import torch
 
 from lithe.compress.calibrate import of_ids
+from lithe.compress.residual import narrowed, target
 from lithe.compress.run import compress
 from lithe.compress.surgery import copied
 from lithe.decode.loop import run
@@ -67,6 +69,7 @@ def memory(tokens: int) -> str:
 def main() -> None:
     read = argparse.ArgumentParser()
     read.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.5])
+    read.add_argument("--narrow", type=float, nargs="+")
     read.add_argument("--kinds", nargs="+", default=["fp32", "int8"])
     read.add_argument("--tokens", type=int, default=24)
     read.add_argument("--rounds", type=int, default=5)
@@ -80,8 +83,9 @@ def main() -> None:
         return
     dense = model(0)
     weights = lambda m: sum(w.numel() for w in m.parameters())
-    for ratio in asked.ratios:
-        cut = compress(dense, [f"magnitude_pruning:unit=width,ratio={ratio}"]).model
+    for ratio in asked.narrow or asked.ratios:
+        cut = (narrowed(dense, torch.arange(target(SHAPE.width, ratio))) if asked.narrow
+               else compress(dense, [f"magnitude_pruning:unit=width,ratio={ratio}"]).model)
         sizes = weights(dense), weights(cut)
         for kind in asked.kinds:
             plans = [plan(fuse(copied(made), kind)) for made in (dense, cut)]
@@ -90,7 +94,8 @@ def main() -> None:
             times = [[seconds(made, asked.tokens) for made in plans] for _ in range(asked.rounds + 1)][1:]
             whole, less = (statistics.median(column) for column in zip(*times, strict=True))
             faster = statistics.median(a / b for a, b in times)
-            print(json.dumps({"ratio": ratio, "kind": kind, "threads": asked.threads, "values": sizes, "ms": [
+            unit = "stream" if asked.narrow else "width"
+            print(json.dumps({"unit": unit, "ratio": ratio, "kind": kind, "threads": asked.threads, "values": sizes, "ms": [
                 round(1000 * whole, 2), round(1000 * less, 2)], "speed_up": round(faster, 3), "bytes_ratio": round(
                 sizes[0] / sizes[1], 3), "share": round(faster * sizes[1] / sizes[0], 3), "compiled": [
                 bool(made.model.fast) for made in plans]}), flush=True)

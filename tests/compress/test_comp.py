@@ -78,6 +78,12 @@ def test_the_exact_metric_is_the_condition_number_without_the_unit():
     assert float(energy.sum()) == pytest.approx(1) and not torch.equal(cheap.argsort(), energy.argsort())
 
 
+def test_drawn_scores_are_the_same_for_a_seed_and_differ_between_groups():
+    first, again = (stage("importance=comp:ratio=0.5,metric=random,unit=channel").problem.unit_scores for _ in range(2))
+    assert torch.equal(first["layers.0.mlp"], again["layers.0.mlp"])
+    assert not torch.equal(first["layers.0.mlp"], first["layers.1.mlp"])
+
+
 def test_blocks_go_in_the_order_in_which_they_are_scored_again():
     model = small_model(layers=5)
     made = stage("comp:ratio=0.5,phi=1", model)

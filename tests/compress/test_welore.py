@@ -5,6 +5,7 @@ import torch
 
 from lithe.compress.api import compress as saved
 from lithe.compress.pairs import factored
+from lithe.compress.recover.welore import drawn
 from lithe.compress.recovery import recover
 from lithe.compress.run import Stage, compress
 from lithe.compress.step import parse
@@ -79,16 +80,23 @@ def test_what_a_pair_loses_is_the_singular_values_cut_off():
 def test_only_pairs_are_tuned_and_the_control_tunes_no_more_values():
     work = compress(uneven(), ["welore:ratio=0.2"], text()).model
     before, values = {name: w.clone() for name, w in work.named_parameters()}, 0
-    for tuned in ("pairs", "dense"):
+    for tuned in ("pairs", "dense", "few"):
         step = parse(f"recover=welore:steps=3,rate=1e-2,tuned={tuned}")
         after, note = recover(copied(work), uneven(), step, text(), seed=0, kept=None, number=0)
         moved = {name for name, w in after.named_parameters() if not torch.equal(w, before[name])}
         pairs = {f"{site}.{half}.weight" for site in factored(after) for half in "ab"}
-        assert moved == pairs if tuned == "pairs" else moved and not moved & pairs
+        assert moved and (moved == pairs if tuned == "pairs" else moved <= pairs if tuned == "few" else not moved & pairs)
         count = sum(before[name].numel() for name in moved)
         assert note["trained"] == count and (tuned == "pairs" or 0 < count <= values)
         values = values or count
         assert note["optimizer_bytes"] == 8 * values < note["optimizer_bytes_of_all"]
+
+
+def test_whole_matrices_are_drawn_up_to_a_number_of_values():
+    weights = [[torch.nn.Parameter(torch.zeros(size))] for size in (5, 9, 2, 4)]
+    taken = [tuple(w.numel() for w in drawn(weights, 11, seed)) for seed in range(8)]
+    assert all(5 <= sum(sizes) <= 11 for sizes in taken) and len(set(taken)) > 1
+    assert len(drawn(weights, 20, 0)) == 4 and drawn(weights, 1, 0) == []
 
 
 def test_shares_of_zeros_have_no_threshold():

@@ -6,6 +6,7 @@ Axes: N outputs, K inputs of the reading layer, U units.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -22,8 +23,8 @@ CARD = Card(paper="Lightweight and Post-Training Structured Pruning for On-Devic
 @dataclass(frozen=True, kw_only=True)
 class Knobs:
     metric: str = knob("leverage_energy", "kappa_exact: the log condition number without the unit; leverage_energy: "
-                                          "its leverage times its share of the energy; energy: that share alone",
-                       choices=("leverage_energy", "kappa_exact", "energy"))
+                                          "its leverage times its share of the energy; energy: that share alone; random: drawn",
+                       choices=("leverage_energy", "kappa_exact", "energy", "random"))
     ridge: float = knob(1e-3, "added to the Gram matrix, as a share of its mean diagonal", low=1e-12, high=1)
 
 
@@ -39,6 +40,9 @@ class Method:
         self.knobs = knobs
 
     def score(self, group: Group, source: Source) -> Tensor:
+        if self.knobs.metric == "random":
+            dice = torch.Generator().manual_seed(crc32(f"{source.seed} {group.name}".encode()))
+            return torch.rand(group.units, generator=dice)
         site = reader(group)
         a_KN = rows(source.weight(site), source.inputs(site).square_K / max(1, source.inputs(site).tokens))
         energy_K = a_KN.square().sum(1)

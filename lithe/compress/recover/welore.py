@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,8 @@ CARD = Card(paper="From GaLore to WeLore: How Low-Rank Weights Non-uniformly Eme
 class Knobs:
     steps: int = knob(400, "of training on the calibration text", low=0)
     rate: float = knob(1e-4, "peak learning rate", low=0)
-    tuned: str = knob("pairs", "the pairs, or as a control as many weights of matrices that stayed dense",
-                      choices=("pairs", "dense"))
+    tuned: str = knob("pairs", "the pairs, or as a control at most as many weights of matrices that stayed dense; few: at most "
+                               "as many weights of pairs as these have", choices=("pairs", "dense", "few"))
 
 
 class Method:
@@ -34,20 +35,27 @@ class Method:
         self.notes: dict[str, Any] = {}
 
     def begin(self, model: Decoder, dense: Decoder, calibration: Calibration, seed: int) -> list[nn.Parameter]:
-        pairs = factored(model)
-        chosen = [weight for pair in pairs.values() for weight in pair.parameters()]
-        count = sum(weight.numel() for weight in chosen)
-        self.notes = {"optimizer_bytes": 8 * count, "optimizer_bytes_of_all": 8 * sum(w.numel() for w in model.parameters())}
-        return chosen if self.knobs.tuned == "pairs" else others(model, count, seed)
+        pairs = [list(pair.parameters()) for pair in factored(model).values()]
+        chosen, dense = [weight for pair in pairs for weight in pair], whole(model)
+        self.notes = {"optimizer_bytes": 8 * size(chosen), "optimizer_bytes_of_all": 8 * size(model.parameters())}
+        if self.knobs.tuned == "few":
+            return drawn(pairs, sum(map(size, dense)), seed)
+        return chosen if self.knobs.tuned == "pairs" else drawn(dense, size(chosen), seed)
 
 
-def others(model: Decoder, most: int, seed: int) -> list[nn.Parameter]:
-    """Weights of the blocks' dense matrices, whole matrices in a drawn order, no more than so many in all."""
+def whole(model: Decoder) -> list[list[nn.Parameter]]:
+    """The blocks' dense matrices."""
     inside = {id(half) for pair in model.modules() if isinstance(pair, Factored) for half in (pair.a, pair.b)}
-    dense = [module.weight for module in model.layers.modules() if isinstance(module, nn.Linear) and id(module) not in inside]
-    taken, left = [], most
-    for i in torch.randperm(len(dense), generator=torch.Generator().manual_seed(seed)).tolist():
-        if dense[i].numel() <= left:
-            taken.append(dense[i])
-            left -= dense[i].numel()
+    return [[module.weight] for module in model.layers.modules() if isinstance(module, nn.Linear) and id(module) not in inside]
+
+
+def size(weights: Iterable[nn.Parameter]) -> int:
+    return sum(weight.numel() for weight in weights)
+
+
+def drawn(weights: list[list[nn.Parameter]], most: int, seed: int) -> list[nn.Parameter]:
+    """Whole matrices or pairs in a drawn order, no more than so many values in all."""
+    taken: list[nn.Parameter] = []
+    for i in torch.randperm(len(weights), generator=torch.Generator().manual_seed(seed)).tolist():
+        taken += weights[i] if size(taken) + size(weights[i]) <= most else []
     return taken
