@@ -90,7 +90,6 @@ CLAIMS = (  # row of papers.toml, what it claims, what it claims to beat
     (145, "welore", "svd, shares alike"),
     (145, "welore, pairs tuned", "welore, dense tuned"),
     (145, "welore, as many values of pairs tuned", "welore, dense tuned"),
-    (145, "welore, pairs tuned", "nothing gone, all tuned"),
     (148, "dsnot", "wanda"),
     (161, "pat", "slicegpt, then tuned"),
     (161, "pat, 75 % of bytes, long", "width by wanda-sp at 75 % of bytes, then tuned long"),
