@@ -36,17 +36,18 @@ class Method:
 
     def begin(self, model: Decoder, dense: Decoder, calibration: Calibration, seed: int) -> list[nn.Parameter]:
         pairs = [list(pair.parameters()) for pair in factored(model).values()]
-        chosen, dense = [weight for pair in pairs for weight in pair], whole(model)
+        chosen, rest = [weight for pair in pairs for weight in pair], whole(model)
         self.notes = {"optimizer_bytes": 8 * size(chosen), "optimizer_bytes_of_all": 8 * size(model.parameters())}
         if self.knobs.tuned == "few":
-            return drawn(pairs, sum(map(size, dense)), seed)
-        return chosen if self.knobs.tuned == "pairs" else drawn(dense, size(chosen), seed)
+            return drawn(pairs, sum(map(size, rest)), seed)
+        return chosen if self.knobs.tuned == "pairs" else drawn(rest, size(chosen), seed)
 
 
 def whole(model: Decoder) -> list[list[nn.Parameter]]:
     """The blocks' dense matrices."""
     inside = {id(half) for pair in model.modules() if isinstance(pair, Factored) for half in (pair.a, pair.b)}
-    return [[module.weight] for module in model.layers.modules() if isinstance(module, nn.Linear) and id(module) not in inside]
+    return [[module.get_parameter("weight")] for module in model.layers.modules()
+            if isinstance(module, nn.Linear) and id(module) not in inside]
 
 
 def size(weights: Iterable[nn.Parameter]) -> int:
