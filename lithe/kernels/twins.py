@@ -43,8 +43,11 @@ def _levels_product(packed: Packed, x_MK: Tensor) -> Tensor:
 
 
 def attention(q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, scale: float | None = None) -> Tensor:
-    """Causal attention over a cache in bfloat16 [B, H, T, D]: queries, once scaled, and weights, before they are divided by their
-    sum, are rounded as keys and values are; all else is float64. Of as many rows as one softmax takes, 256."""
+    """Causal attention over a cache in bfloat16, [B, H, T, D]; of as many rows as one softmax takes, 256.
+
+    Queries, once scaled, and weights, before they are divided by their sum, are rounded as keys and values are; all else is
+    float64.
+    """
     near = lambda x: x.float().bfloat16().double()
     heads, rows, width = q_BHTD.shape[1:]
     k_BHTD, v_BHTD = (near(x).repeat_interleave(heads // x.shape[1], dim=1) for x in (k_BGTD, v_BGTD))

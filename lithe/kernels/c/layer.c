@@ -640,8 +640,8 @@ static void score_run(const Sight *on, const Shared *run, const int32_t (*slots)
     if (!in_tiles(on, run)) {
         for (int r = run->row, next; r < run->end; r = next) {
             next = alike(run, r);
-            each(score_table[on->kind], (next - r) * R, on->keys, on->values, slots[r], from, run->stop[r], on->q + r * R * wide, wide, 0, wide, D,
-                 on->scores + r * R * SPAN, SPAN, from);
+            each(score_table[on->kind], (next - r) * R, on->keys, on->values, slots[r], from, run->stop[r], on->q + r * R * wide, wide, 0,
+                 wide, D, on->scores + r * R * SPAN, SPAN, from);
         }
         return;
     }
@@ -662,8 +662,8 @@ static void mix_run(const Sight *on, const Shared *run, const int32_t (*slots)[C
     if (!in_tiles(on, run)) {
         for (int r = run->row, next; r < run->end; r = next) {
             next = alike(run, r);
-            each(mix_table[on->kind], (next - r) * R, on->values, NULL, slots[r], from, run->stop[r], on->scores + r * R * SPAN, SPAN, from,
-                 wide, D, on->sums + r * R * wide, wide, 0);
+            each(mix_table[on->kind], (next - r) * R, on->values, NULL, slots[r], from, run->stop[r], on->scores + r * R * SPAN, SPAN,
+                 from, wide, D, on->sums + r * R * wide, wide, 0);
         }
         return;
     }
